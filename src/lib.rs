@@ -1,0 +1,1 @@
+//! Lock files for inter-process communication, for Tokio.
