@@ -1,0 +1,184 @@
+//! The one error type.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::holder::{Brief, Holder};
+use crate::kind::LockKind;
+
+/// Why a lock could not be taken, kept or released.
+///
+/// Every variant names the path or the URL it is about. A lock that somebody else holds is not an error:
+/// [`attempt`](crate::LockFile::attempt) answers `Ok(None)` then, and only then.
+///
+/// The text of an error does not repeat its cause: print the chain of
+/// [`source`](std::error::Error::source)s, or use [`io_error`](Self::io_error).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// The text is not a lock URL.
+    #[error("invalid lock URL {url:?}: {reason}")]
+    #[non_exhaustive]
+    InvalidUrl {
+        /// The text as it was given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// The path cannot name a lock file, on any system.
+    #[error("invalid lock file path {path:?}: {reason}")]
+    #[non_exhaustive]
+    InvalidPath {
+        /// The path as it was given.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
+    /// This platform or this file system cannot carry the lock that was asked for.
+    #[error("a {kind} lock cannot be had at {path:?}: {reason}")]
+    #[non_exhaustive]
+    Unsupported {
+        /// Path of the lock file.
+        path: PathBuf,
+        /// The kind that was asked for.
+        kind: LockKind,
+        /// What is missing, and what to use instead.
+        reason: String,
+    },
+
+    /// What stands at the path is not a lock file of this kind. It was left as it is.
+    #[error("{path:?} is not a lock file of this kind: {found}")]
+    #[non_exhaustive]
+    NotALockFile {
+        /// The path.
+        path: PathBuf,
+        /// What was found there.
+        found: String,
+    },
+
+    /// The lock file looks like a dead holder's, but its file system is not one where a free `flock` proves that.
+    #[error(
+        "{path:?} looks like a lock left by pid {pid}, but a dead holder cannot be told from a living one on {filesystem}: \
+         remove the file by hand once you are sure, or see LockFileBuilder::break_stale_anywhere"
+    )]
+    #[non_exhaustive]
+    Stale {
+        /// Path of the lock file.
+        path: PathBuf,
+        /// The PID in its record; 0 if it is blank.
+        pid: u32,
+        /// Name of the file system.
+        filesystem: String,
+    },
+
+    /// The lock was not free in time.
+    #[error("timed out after {limit:?} waiting for {}{}", path.display(), Brief(holder.as_deref()))]
+    #[non_exhaustive]
+    TimedOut {
+        /// Path of the lock file.
+        path: PathBuf,
+        /// The limit that was given.
+        limit: Duration,
+        /// Who held the lock at the end, where that can be known.
+        holder: Option<Box<Holder>>,
+    },
+
+    /// The lock file was removed or replaced while the lock was held: somebody else may hold the lock now.
+    #[error("lost the lock {path:?}: {reason}")]
+    #[non_exhaustive]
+    Lost {
+        /// Path of the lock file.
+        path: PathBuf,
+        /// What happened to it.
+        reason: LostReason,
+    },
+
+    /// A system call failed. Never used for a lock that is merely held.
+    #[error("cannot {action} {path:?}")]
+    #[non_exhaustive]
+    Io {
+        /// Path of the lock file.
+        path: PathBuf,
+        /// What was tried: completes "cannot … PATH".
+        action: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl LockError {
+    /// The path this error is about; `None` for [`InvalidUrl`](Self::InvalidUrl).
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::InvalidUrl { .. } => None,
+            Self::InvalidPath { path, .. }
+            | Self::Unsupported { path, .. }
+            | Self::NotALockFile { path, .. }
+            | Self::Stale { path, .. }
+            | Self::TimedOut { path, .. }
+            | Self::Lost { path, .. }
+            | Self::Io { path, .. } => Some(path),
+        }
+    }
+
+    /// The failed system call's error; `None` unless this is [`Io`](Self::Io).
+    pub fn io_error(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn io(path: &Path, action: &'static str, source: impl Into<io::Error>) -> Self {
+        Self::Io {
+            path: path.to_owned(),
+            action,
+            source: source.into(),
+        }
+    }
+
+    pub(crate) fn not_a_lock_file(path: &Path, found: impl Into<String>) -> Self {
+        Self::NotALockFile {
+            path: path.to_owned(),
+            found: found.into(),
+        }
+    }
+
+    pub(crate) fn unsupported(path: &Path, kind: LockKind, reason: impl Into<String>) -> Self {
+        Self::Unsupported {
+            path: path.to_owned(),
+            kind,
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn lost(path: &Path, reason: LostReason) -> Self {
+        Self::Lost {
+            path: path.to_owned(),
+            reason,
+        }
+    }
+}
+
+/// How a held lock was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LostReason {
+    /// Nothing is at the path any more: somebody removed the lock file or moved it away.
+    Removed,
+    /// Another file is at the path.
+    Replaced,
+}
+
+impl std::fmt::Display for LostReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Removed => "the lock file was removed",
+            Self::Replaced => "the lock file was replaced by another",
+        })
+    }
+}

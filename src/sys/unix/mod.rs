@@ -1,0 +1,214 @@
+//! Unix: what all systems share. What differs is in `linux` and `other`, with identical functions.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, TryLockError};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::{Errno, retry_on_intr};
+
+#[cfg(target_os = "linux")]
+#[path = "linux.rs"]
+mod imp;
+#[cfg(not(target_os = "linux"))]
+#[path = "other.rs"]
+mod imp;
+
+pub(crate) use imp::{filesystem, process_existence};
+
+/// An open directory.
+#[derive(Debug)]
+pub(crate) struct Dir(OwnedFd);
+
+impl Dir {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let flags = imp::DIRECTORY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self(retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?))
+    }
+
+    /// Opens an existing file for reading.
+    pub(crate) fn open_file(&self, name: &OsStr) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
+    }
+
+    /// Creates a file under a name that is free.
+    pub(crate) fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(mode as _)))?.into())
+    }
+
+    /// Creates a file that has no name; an error where that cannot be done.
+    pub(crate) fn create_unnamed(&self, mode: u32) -> io::Result<File> {
+        imp::create_unnamed(&self.0, mode)
+    }
+
+    /// The file that a name stands for; `None` if there is none.
+    pub(crate) fn stat(&self, name: &OsStr) -> io::Result<Option<Stat>> {
+        stat_at(&self.0, name)
+    }
+
+    /// Gives the open `file` one more name. `from` is a name it already has, for platforms that cannot link an open
+    /// file; what was linked is then to be checked.
+    pub(crate) fn link(&self, file: &File, from: Option<&OsStr>, to: &OsStr) -> io::Result<()> {
+        match (imp::link_open_file(&self.0, file, to), from) {
+            (Err(Errno::NOENT), Some(from)) => {
+                Ok(rustix::fs::linkat(&self.0, from, &self.0, to, AtFlags::empty())?)
+            }
+            (result, _) => Ok(result?),
+        }
+    }
+
+    pub(crate) fn unlink(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::empty())?)
+    }
+
+    /// The names in the directory.
+    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&self.0)? {
+            names.push(OsString::from_vec(entry?.file_name().to_bytes().to_owned()));
+        }
+        Ok(names)
+    }
+}
+
+/// Opens the file at `path` for reading and writing, with `flags` added.
+fn open_read_write(path: &Path, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    retry_on_intr(|| rustix::fs::open(path, flags, Mode::from_raw_mode(mode as _)))
+}
+
+/// Opens the file that stays (`protocol::flock`), made if it is not there yet. Where it may not be written, it is
+/// opened for reading; flock(2) asks for no more on a local file system.
+pub(crate) fn open_or_create(path: &Path, mode: u32) -> io::Result<File> {
+    let opened = match open_read_write(path, OFlags::RDWR | OFlags::CREATE, mode) {
+        // In a sticky directory fs.protected_regular refuses O_CREAT for other users' files (proc_sys_fs(5)).
+        Err(Errno::ACCESS) => match open_read_write(path, OFlags::RDWR, 0) {
+            Err(Errno::ACCESS) => open_read_write(path, OFlags::RDONLY, 0),
+            // Nothing is there, and nothing may be made: that is what was refused.
+            Err(Errno::NOENT) => Err(Errno::ACCESS),
+            other => other,
+        },
+        Err(Errno::ROFS) => match open_read_write(path, OFlags::RDONLY, 0) {
+            Err(Errno::NOENT) => Err(Errno::ROFS),
+            other => other,
+        },
+        other => other,
+    };
+    Ok(opened?.into())
+}
+
+/// Identity and state of a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stat {
+    device: u64,
+    inode: u64,
+    pub(crate) links: u64,
+    pub(crate) size: u64,
+    /// When the inode last changed, on the file system's clock, since an epoch of its own.
+    pub(crate) changed: Duration,
+    /// When the content last changed, since the Unix epoch.
+    pub(crate) modified: Duration,
+    kind: FileType,
+}
+
+impl Stat {
+    #[expect(clippy::unnecessary_cast, reason = "the types differ between platforms")]
+    fn from_raw(raw: &rustix::fs::Stat) -> Self {
+        let time = |seconds: i64, nanoseconds: u64| {
+            Duration::from_secs(seconds.max(0) as u64) + Duration::from_nanos(nanoseconds)
+        };
+        Self {
+            device: raw.st_dev as u64,
+            inode: raw.st_ino as u64,
+            links: raw.st_nlink as u64,
+            size: raw.st_size as u64,
+            changed: time(raw.st_ctime as i64, raw.st_ctime_nsec as u64),
+            modified: time(raw.st_mtime as i64, raw.st_mtime_nsec as u64),
+            kind: FileType::from_raw_mode(raw.st_mode as _),
+        }
+    }
+
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+
+    /// What the file is if it is not a regular one, as it is called in an error.
+    pub(crate) fn irregular(&self) -> Option<&'static str> {
+        match self.kind {
+            FileType::RegularFile => None,
+            FileType::Directory => Some("a directory"),
+            FileType::Symlink => Some("a symbolic link"),
+            FileType::Fifo => Some("a FIFO"),
+            FileType::Socket => Some("a socket"),
+            FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
+            FileType::Unknown => Some("a file of an unknown type"),
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(crate) fn device_and_inode(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+}
+
+pub(crate) fn stat(file: &File) -> io::Result<Stat> {
+    Ok(Stat::from_raw(&rustix::fs::fstat(file)?))
+}
+
+/// The file that a path stands for, its last component not followed; `None` if there is none.
+pub(crate) fn stat_path(path: &Path) -> io::Result<Option<Stat>> {
+    stat_at(CWD, path)
+}
+
+fn stat_at(dir: impl std::os::fd::AsFd, name: impl rustix::path::Arg) -> io::Result<Option<Stat>> {
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(raw) => Ok(Some(Stat::from_raw(&raw))),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What an error of an open says about the thing that stands at the path.
+pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
+    match Errno::from_io_error(error)? {
+        // FreeBSD says EMLINK where POSIX says ELOOP.
+        Errno::LOOP | Errno::MLINK => Some("a symbolic link"),
+        Errno::ISDIR => Some("a directory"),
+        Errno::NXIO | Errno::OPNOTSUPP => Some("a socket or a device without a driver"),
+        _ => None,
+    }
+}
+
+/// Whether the file system cannot lock files at all.
+pub(crate) fn is_lock_unsupported(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)
+    )
+}
+
+/// Whether the file system cannot give a file a second name.
+pub(crate) fn is_link_unsupported(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK)
+    )
+}
+
+pub(crate) fn try_lock_exclusive(file: &File) -> io::Result<bool> {
+    answer(retry(|| fs4::FileExt::try_lock(file)))
+}
+
+pub(crate) fn try_lock_shared(file: &File) -> io::Result<bool> {
+    answer(retry(|| fs4::FileExt::try_lock_shared(file)))
+}
+
+pub(crate) fn unlock(file: &File) -> io::Result<()> {
+    fs4::FileExt::unlock(file)
+}
