@@ -1,7 +1,7 @@
 //! Unix: what all systems share. What differs is in `linux` and `other`, with identical functions.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use fs4::{FileExt, TryLockError};
 use rustix::io::{Errno, retry_on_intr};
 
 #[cfg(target_os = "linux")]
@@ -202,13 +203,24 @@ pub(crate) fn is_link_unsupported(error: &io::Error) -> bool {
 }
 
 pub(crate) fn try_lock_exclusive(file: &File) -> io::Result<bool> {
-    answer(retry(|| fs4::FileExt::try_lock(file)))
+    try_lock(|| FileExt::try_lock(file))
 }
 
 pub(crate) fn try_lock_shared(file: &File) -> io::Result<bool> {
-    answer(retry(|| fs4::FileExt::try_lock_shared(file)))
+    try_lock(|| FileExt::try_lock_shared(file))
 }
 
 pub(crate) fn unlock(file: &File) -> io::Result<()> {
-    fs4::FileExt::unlock(file)
+    FileExt::unlock(file)
+}
+
+fn try_lock(call: impl Fn() -> Result<(), TryLockError>) -> io::Result<bool> {
+    loop {
+        match call() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::WouldBlock) => return Ok(false),
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
 }

@@ -1,0 +1,77 @@
+//! What Linux has and other systems lack.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
+
+use super::super::{Existence, FileSystem};
+
+/// Enough to use a directory with the `*at` calls, without leave to list it.
+pub(super) const DIRECTORY: OFlags = OFlags::PATH;
+
+pub(super) fn create_unnamed(dir: impl AsFd, mode: u32) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = retry_on_intr(|| rustix::fs::openat(&dir, ".", flags, Mode::from_raw_mode(mode)))?;
+    Ok(file.into())
+}
+
+/// By `AT_EMPTY_PATH`, which asks for a capability before Linux 6.10, else through /proc, which may not be mounted:
+/// then the answer is ENOENT.
+pub(super) fn link_open_file(dir: impl AsFd, file: &File, to: &std::ffi::OsStr) -> rustix::io::Result<()> {
+    match rustix::fs::linkat(file, "", &dir, to, AtFlags::EMPTY_PATH) {
+        Err(Errno::NOENT | Errno::INVAL) => {
+            let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+            rustix::fs::linkat(CWD, from, &dir, to, AtFlags::SYMLINK_FOLLOW)
+        }
+        result => result,
+    }
+}
+
+pub(crate) fn process_existence(pid: u32) -> Existence {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Existence::Gone;
+    };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        // The descriptor becomes readable when the last thread of the process has ended (pidfd_open(2)).
+        Ok(pidfd) => match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&Timespec::default())) {
+            Ok(0) => Existence::Alive,
+            Ok(_) => Existence::Gone,
+            Err(_) => Existence::AliveOrZombie,
+        },
+        // EINVAL, since Linux 6.9 ENOENT: the ID of a thread.
+        Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => Existence::Gone,
+        // No such call (ENOSYS, EPERM in old sandboxes), or no descriptor to be had.
+        Err(_) => match test_kill_process(pid) {
+            Err(Errno::SRCH) => Existence::Gone,
+            _ => Existence::AliveOrZombie,
+        },
+    }
+}
+
+/// File systems by the magic numbers of statfs(2). A name here means that their `flock` is this machine's own.
+pub(crate) fn filesystem(file: &File) -> io::Result<FileSystem> {
+    #[expect(clippy::unnecessary_cast, reason = "the type differs between architectures")]
+    let magic = rustix::fs::fstatfs(file)?.f_type as u32;
+    Ok(match magic {
+        // tmpfs, ramfs
+        0x0102_1994 | 0x8584_58f6 => FileSystem::Memory,
+        // ext2 to ext4, XFS, Btrfs, overlayfs, F2FS, ZFS, bcachefs, JFS, ReiserFS, NILFS
+        0xef53 | 0x5846_5342 | 0x9123_683e | 0x794c_7630 | 0xf2f5_2010 | 0x2fc1_2fc1 | 0xca45_1a4e
+        | 0x3153_464a | 0x5265_4973 | 0x3434 => FileSystem::Local,
+        0x6969 => FileSystem::Other("NFS".into()),
+        0xff53_4d42 | 0xfe53_4d42 | 0x517b => FileSystem::Other("SMB".into()),
+        0x6573_5546 => FileSystem::Other("FUSE".into()),
+        0x4d44 => FileSystem::Other("FAT".into()),
+        0x2011_bab0 => FileSystem::Other("exFAT".into()),
+        0x0102_1997 => FileSystem::Other("9P".into()),
+        0x00c3_6400 => FileSystem::Other("Ceph".into()),
+        0x0bd0_0bd0 => FileSystem::Other("Lustre".into()),
+        0x0116_1970 => FileSystem::Other("GFS2".into()),
+        magic => FileSystem::Other(format!("a file system of type {magic:#x}")),
+    })
+}

@@ -1,0 +1,48 @@
+//! Unix systems other than Linux: no files without names, no links by descriptor, no process descriptors.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
+
+use super::super::{Existence, FileSystem};
+
+pub(super) const DIRECTORY: OFlags = OFlags::RDONLY;
+
+pub(super) fn create_unnamed(_dir: impl AsFd, _mode: u32) -> io::Result<File> {
+    Err(Errno::OPNOTSUPP.into())
+}
+
+pub(super) fn link_open_file(_dir: impl AsFd, _file: &File, _to: &std::ffi::OsStr) -> rustix::io::Result<()> {
+    Err(Errno::NOENT)
+}
+
+pub(crate) fn process_existence(pid: u32) -> Existence {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Existence::Gone;
+    };
+    match test_kill_process(pid) {
+        Err(Errno::SRCH) => Existence::Gone,
+        _ => Existence::AliveOrZombie,
+    }
+}
+
+/// By the names of statfs(2).
+#[cfg(any(target_vendor = "apple", target_os = "freebsd"))]
+pub(crate) fn filesystem(file: &File) -> io::Result<FileSystem> {
+    let raw = rustix::fs::fstatfs(file)?;
+    let name: Vec<u8> = raw.f_fstypename.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0).collect();
+    Ok(match name.as_slice() {
+        b"tmpfs" => FileSystem::Memory,
+        b"apfs" | b"hfs" | b"ufs" | b"zfs" => FileSystem::Local,
+        name => FileSystem::Other(String::from_utf8_lossy(name).into_owned()),
+    })
+}
+
+#[cfg(not(any(target_vendor = "apple", target_os = "freebsd")))]
+pub(crate) fn filesystem(_file: &File) -> io::Result<FileSystem> {
+    Ok(FileSystem::Other("an unknown file system".into()))
+}

@@ -1,0 +1,3 @@
+//! Windows.
+
+compile_error!("Windows is not supported yet");
