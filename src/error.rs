@@ -134,33 +134,19 @@ impl LockError {
     }
 
     pub(crate) fn io(path: &Path, action: &'static str, source: impl Into<io::Error>) -> Self {
-        Self::Io {
-            path: path.to_owned(),
-            action,
-            source: source.into(),
-        }
+        Self::Io { path: path.to_owned(), action, source: source.into() }
     }
 
     pub(crate) fn not_a_lock_file(path: &Path, found: impl Into<String>) -> Self {
-        Self::NotALockFile {
-            path: path.to_owned(),
-            found: found.into(),
-        }
+        Self::NotALockFile { path: path.to_owned(), found: found.into() }
     }
 
     pub(crate) fn unsupported(path: &Path, kind: LockKind, reason: impl Into<String>) -> Self {
-        Self::Unsupported {
-            path: path.to_owned(),
-            kind,
-            reason: reason.into(),
-        }
+        Self::Unsupported { path: path.to_owned(), kind, reason: reason.into() }
     }
 
     pub(crate) fn lost(path: &Path, reason: LostReason) -> Self {
-        Self::Lost {
-            path: path.to_owned(),
-            reason,
-        }
+        Self::Lost { path: path.to_owned(), reason }
     }
 }
 

@@ -18,9 +18,7 @@ pub fn pid_exists(pid: u32) -> bool {
     match sys::process_existence(pid) {
         Existence::Gone => false,
         Existence::Alive => true,
-        Existence::AliveOrZombie => {
-            snapshot(pid, |process| process.status() != ProcessStatus::Zombie).unwrap_or(true)
-        }
+        Existence::AliveOrZombie => snapshot(pid, |process| process.status() != ProcessStatus::Zombie).unwrap_or(true),
     }
 }
 

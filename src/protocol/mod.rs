@@ -8,10 +8,11 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::builder::Options;
 use crate::error::{LockError, LostReason};
 use crate::holder::Holder;
 use crate::kind::LockKind;
-use crate::builder::Options;
+use crate::sys;
 
 #[cfg(unix)]
 pub(crate) mod flock;
@@ -61,6 +62,38 @@ pub(crate) enum Held {
 }
 
 impl Target {
+    /// Makes a relative path absolute. Looks at nothing on the disk.
+    pub(crate) fn new(kind: LockKind, path: &Path, options: Options) -> Result<Self, LockError> {
+        let invalid = |reason| LockError::InvalidPath { path: path.to_owned(), reason };
+        let bytes = path.as_os_str().as_encoded_bytes();
+        if bytes.is_empty() {
+            return Err(invalid("it is empty"));
+        }
+        if bytes.contains(&0) {
+            return Err(invalid("it contains a NUL byte"));
+        }
+        if !kind.is_supported() {
+            let reason = format!("this platform has no such kind; use {}", LockKind::PLATFORM_DEFAULT);
+            return Err(LockError::unsupported(path, kind, reason));
+        }
+        // Path::file_name() looks past these endings, which name a directory.
+        let ends_in_separator = bytes.last().is_some_and(|&byte| std::path::is_separator(byte.into()));
+        if ends_in_separator || bytes == b"." || bytes.ends_with(b"/.") || path.file_name().is_none() {
+            return Err(invalid("it does not end in a file name"));
+        }
+        let absolute = std::path::absolute(path).map_err(|error| LockError::io(path, "make absolute", error))?;
+        Ok(Self { kind, path: absolute.into(), options })
+    }
+
+    /// Of the absolute path of a lock that has one.
+    #[cfg(unix)]
+    fn parent_and_name(&self) -> (&Path, &std::ffi::OsStr) {
+        match (self.path.parent(), self.path.file_name()) {
+            (Some(parent), Some(name)) => (parent, name),
+            _ => unreachable!("Target::new() refuses paths without a file name"),
+        }
+    }
+
     /// Tries once.
     pub(crate) fn attempt(&self, last: Contended) -> Result<Outcome, LockError> {
         match self.kind {
@@ -88,17 +121,14 @@ impl Target {
 }
 
 impl Held {
-    /// Whether the path still leads to what we hold; if not, what happened.
-    pub(crate) fn check(&self, target: &Target) -> Result<(), LostReason> {
+    /// What the path must lead to as long as the lock is ours; `None` for a lock without a file.
+    pub(crate) fn identity(&self) -> Option<Identity> {
         match self {
-            Self::Null => {
-                let _ = target;
-                Ok(())
-            }
+            Self::Null => None,
             #[cfg(unix)]
-            Self::Shlock(held) => held.check(&target.path),
+            Self::Shlock(held) => Some(held.identity()),
             #[cfg(unix)]
-            Self::Flock(held) => held.check(&target.path),
+            Self::Flock(held) => Some(held.identity()),
         }
     }
 
@@ -128,14 +158,37 @@ impl Held {
     }
 }
 
-/// Compares the file at `path` with the one that is held.
+/// Which file is held.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Identity(sys::Stat);
+
+impl Identity {
+    /// Whether `path` leads to the file; if not, what happened.
+    pub(crate) fn check(&self, path: &Path) -> Result<(), LostReason> {
+        match sys::stat_path(path) {
+            Ok(Some(found)) if found.is_same_file(&self.0) => Ok(()),
+            Ok(Some(_)) => Err(LostReason::Replaced),
+            Ok(None) => Err(LostReason::Removed),
+            // Not being able to look is no proof of a loss.
+            Err(_) => Ok(()),
+        }
+    }
+}
+
 #[cfg(unix)]
-fn check_path(path: &Path, held: &crate::sys::Stat) -> Result<(), LostReason> {
-    match crate::sys::stat_path(path) {
-        Ok(Some(found)) if found.is_same_file(held) => Ok(()),
-        Ok(Some(_)) => Err(LostReason::Replaced),
-        Ok(None) => Err(LostReason::Removed),
-        // Not being able to look is no proof of a loss.
-        Err(_) => Ok(()),
+fn lock_failed(target: &Target, file: &impl std::os::fd::AsFd, error: std::io::Error) -> LockError {
+    if sys::is_lock_unsupported(&error) {
+        let reason = format!("flock(2) does not work on {} ({error}); use a local file system", place_name(file));
+        return LockError::unsupported(&target.path, target.kind, reason);
+    }
+    LockError::io(&target.path, "lock", error)
+}
+
+/// What an open file or directory lives on, for an error.
+#[cfg(unix)]
+fn place_name(file: &impl std::os::fd::AsFd) -> String {
+    match sys::filesystem(file) {
+        Ok(filesystem) => filesystem.to_string(),
+        Err(_) => "this file system".into(),
     }
 }

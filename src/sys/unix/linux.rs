@@ -10,6 +10,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
 use super::super::{Existence, FileSystem};
+use super::Stat;
 
 /// Enough to use a directory with the `*at` calls, without leave to list it.
 pub(super) const DIRECTORY: OFlags = OFlags::PATH;
@@ -54,15 +55,15 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
 }
 
 /// File systems by the magic numbers of statfs(2). A name here means that their `flock` is this machine's own.
-pub(crate) fn filesystem(file: &File) -> io::Result<FileSystem> {
+pub(crate) fn filesystem(file: impl AsFd) -> io::Result<FileSystem> {
     #[expect(clippy::unnecessary_cast, reason = "the type differs between architectures")]
     let magic = rustix::fs::fstatfs(file)?.f_type as u32;
     Ok(match magic {
         // tmpfs, ramfs
         0x0102_1994 | 0x8584_58f6 => FileSystem::Memory,
         // ext2 to ext4, XFS, Btrfs, overlayfs, F2FS, ZFS, bcachefs, JFS, ReiserFS, NILFS
-        0xef53 | 0x5846_5342 | 0x9123_683e | 0x794c_7630 | 0xf2f5_2010 | 0x2fc1_2fc1 | 0xca45_1a4e
-        | 0x3153_464a | 0x5265_4973 | 0x3434 => FileSystem::Local,
+        0xef53 | 0x5846_5342 | 0x9123_683e | 0x794c_7630 | 0xf2f5_2010 | 0x2fc1_2fc1 | 0xca45_1a4e | 0x3153_464a
+        | 0x5265_4973 | 0x3434 => FileSystem::Local,
         0x6969 => FileSystem::Other("NFS".into()),
         0xff53_4d42 | 0xfe53_4d42 | 0x517b => FileSystem::Other("SMB".into()),
         0x6573_5546 => FileSystem::Other("FUSE".into()),
@@ -73,5 +74,21 @@ pub(crate) fn filesystem(file: &File) -> io::Result<FileSystem> {
         0x0bd0_0bd0 => FileSystem::Other("Lustre".into()),
         0x0116_1970 => FileSystem::Other("GFS2".into()),
         magic => FileSystem::Other(format!("a file system of type {magic:#x}")),
+    })
+}
+
+/// The process that took a flock(2) on the file, from /proc/locks (proc(5)); `None` if none is listed, which proves
+/// nothing: locks of other PID namespaces are not, and some file systems list another device number than stat(2).
+pub(crate) fn flock_holder(stat: &Stat) -> Option<u32> {
+    let (device, inode) = stat.device_and_inode();
+    let id = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    // 12: FLOCK  ADVISORY  WRITE 4321 08:01:1234 0 EOF; a waiter's line has "->" behind the number.
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        match fields[..] {
+            [_, "FLOCK", _, _, pid, file, ..] if file == id => pid.parse().ok(),
+            _ => None,
+        }
     })
 }

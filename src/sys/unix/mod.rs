@@ -3,13 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use fs4::{FileExt, TryLockError};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 #[cfg(target_os = "linux")]
@@ -19,11 +19,17 @@ mod imp;
 #[path = "other.rs"]
 mod imp;
 
-pub(crate) use imp::{filesystem, process_existence};
+pub(crate) use imp::{filesystem, flock_holder, process_existence};
 
 /// An open directory.
 #[derive(Debug)]
 pub(crate) struct Dir(OwnedFd);
+
+impl AsFd for Dir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Dir {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
@@ -57,9 +63,7 @@ impl Dir {
     /// file; what was linked is then to be checked.
     pub(crate) fn link(&self, file: &File, from: Option<&OsStr>, to: &OsStr) -> io::Result<()> {
         match (imp::link_open_file(&self.0, file, to), from) {
-            (Err(Errno::NOENT), Some(from)) => {
-                Ok(rustix::fs::linkat(&self.0, from, &self.0, to, AtFlags::empty())?)
-            }
+            (Err(Errno::NOENT), Some(from)) => Ok(rustix::fs::linkat(&self.0, from, &self.0, to, AtFlags::empty())?),
             (result, _) => Ok(result?),
         }
     }
@@ -167,7 +171,7 @@ pub(crate) fn stat_path(path: &Path) -> io::Result<Option<Stat>> {
     stat_at(CWD, path)
 }
 
-fn stat_at(dir: impl std::os::fd::AsFd, name: impl rustix::path::Arg) -> io::Result<Option<Stat>> {
+fn stat_at(dir: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Option<Stat>> {
     match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(raw) => Ok(Some(Stat::from_raw(&raw))),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
@@ -188,18 +192,12 @@ pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
 
 /// Whether the file system cannot lock files at all.
 pub(crate) fn is_lock_unsupported(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL)
-    )
+    matches!(Errno::from_io_error(error), Some(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL))
 }
 
 /// Whether the file system cannot give a file a second name.
 pub(crate) fn is_link_unsupported(error: &io::Error) -> bool {
-    matches!(
-        Errno::from_io_error(error),
-        Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK)
-    )
+    matches!(Errno::from_io_error(error), Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK))
 }
 
 pub(crate) fn try_lock_exclusive(file: &File) -> io::Result<bool> {

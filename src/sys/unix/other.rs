@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
 use super::super::{Existence, FileSystem};
+use super::Stat;
 
 pub(super) const DIRECTORY: OFlags = OFlags::RDONLY;
 
@@ -32,7 +33,7 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
 
 /// By the names of statfs(2).
 #[cfg(any(target_vendor = "apple", target_os = "freebsd"))]
-pub(crate) fn filesystem(file: &File) -> io::Result<FileSystem> {
+pub(crate) fn filesystem(file: impl AsFd) -> io::Result<FileSystem> {
     let raw = rustix::fs::fstatfs(file)?;
     let name: Vec<u8> = raw.f_fstypename.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0).collect();
     Ok(match name.as_slice() {
@@ -43,6 +44,11 @@ pub(crate) fn filesystem(file: &File) -> io::Result<FileSystem> {
 }
 
 #[cfg(not(any(target_vendor = "apple", target_os = "freebsd")))]
-pub(crate) fn filesystem(_file: &File) -> io::Result<FileSystem> {
+pub(crate) fn filesystem(_file: impl AsFd) -> io::Result<FileSystem> {
     Ok(FileSystem::Other("an unknown file system".into()))
+}
+
+/// No such list.
+pub(crate) fn flock_holder(_stat: &Stat) -> Option<u32> {
+    None
 }

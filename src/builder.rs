@@ -1,0 +1,110 @@
+//! Options of a lock.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::LockError;
+use crate::kind::LockKind;
+use crate::lock::LockFile;
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) mode: Option<u32>,
+    pub(crate) backoff: (Duration, Duration),
+    pub(crate) break_stale_anywhere: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            mode: None,
+            backoff: (Duration::from_millis(1), Duration::from_millis(100)),
+            break_stale_anywhere: false,
+        }
+    }
+}
+
+/// Makes a [`LockFile`] with options; ends in the constructors' names.
+///
+/// ```
+/// use std::time::Duration;
+/// use tokio_lockfile::LockFile;
+///
+/// # fn main() -> Result<(), tokio_lockfile::LockError> {
+/// let lock = LockFile::builder()
+///     .mode(0o600)
+///     .backoff(Duration::from_millis(5), Duration::from_millis(50))
+///     .build("/run/app.lock")?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Default)]
+#[must_use]
+pub struct LockFileBuilder {
+    options: Options,
+}
+
+impl LockFileBuilder {
+    /// Permission bits of a lock file that is made, less the umask. 0644 for shlock and 0666 for flock if not given.
+    /// A file that is there already keeps its own. No effect on Windows.
+    pub fn mode(&mut self, mode: u32) -> &mut Self {
+        self.options.mode = Some(mode & 0o777);
+        self
+    }
+
+    /// The shortest and the longest pause between two tries while the lock is held elsewhere. 1 ms and 100 ms if not
+    /// given. A `longest` below `shortest` counts as `shortest`, and a pause is never shorter than 100 µs.
+    pub fn backoff(&mut self, shortest: Duration, longest: Duration) -> &mut Self {
+        let shortest = shortest.max(Duration::from_micros(100));
+        self.options.backoff = (shortest, longest.max(shortest));
+        self
+    }
+
+    /// Breaks locks that look stale on every file system. If not given, only where a free flock(2) proves that the
+    /// holder is dead, which is on local ones; elsewhere [`LockError::Stale`] reports them.
+    ///
+    /// On a network file system whose `flock` does not reach other machines, this makes two holders possible.
+    pub fn break_stale_anywhere(&mut self, yes: bool) -> &mut Self {
+        self.options.break_stale_anywhere = yes;
+        self
+    }
+
+    /// As [`LockFile::new`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn build(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
+        LockFile::with(LockKind::PLATFORM_DEFAULT, path.as_ref(), self.options)
+    }
+
+    /// As [`LockFile::shlock`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn shlock(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
+        LockFile::with(LockKind::Shlock, path.as_ref(), self.options)
+    }
+
+    /// As [`LockFile::flock`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn flock(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
+        LockFile::with(LockKind::Flock, path.as_ref(), self.options)
+    }
+
+    /// As [`LockFile::winflock`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn winflock(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
+        LockFile::with(LockKind::WinFlock, path.as_ref(), self.options)
+    }
+
+    /// As [`LockFile::open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(&self, url: &str) -> Result<LockFile, LockError> {
+        LockFile::from_url(&url.parse()?, self.options)
+    }
+}

@@ -1,0 +1,167 @@
+//! The guard: the lock as long as it lives.
+
+use std::future::{Future, pending};
+use std::mem;
+use std::path::Path;
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use crate::blocking;
+use crate::error::{LockError, LostReason};
+use crate::lock::LockFile;
+use crate::protocol::Held;
+use crate::registry::Turn;
+use crate::trace;
+
+/// How often [`LockGuard::lost`] looks at the path.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// A held lock. Dropping it releases the lock.
+///
+/// Bind it to a name: `let _ = lock.obtain().await?;` releases at once, `let _guard = …` at the end of the scope.
+/// It may be dropped anywhere, also outside a runtime and on another thread. Dropping it in a forked child closes the
+/// child's descriptor and leaves the parent's lock alone.
+#[must_use = "the lock is released as soon as the guard is dropped"]
+#[clippy::has_significant_drop]
+#[derive(Debug)]
+pub struct LockGuard {
+    /// `None` only between the end of the lock and the end of the guard.
+    inner: Option<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    lock: LockFile,
+    turn: Turn,
+    held: Held,
+    since: Instant,
+    process: u32,
+}
+
+impl LockGuard {
+    pub(crate) fn new(lock: LockFile, turn: Turn, held: Held, taken_over: Option<u32>) -> Self {
+        turn.set_held();
+        match taken_over {
+            Some(pid) => trace::taken_over(lock.target(), pid),
+            None => trace::acquired(lock.target()),
+        }
+        let inner = Inner { lock, turn, held, since: Instant::now(), process: std::process::id() };
+        Self { inner: Some(inner) }
+    }
+
+    /// Releases the lock and reports what a drop could only log.
+    ///
+    /// # Errors
+    /// [`LockError::Lost`] if the lock file was removed or replaced while the lock was held; what stands there now is
+    /// left alone. [`LockError::Io`] if a system call failed. Either way the lock is given up.
+    ///
+    /// # Cancel safety
+    /// Once polled, the lock is released, whether or not the answer is awaited; dropping the future before that drops
+    /// the guard, which releases too.
+    pub async fn release(mut self) -> Result<(), LockError> {
+        match self.inner.take() {
+            Some(inner) => inner.release(),
+            None => unreachable!("only this and drop take it, and both end the guard"),
+        }
+    }
+
+    /// Resolves when the lock is no longer ours because its file was removed or replaced; never otherwise.
+    ///
+    /// The guard still has to be dropped or released then.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it only looks.
+    ///
+    /// # Panics
+    /// When polled outside a Tokio runtime with time enabled.
+    pub async fn lost(&self) -> LostReason {
+        loop {
+            let inner = self.inner();
+            let Some(identity) = inner.held.identity() else {
+                return pending().await;
+            };
+            let path = inner.lock.target().path.clone();
+            match blocking::run(move || identity.check(&path)).await {
+                Ok(Err(reason)) => return reason,
+                Ok(Ok(())) => sleep(LOOK_AGAIN).await,
+                Err(_) => return pending().await,
+            }
+        }
+    }
+
+    /// Whether the lock is ours at this moment: one look at the path, no wait.
+    pub fn is_held(&self) -> bool {
+        let inner = self.inner();
+        inner.held.identity().is_none_or(|identity| identity.check(&inner.lock.target().path).is_ok())
+    }
+
+    /// Runs `work` under the lock, then releases the lock.
+    ///
+    /// If the lock is lost first, `work` is dropped where it awaits, and the answer is [`LockError::Lost`].
+    ///
+    /// # Errors
+    /// As [`release`](Self::release): also if the loss is only found after `work` is done.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `work`, then releases the lock.
+    ///
+    /// # Panics
+    /// As [`lost`](Self::lost), and when `work` panics; the lock is released then.
+    pub async fn run<F: Future>(self, work: F) -> Result<F::Output, LockError> {
+        let output = {
+            let work = pin!(work);
+            tokio::select! {
+                output = work => Some(output),
+                _ = self.lost() => None,
+            }
+        };
+        let path = self.inner().lock.target().path.clone();
+        let released = self.release().await;
+        match output {
+            Some(output) => released.map(|()| output),
+            // If the file came back in the meantime, the work was stopped all the same.
+            None => Err(released.err().unwrap_or_else(|| LockError::lost(&path, LostReason::Replaced))),
+        }
+    }
+
+    /// The lock file; `None` for a null lock.
+    pub fn path(&self) -> Option<&Path> {
+        self.inner().lock.path()
+    }
+
+    fn inner(&self) -> &Inner {
+        self.inner.as_ref().expect("present until the guard ends")
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.take() {
+            // Logged in there; there is nobody to tell.
+            let _ = inner.release();
+        }
+    }
+}
+
+impl Inner {
+    fn release(self) -> Result<(), LockError> {
+        let Self { lock, turn, held, since, process } = self;
+        if process != std::process::id() {
+            held.abandon();
+            // Another thread of the parent may have had any mutex at the fork, so nothing that takes one may run here.
+            mem::forget((lock, turn));
+            return Ok(());
+        }
+        let target = lock.target();
+        let result = held.release(target);
+        turn.set_free();
+        match &result {
+            Ok(()) => trace::released(target, since.elapsed()),
+            Err(LockError::Lost { reason, .. }) => trace::lost(target, *reason),
+            Err(error) => trace::release_failed(target, error),
+        }
+        result
+    }
+}

@@ -1,0 +1,241 @@
+//! The handle.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout, timeout_at};
+use tracing::Instrument;
+
+use crate::blocking;
+use crate::builder::{LockFileBuilder, Options};
+use crate::error::LockError;
+use crate::guard::LockGuard;
+use crate::holder::Holder;
+use crate::kind::LockKind;
+use crate::protocol::Target;
+use crate::registry::{Registry, Slot};
+use crate::trace;
+use crate::url::LockUrl;
+use crate::wait;
+
+/// A lock that processes, and tasks within one, agree on by the name of a file.
+///
+/// A handle is cheap to clone and holds nothing: no file is touched before a try, and no descriptor is kept between
+/// tries. All handles of one process on the same file and of the same kind share one queue.
+///
+/// Constructors make a relative path absolute, and look once at which directory it leads to (this follows symbolic
+/// links, and so may block on a network file system that hangs).
+#[derive(Clone)]
+pub struct LockFile {
+    target: Target,
+    slot: Arc<Slot>,
+}
+
+impl LockFile {
+    /// A lock of the platform's default kind: [`Shlock`](LockKind::Shlock) on Unix,
+    /// [`WinFlock`](LockKind::WinFlock) on Windows.
+    ///
+    /// # Errors
+    /// [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
+    pub fn new(path: impl AsRef<Path>) -> Result<Self, LockError> {
+        Self::builder().build(path)
+    }
+
+    /// A PID file made with link(2). Unix.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
+    pub fn shlock(path: impl AsRef<Path>) -> Result<Self, LockError> {
+        Self::builder().shlock(path)
+    }
+
+    /// flock(2) on a file that stays. Unix.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
+    pub fn flock(path: impl AsRef<Path>) -> Result<Self, LockError> {
+        Self::builder().flock(path)
+    }
+
+    /// `LockFileEx` on a file that stays. Windows.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
+    pub fn winflock(path: impl AsRef<Path>) -> Result<Self, LockError> {
+        Self::builder().winflock(path)
+    }
+
+    /// A fresh lock for tasks of this process; its clones are the same lock.
+    pub fn null() -> Self {
+        Self::null_with(Path::new(""), Options::default())
+    }
+
+    /// The lock that a URL names; see [`LockUrl`] for the forms.
+    ///
+    /// # Errors
+    /// [`LockError::InvalidUrl`], and what the constructor of that kind answers.
+    pub fn open(url: &str) -> Result<Self, LockError> {
+        Self::builder().open(url)
+    }
+
+    /// For a lock with options.
+    pub fn builder() -> LockFileBuilder {
+        LockFileBuilder::default()
+    }
+
+    pub(crate) fn with(kind: LockKind, path: &Path, options: Options) -> Result<Self, LockError> {
+        let target = Target::new(kind, path, options)?;
+        let slot = Registry::global().slot(kind, &target.path);
+        Ok(Self { target, slot })
+    }
+
+    fn null_with(name: &Path, options: Options) -> Self {
+        let target = Target { kind: LockKind::Null, path: name.into(), options };
+        let slot = match name.as_os_str().is_empty() {
+            true => Slot::unnamed(),
+            false => Registry::global().slot(LockKind::Null, &target.path),
+        };
+        Self { target, slot }
+    }
+
+    pub(crate) fn from_url(url: &LockUrl, options: Options) -> Result<Self, LockError> {
+        match url.kind() {
+            LockKind::Null => Ok(Self::null_with(url.path(), options)),
+            kind => Self::with(kind, url.path(), options),
+        }
+    }
+
+    /// Tries once. `None`: another process or task holds the lock, or another task of this process waits for it.
+    ///
+    /// # Errors
+    /// Anything that is not an answer: see [`LockError`]. A lock that is merely held is never an error.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing: a try that has begun on the blocking pool ends there and gives back what it
+    /// got.
+    ///
+    /// # Panics
+    /// When polled outside a Tokio runtime with time enabled.
+    #[doc(alias = "try_lock")]
+    pub async fn attempt(&self) -> Result<Option<LockGuard>, LockError> {
+        match self.slot.try_turn() {
+            Some(turn) => wait::attempt(self, turn).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Waits for the lock. Tasks of this process are served in the order of their first poll.
+    ///
+    /// # Errors
+    /// As [`attempt`](Self::attempt).
+    ///
+    /// # Cancel safety
+    /// As [`attempt`](Self::attempt); the place in the queue is lost. `tokio::time::timeout(limit, lock.obtain())` is
+    /// fine.
+    ///
+    /// # Panics
+    /// As [`attempt`](Self::attempt).
+    #[doc(alias = "lock_owned")]
+    #[doc(alias = "acquire")]
+    #[doc(alias = "lock")]
+    pub async fn obtain(&self) -> Result<LockGuard, LockError> {
+        async {
+            let turn = self.slot.turn().await;
+            wait::obtain(self, turn).await
+        }
+        .instrument(trace::obtain_span(&self.target))
+        .await
+    }
+
+    /// Waits for the lock for `limit` at most. A zero limit tries once; [`Duration::MAX`] waits for ever.
+    ///
+    /// # Errors
+    /// As [`attempt`](Self::attempt), and [`LockError::TimedOut`], which names the holder.
+    ///
+    /// # Cancel safety
+    /// As [`obtain`](Self::obtain).
+    ///
+    /// # Panics
+    /// As [`attempt`](Self::attempt).
+    pub async fn obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
+        let obtained = if limit.is_zero() {
+            self.attempt().await?
+        } else {
+            match Instant::now().checked_add(limit) {
+                Some(deadline) => timeout_at(deadline, self.obtain()).await.ok().transpose()?,
+                None => Some(self.obtain().await?),
+            }
+        };
+        match obtained {
+            Some(guard) => Ok(guard),
+            None => Err(self.timed_out(limit).await),
+        }
+    }
+
+    async fn timed_out(&self, limit: Duration) -> LockError {
+        // The limit has passed: a file system that hangs must not hold up the bad news.
+        const PATIENCE: Duration = Duration::from_millis(20);
+        let holder = timeout(PATIENCE, self.holder()).await;
+        LockError::TimedOut {
+            path: self.target.path.to_path_buf(),
+            limit,
+            holder: holder.ok().and_then(Result::ok).flatten().map(Box::new),
+        }
+    }
+
+    /// Whether a task *of this process* holds the lock, through any handle. Never blocks.
+    pub fn locked(&self) -> bool {
+        self.slot.held_since().is_some()
+    }
+
+    /// Who holds the lock, in any process; `None` if nobody does. It may have changed when the answer arrives.
+    ///
+    /// # Errors
+    /// As [`attempt`](Self::attempt).
+    ///
+    /// # Cancel safety
+    /// Cancel safe: it only looks.
+    ///
+    /// # Panics
+    /// When polled outside a Tokio runtime.
+    pub async fn holder(&self) -> Result<Option<Holder>, LockError> {
+        let target = self.target.clone();
+        let own = self.slot.held_since().filter(|_| target.kind == LockKind::Null);
+        let looked = blocking::run(move || match own {
+            Some(since) => Ok(Some(Holder::look_up(std::process::id(), Some(since)))),
+            None => target.holder(),
+        });
+        looked.await.map_err(|error| LockError::io(&self.target.path, "look at", error))?
+    }
+
+    /// The absolute path; `None` for a null lock.
+    pub fn path(&self) -> Option<&Path> {
+        (self.target.kind != LockKind::Null).then_some(&*self.target.path)
+    }
+
+    /// The kind.
+    pub fn kind(&self) -> LockKind {
+        self.target.kind
+    }
+
+    /// The URL that opens this lock, with its kind said outright.
+    pub fn url(&self) -> LockUrl {
+        LockUrl::new(self.target.kind, &self.target.path)
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+}
+
+impl fmt::Debug for LockFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockFile")
+            .field("kind", &self.target.kind)
+            .field("path", &self.target.path)
+            .field("locked", &self.locked())
+            .finish()
+    }
+}

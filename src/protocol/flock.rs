@@ -1,0 +1,148 @@
+//! flock(2) on a file that stays, as flock(1) and PEAK's `FLockFile` use it.
+//!
+//! The record in the file is news, not proof. It is written only into a file that is empty or already holds such a
+//! record, never truncated: locking a data file is a legitimate use. The file stays at release, because unlinking it
+//! would split the lock between those who wait on the old inode and those who come to the new one.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::SystemTime;
+
+use super::record::{self, Record};
+use super::{Contended, Identity, Outcome, Target};
+use crate::error::LockError;
+use crate::holder::Holder;
+use crate::sys::{self, Stat};
+
+/// How often a try starts again when the file changes under it, before it answers that this is unclear.
+const ROUNDS: u32 = 16;
+
+/// Tries once.
+pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockError> {
+    let mut kept = last.file;
+    for _ in 0..ROUNDS {
+        let was_kept = kept.is_some();
+        let file = match kept.take() {
+            Some(file) => file,
+            None => open(target)?,
+        };
+        let locked = sys::try_lock_exclusive(&file).map_err(|error| super::lock_failed(target, &file, error))?;
+        let stat = sys::stat(&file).map_err(|error| LockError::io(&target.path, "look at lock file", error))?;
+        if let Some(what) = stat.irregular() {
+            return Err(LockError::not_a_lock_file(&target.path, format!("it is {what}")));
+        }
+        // Whoever locked the file before us may have lost its name meanwhile; the lock is where the name is.
+        if (locked || was_kept) && Identity(stat).check(&target.path).is_err() {
+            continue;
+        }
+        if locked {
+            let wrote = write_record(&file, &stat);
+            let held = Held { file, stat, wrote, armed: true };
+            return Ok(Outcome::Acquired { held: super::Held::Flock(held), taken_over: None });
+        }
+        // A holder's lock is exclusive. If a shared one can be had, a question is in the way, or a foreign shared lock,
+        // which will still be there at the next look.
+        let failed = |error| super::lock_failed(target, &file, error);
+        if sys::try_lock_shared(&file).map_err(failed)? {
+            sys::unlock(&file).map_err(failed)?;
+            return Ok(Outcome::Unclear(Contended { file: Some(file) }));
+        }
+        return Ok(Outcome::Busy(Contended { file: Some(file) }));
+    }
+    Ok(Outcome::Unclear(Contended::default()))
+}
+
+/// Who holds the lock: the writer of the record while somebody has the file locked.
+pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
+    let dir = sys::Dir::open(target.parent_and_name().0)
+        .map_err(|error| LockError::io(&target.path, "open the directory of lock file", error))?;
+    let file = match dir.open_file(target.parent_and_name().1) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(open_failed(target, error)),
+    };
+    let failed = |error| LockError::io(&target.path, "look at lock file", error);
+    let stat = sys::stat(&file).map_err(failed)?;
+    if let Some(what) = stat.irregular() {
+        return Err(LockError::not_a_lock_file(&target.path, format!("it is {what}")));
+    }
+    let known = sys::flock_holder(&stat);
+    let record = Record::of(&file).map_err(failed)?;
+    let recorded = match record {
+        Record::Flock(pid) => pid,
+        _ => None,
+    };
+    let held =
+        known.is_some() || !sys::try_lock_shared(&file).map_err(|error| super::lock_failed(target, &file, error))?;
+    if !held {
+        return Ok(None);
+    }
+    let since = recorded.map(|_| SystemTime::UNIX_EPOCH + stat.modified);
+    Ok(Some(Holder::look_up(recorded.or(known).unwrap_or(0), since)))
+}
+
+fn open(target: &Target) -> Result<File, LockError> {
+    sys::open_or_create(&target.path, target.options.mode.unwrap_or(0o666)).map_err(|error| open_failed(target, error))
+}
+
+fn open_failed(target: &Target, error: std::io::Error) -> LockError {
+    match sys::irregular_from_open(&error) {
+        Some(what) => LockError::not_a_lock_file(&target.path, format!("it is {what}")),
+        None => LockError::io(&target.path, "open lock file", error),
+    }
+}
+
+/// Writes our record where that harms nothing; says whether it did. The lock does not depend on it.
+fn write_record(file: &File, stat: &Stat) -> bool {
+    let may_write = match stat.size {
+        0 => true,
+        size if size == record::FLOCK_LEN as u64 => matches!(Record::of(file), Ok(Record::Flock(_))),
+        _ => false,
+    };
+    may_write && file.write_all_at(&record::flock(std::process::id()), 0).is_ok()
+}
+
+/// The lock, held.
+#[derive(Debug)]
+pub(crate) struct Held {
+    file: File,
+    stat: Stat,
+    wrote: bool,
+    armed: bool,
+}
+
+impl Held {
+    pub(super) fn identity(&self) -> Identity {
+        Identity(self.stat)
+    }
+
+    pub(super) fn release(mut self, path: &Path) -> Result<(), LockError> {
+        let checked = self.identity().check(path);
+        let unlocked = self.unlock().map_err(|error| LockError::io(path, "unlock", error));
+        checked.map_err(|reason| LockError::lost(path, reason))?;
+        unlocked
+    }
+
+    pub(super) fn abandon(mut self) {
+        self.armed = false;
+    }
+
+    /// Unlocks before the close: that frees the lock at once although a forked child may have the descriptor too, and
+    /// the close that follows is the event that waiters see.
+    fn unlock(&mut self) -> std::io::Result<()> {
+        self.armed = false;
+        if self.wrote {
+            let _ = self.file.write_all_at(&record::FLOCK_BLANK, 0);
+        }
+        sys::unlock(&self.file)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.armed {
+            let _ = self.unlock();
+        }
+    }
+}

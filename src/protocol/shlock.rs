@@ -1,0 +1,517 @@
+//! A PID file made with link(2): HoneyDanBer UUCP's lock, as shlock(1) of INN and NetBSD and PEAK's `SHLockFile` use it.
+//!
+//! The name appears with its record complete and its inode locked with flock(2) by the holder, who unlinks the name
+//! *before* he unlocks. So the kernel tells whether the holder of a marked record lives, and the PID is only news.
+//! A stale file is unlinked in INN's discipline: link it to a private name, look whether the count went up by one, and
+//! only then unlink. Two private names per lock, [`Place::breaking`] and [`Place::making`], are removed only under an
+//! flock on their inode, so nobody removes the name that somebody alive is working on.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::record::{self, Record};
+use super::{Contended, Identity, Outcome, Target};
+use crate::error::LockError;
+use crate::holder::Holder;
+use crate::kind::LockKind;
+use crate::process::pid_exists;
+use crate::sys::{self, Dir, Stat};
+
+/// Until a blank file or one with unexplained links is this old, its maker may still be at work (INN's rule).
+const GRACE: Duration = Duration::from_secs(30);
+
+/// How often a try starts again when the file changes under it, before it answers that this is unclear.
+const ROUNDS: u32 = 16;
+
+/// Tries once; as the module's header says.
+pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockError> {
+    let place = Place::open(target)?;
+    let mut kept = last.file;
+    let mut taken_over = None;
+    for _ in 0..ROUNDS {
+        match place.contend(kept.take())? {
+            Found::Nothing => {}
+            Found::Changed => continue,
+            Found::Busy(file) => return Ok(Outcome::Busy(Contended { file: Some(file) })),
+            Found::Unclear(file) => return Ok(Outcome::Unclear(Contended { file: Some(file) })),
+            Found::Stale(stale) => match place.break_stale(stale)? {
+                Broken::Done(pid) => taken_over = Some(pid),
+                Broken::Changed => continue,
+                Broken::Unclear => return Ok(Outcome::Unclear(Contended::default())),
+                Broken::Busy => return Ok(Outcome::Busy(Contended::default())),
+            },
+        }
+        match place.acquire()? {
+            Made::Held(held) => {
+                return Ok(Outcome::Acquired { held: super::Held::Shlock(held), taken_over });
+            }
+            Made::Changed => {}
+            Made::Unclear => return Ok(Outcome::Unclear(Contended::default())),
+        }
+    }
+    Ok(Outcome::Unclear(Contended::default()))
+}
+
+/// Who holds the lock. Looks with a shared flock, which no try mistakes for a holder's.
+pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
+    let place = Place::open(target)?;
+    let Some(file) = place.open_lock()? else {
+        return Ok(None);
+    };
+    let record = place.read(&file)?;
+    let held = match record {
+        Record::Foreign(pid) => pid_exists(pid),
+        _ => !sys::try_lock_shared(&file).map_err(|error| place.lock_failed(error))?,
+    };
+    let since = std::time::SystemTime::UNIX_EPOCH + place.stat(&file)?.modified;
+    Ok(held.then(|| Holder::look_up(record.pid().unwrap_or(0), Some(since))))
+}
+
+/// Does the PID in this lock file name a live process? PEAK's `check_lock`. Unix.
+///
+/// `false` if there is no such file, or if it is empty. For a lock file made by this crate the flock(2) that its holder
+/// keeps decides, which a recycled PID or a PID of another container does not deceive. Blocks on the file system.
+///
+/// # Errors
+/// [`LockError::NotALockFile`] if the file holds anything but a lock record; [`LockError::Io`] if it cannot be read.
+pub fn check_lock(path: impl AsRef<Path>) -> Result<bool, LockError> {
+    let target = Target::new(LockKind::Shlock, path.as_ref(), Default::default())?;
+    Ok(holder(&target)?.is_some_and(|holder| holder.pid() != 0))
+}
+
+/// One lock's names in its open directory.
+struct Place<'a> {
+    target: &'a Target,
+    dir: Arc<Dir>,
+    name: &'a OsStr,
+}
+
+enum Found {
+    Nothing,
+    Changed,
+    Busy(File),
+    Unclear(File),
+    Stale(Stale),
+}
+
+/// A file whose holder is dead, with our exclusive flock on it.
+struct Stale {
+    file: File,
+    pid: u32,
+}
+
+enum Broken {
+    Done(u32),
+    Changed,
+    Unclear,
+    Busy,
+}
+
+enum Made {
+    Held(Held),
+    Changed,
+    Unclear,
+}
+
+enum Cleared {
+    Gone,
+    InUse,
+}
+
+/// A file of ours, locked, that is not the lock yet. The name goes before the file, while the lock still protects it.
+struct Private<'a> {
+    name: Option<PrivateName<'a>>,
+    file: File,
+}
+
+/// A private name, removed when this is dropped.
+struct PrivateName<'a> {
+    dir: &'a Dir,
+    name: OsString,
+    ours: bool,
+}
+
+impl Drop for PrivateName<'_> {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = self.dir.unlink(&self.name);
+        }
+    }
+}
+
+impl<'a> Place<'a> {
+    fn open(target: &'a Target) -> Result<Self, LockError> {
+        let (parent, name) = target.parent_and_name();
+        let dir =
+            Dir::open(parent).map_err(|error| LockError::io(&target.path, "open the directory of lock file", error))?;
+        Ok(Self { target, dir: Arc::new(dir), name })
+    }
+
+    /// The private name that a breaker gives the stale file.
+    fn breaking(&self) -> OsString {
+        private_name(self.name, "break")
+    }
+
+    /// The private name under which a file is made where files without a name cannot be had.
+    fn making(&self) -> OsString {
+        private_name(self.name, "new")
+    }
+
+    /// Looks at the name: whose is it?
+    fn contend(&self, kept: Option<File>) -> Result<Found, LockError> {
+        let was_kept = kept.is_some();
+        let file = match kept {
+            Some(file) => file,
+            None => match self.open_lock()? {
+                Some(file) => file,
+                None => return Ok(Found::Nothing),
+            },
+        };
+        // Lock before reading: whoever holds this lock knows that nobody else judges the file meanwhile.
+        let locked = sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))?;
+        if (was_kept || locked) && !self.names(self.name, &self.stat(&file)?)? {
+            return Ok(Found::Changed);
+        }
+        let record = self.read(&file)?;
+        if locked { self.judge(file, record) } else { self.judge_locked(file, record) }
+    }
+
+    /// Somebody else has a lock on the file: the holder, or another try or question in passing.
+    fn judge_locked(&self, file: File, record: Record) -> Result<Found, LockError> {
+        let alive = record.pid().is_some_and(pid_exists);
+        if !alive {
+            return Ok(Found::Unclear(file));
+        }
+        // A holder's lock is exclusive. If a shared one can be had, only a question is in the way.
+        if sys::try_lock_shared(&file).map_err(|error| self.lock_failed(error))? {
+            sys::unlock(&file).map_err(|error| self.lock_failed(error))?;
+            return Ok(Found::Unclear(file));
+        }
+        Ok(Found::Busy(file))
+    }
+
+    /// Nobody has a lock on the file but us.
+    fn judge(&self, file: File, record: Record) -> Result<Found, LockError> {
+        let stale_pid = match record {
+            Record::Shlock(pid) => Some(pid),
+            Record::Foreign(pid) => (!pid_exists(pid)).then_some(pid),
+            Record::Blank => self.is_older_than_grace(&file)?.then_some(0),
+            Record::Flock(_) | Record::Garbage => unreachable!("read() refuses these"),
+        };
+        let Some(pid) = stale_pid else {
+            // The next one to look must find the flock free, or it would take us for somebody in passing.
+            sys::unlock(&file).map_err(|error| self.lock_failed(error))?;
+            return Ok(Found::Busy(file));
+        };
+        let filesystem = sys::filesystem(&file).map_err(|error| self.failed("find the file system of", error))?;
+        if !filesystem.flock_is_proof() && !self.target.options.break_stale_anywhere {
+            return Err(LockError::Stale {
+                path: self.target.path.to_path_buf(),
+                pid,
+                filesystem: filesystem.to_string(),
+            });
+        }
+        Ok(Found::Stale(Stale { file, pid }))
+    }
+
+    /// Takes a stale file's name away, with its flock held all the while.
+    fn break_stale(&self, stale: Stale) -> Result<Broken, LockError> {
+        let mut seen = self.stat(&stale.file)?;
+        if !self.names(self.name, &seen)? {
+            return Ok(Broken::Changed);
+        }
+        if seen.links != 1 {
+            self.purge(&seen)?;
+            seen = self.stat(&stale.file)?;
+            if seen.links != 1 && !self.is_older_than_grace(&stale.file)? {
+                return Ok(Broken::Busy);
+            }
+        }
+        let private = self.breaking();
+        match self.dir.link(&stale.file, Some(self.name), &private) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Ok(match self.clear(&private)? {
+                    Cleared::Gone => Broken::Changed,
+                    Cleared::InUse => Broken::Unclear,
+                });
+            }
+            Err(error) => return Err(self.link_failed("link stale lock file", error)),
+        }
+        // Another breaker (INN's) links before it unlinks, as we do: with more than our own link, one of us must yield.
+        let linked = self.dir.stat(self.name).map_err(|error| self.failed("look at", error))?;
+        let alone = linked.is_some_and(|now| now.is_same_file(&seen) && now.links == seen.links + 1);
+        if alone {
+            self.dir.unlink(self.name).map_err(|error| {
+                let _ = self.dir.unlink(&private);
+                self.failed("remove stale lock file", error)
+            })?;
+        }
+        self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error))?;
+        Ok(if alone { Broken::Done(stale.pid) } else { Broken::Unclear })
+    }
+
+    /// Removes the links that dead breakers left on the file, whose flock we hold.
+    fn purge(&self, stale: &Stat) -> Result<(), LockError> {
+        for name in [self.breaking(), self.making()] {
+            if self.names(&name, stale)? {
+                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
+            }
+        }
+        // Where the directory may not be listed, the file's age decides.
+        for name in self.dir.names().unwrap_or_default() {
+            if shlock_temporary(&name).is_some_and(|pid| !pid_exists(pid)) && self.names(&name, stale)? {
+                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the lock file privately and gives it the name, if that is free.
+    fn acquire(&self) -> Result<Made, LockError> {
+        let Some(mut private) = self.create()? else {
+            return Ok(Made::Unclear);
+        };
+        private
+            .file
+            .write_all(&record::shlock(std::process::id()))
+            .map_err(|error| self.failed("write lock file", error))?;
+        let stat = self.stat(&private.file)?;
+        let from = private.name.as_ref().map(|private| private.name.as_os_str());
+        match self.dir.link(&private.file, from, self.name) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Made::Changed),
+            Err(error) => return Err(self.link_failed("link lock file", error)),
+        }
+        let Private { name, file } = private;
+        drop(name);
+        let held = Held { dir: Arc::clone(&self.dir), name: self.name.to_owned(), file, stat, armed: true };
+        if !self.names(self.name, &held.stat)? {
+            return Ok(Made::Changed);
+        }
+        // A breaker who died between its two unlinks left this name, and nobody else looks for it.
+        self.clear(&self.breaking())?;
+        Ok(Made::Held(held))
+    }
+
+    /// An empty file with our flock on it that is not at the lock's name; `None` if another process is making one.
+    fn create(&self) -> Result<Option<Private<'_>>, LockError> {
+        let mode = self.target.options.mode.unwrap_or(0o644);
+        let (file, name) = match self.dir.create_unnamed(mode) {
+            Ok(file) => (file, None),
+            Err(error) if cannot_be_unnamed(&error) => {
+                let name = self.making();
+                match self.dir.create_new(&name, mode) {
+                    Ok(file) => (file, Some(PrivateName { dir: &self.dir, name, ours: true })),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        self.clear(&name)?;
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(self.failed("create lock file", error)),
+                }
+            }
+            Err(error) => return Err(self.failed("create lock file", error)),
+        };
+        let mut private = Private { name, file };
+        let locked = sys::try_lock_exclusive(&private.file).map_err(|error| self.lock_failed(error))?;
+        if let Some(named) = &mut private.name {
+            // Between our open and our flock somebody may have taken the file for a dead process's, and removes it.
+            if !locked || !self.names(&named.name, &self.stat(&private.file)?)? {
+                named.ours = false;
+                return Ok(None);
+            }
+        }
+        Ok(Some(private))
+    }
+
+    /// Removes a private name if the process that made it is dead.
+    fn clear(&self, private: &OsStr) -> Result<Cleared, LockError> {
+        let file = match self.dir.open_file(private) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Cleared::Gone),
+            Err(error) => return Err(self.failed("open a private file of", error)),
+        };
+        let stat = self.stat(&file)?;
+        if stat.irregular().is_some() || stat.size > record::SHLOCK_LEN as u64 * 2 {
+            return Err(LockError::not_a_lock_file(
+                &self.target.path.with_file_name(private),
+                "it is not a lock file, but has the name of a private one",
+            ));
+        }
+        if !sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))? {
+            return Ok(Cleared::InUse);
+        }
+        if self.names(private, &stat)? {
+            self.dir.unlink(private).map_err(|error| self.failed("remove a private file of", error))?;
+        }
+        Ok(Cleared::Gone)
+    }
+
+    /// Compares the file's age with a file made just now, so that no wall clock has a say.
+    fn is_older_than_grace(&self, file: &File) -> Result<bool, LockError> {
+        let Some(fresh) = self.create()? else {
+            return Ok(false);
+        };
+        let now = self.stat(&fresh.file)?.changed;
+        Ok(now.checked_sub(self.stat(file)?.changed).is_some_and(|age| age >= GRACE))
+    }
+
+    /// The file at the lock's name; an error if it is none of a lock's.
+    fn open_lock(&self) -> Result<Option<File>, LockError> {
+        let file = match self.dir.open_file(self.name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(match sys::irregular_from_open(&error) {
+                    Some(what) => LockError::not_a_lock_file(&self.target.path, format!("it is {what}")),
+                    None => self.failed("open lock file", error),
+                });
+            }
+        };
+        match self.stat(&file)?.irregular() {
+            Some(what) => Err(LockError::not_a_lock_file(&self.target.path, format!("it is {what}"))),
+            None => Ok(Some(file)),
+        }
+    }
+
+    fn read(&self, file: &File) -> Result<Record, LockError> {
+        let found = match Record::of(file).map_err(|error| self.failed("read lock file", error))? {
+            Record::Garbage => "its content is no lock record",
+            Record::Flock(_) => "it is the file of an flock lock",
+            record => return Ok(record),
+        };
+        Err(LockError::not_a_lock_file(&self.target.path, found))
+    }
+
+    /// Whether `name` stands for this file.
+    fn names(&self, name: &OsStr, file: &Stat) -> Result<bool, LockError> {
+        let found = self.dir.stat(name).map_err(|error| self.failed("look at", error))?;
+        Ok(found.is_some_and(|found| found.is_same_file(file)))
+    }
+
+    fn stat(&self, file: &File) -> Result<Stat, LockError> {
+        sys::stat(file).map_err(|error| self.failed("look at", error))
+    }
+
+    fn failed(&self, action: &'static str, error: io::Error) -> LockError {
+        LockError::io(&self.target.path, action, error)
+    }
+
+    fn lock_failed(&self, error: io::Error) -> LockError {
+        super::lock_failed(self.target, &self.dir, error)
+    }
+
+    fn link_failed(&self, action: &'static str, error: io::Error) -> LockError {
+        if sys::is_link_unsupported(&error) {
+            return LockError::unsupported(
+                &self.target.path,
+                self.target.kind,
+                format!("{} has no hard links for us ({error}); use the flock kind", super::place_name(&self.dir)),
+            );
+        }
+        self.failed(action, error)
+    }
+}
+
+/// The lock, held.
+#[derive(Debug)]
+pub(crate) struct Held {
+    dir: Arc<Dir>,
+    name: OsString,
+    file: File,
+    stat: Stat,
+    armed: bool,
+}
+
+impl Held {
+    pub(super) fn identity(&self) -> Identity {
+        Identity(self.stat)
+    }
+
+    pub(super) fn release(mut self, path: &Path) -> Result<(), LockError> {
+        let checked = self.identity().check(path);
+        let removed = self.remove().map_err(|error| LockError::io(path, "remove lock file", error));
+        checked.map_err(|reason| LockError::lost(path, reason))?;
+        removed
+    }
+
+    pub(super) fn abandon(mut self) {
+        self.armed = false;
+    }
+
+    /// Unlinks the name if it is still ours, then unlocks: in the other order a second holder could come between.
+    fn remove(&mut self) -> io::Result<()> {
+        self.armed = false;
+        let ours = self.dir.stat(&self.name)?.is_some_and(|found| found.is_same_file(&self.stat));
+        let unlinked = if ours { self.dir.unlink(&self.name) } else { Ok(()) };
+        // Unlocking also frees the lock for descriptors that a forked child has inherited; close alone would not.
+        unlinked.and(sys::unlock(&self.file))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.armed {
+            let _ = self.remove();
+        }
+    }
+}
+
+fn cannot_be_unnamed(error: &io::Error) -> bool {
+    // EISDIR is what kernels before 3.11 and some file systems make of O_TMPFILE (open(2)).
+    sys::is_lock_unsupported(error)
+        || sys::irregular_from_open(error).is_some()
+        || error.kind() == io::ErrorKind::NotFound
+}
+
+/// `.NAME.tokio-lockfile.PURPOSE`; the middle of a name that would be too long gives way to its hash.
+fn private_name(name: &OsStr, purpose: &str) -> OsString {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    const LONGEST: usize = 200;
+    let mut private = OsString::from(".");
+    if name.len() <= LONGEST {
+        private.push(name);
+    } else {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        private.push(format!("{:016x}", hasher.finish()));
+    }
+    private.push(".tokio-lockfile.");
+    private.push(purpose);
+    private
+}
+
+/// The PID in a name that INN's or NetBSD's shlock gives its private links: `shlock<pid>`, `shlock<pid>x`, `shlock<pid>-2`.
+fn shlock_temporary(name: &OsStr) -> Option<u32> {
+    let rest = name.to_str()?.strip_prefix("shlock")?;
+    let digits = rest.strip_suffix("x").or_else(|| rest.strip_suffix("-2")).unwrap_or(rest);
+    match Record::parse(digits.as_bytes()) {
+        Record::Foreign(pid) => Some(pid),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_names_fit_where_the_lock_fits() {
+        assert_eq!(private_name(OsStr::new("app.lock"), "break"), ".app.lock.tokio-lockfile.break");
+        assert!(private_name(OsStr::new(&"x".repeat(255)), "break").len() <= 255);
+    }
+
+    #[test]
+    fn only_the_other_programs_names_are_purged() {
+        for (name, pid) in [("shlock42", 42), ("shlock42x", 42), ("shlock42-2", 42)] {
+            assert_eq!(shlock_temporary(OsStr::new(name)), Some(pid), "{name}");
+        }
+        for name in ["shlock", "shlock0", "shlock42y", "shlock 42", "shlock42xx", "xshlock42"] {
+            assert_eq!(shlock_temporary(OsStr::new(name)), None, "{name}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What is logged: the names of spans, events and fields, said once.
+//!
+//! Targets are `tokio_lockfile`. Fields: `path` (absolute), `kind`, `waited`, `held_for` (text with a unit),
+//! `holder.pid`, `holder.name`, `reason`, `error`.
+
+use std::time::Duration;
+
+use tracing::{Level, Span, debug, debug_span, enabled, info, warn};
+
+use crate::error::{LockError, LostReason};
+use crate::holder::{Brief, Holder};
+use crate::protocol::Target;
+
+const TARGET: &str = "tokio_lockfile";
+
+/// Around a wait.
+pub(crate) fn obtain_span(target: &Target) -> Span {
+    debug_span!(target: TARGET, "obtain", path = %target.path.display(), kind = %target.kind)
+}
+
+pub(crate) fn waiting_is_heard() -> bool {
+    enabled!(target: TARGET, Level::INFO)
+}
+
+pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>) {
+    info!(
+        target: TARGET,
+        path = %target.path.display(),
+        waited = ?waited,
+        holder.pid = holder.map(Holder::pid),
+        holder.name = holder.and_then(Holder::name),
+        "waiting for the lock{}", Brief(holder),
+    );
+}
+
+pub(crate) fn acquired(target: &Target) {
+    debug!(target: TARGET, path = %target.path.display(), kind = %target.kind, "acquired");
+}
+
+pub(crate) fn taken_over(target: &Target, pid: u32) {
+    warn!(
+        target: TARGET,
+        path = %target.path.display(),
+        holder.pid = pid,
+        "acquired by takeover: the last holder died with the lock",
+    );
+}
+
+pub(crate) fn released(target: &Target, held_for: Duration) {
+    debug!(target: TARGET, path = %target.path.display(), held_for = ?held_for, "released");
+}
+
+pub(crate) fn lost(target: &Target, reason: LostReason) {
+    warn!(target: TARGET, path = %target.path.display(), reason = %reason, "lost the lock while it was held");
+}
+
+pub(crate) fn release_failed(target: &Target, error: &LockError) {
+    let cause = error.io_error().map(ToString::to_string).unwrap_or_default();
+    warn!(target: TARGET, path = %target.path.display(), error = %error, cause, "the lock could not be released properly");
+}
