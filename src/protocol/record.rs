@@ -80,7 +80,7 @@ impl Record {
 }
 
 /// Digits that make a PID which kill(2) takes for one process: 1 to 2³¹ − 1.
-fn parse_pid(digits: &[u8]) -> Option<u32> {
+pub(super) fn parse_pid(digits: &[u8]) -> Option<u32> {
     if !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }

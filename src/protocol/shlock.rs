@@ -489,10 +489,7 @@ fn private_name(name: &OsStr, purpose: &str) -> OsString {
 fn shlock_temporary(name: &OsStr) -> Option<u32> {
     let rest = name.to_str()?.strip_prefix("shlock")?;
     let digits = rest.strip_suffix("x").or_else(|| rest.strip_suffix("-2")).unwrap_or(rest);
-    match Record::parse(digits.as_bytes()) {
-        Record::Foreign(pid) => Some(pid),
-        _ => None,
-    }
+    record::parse_pid(digits.as_bytes())
 }
 
 #[cfg(test)]

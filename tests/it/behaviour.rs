@@ -1,0 +1,251 @@
+//! What holds for every kind within one process.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tokio_lockfile::{LockError, LockFile, LockKind, LostReason};
+
+use crate::support::{each_file_kind, each_kind, take};
+
+#[tokio::test]
+async fn one_holder_at_a_time() {
+    each_kind(|a, b| async move {
+        let guard = take(&a).await;
+        assert!(a.locked() && b.locked() && guard.is_held());
+        assert!(b.attempt().await.unwrap().is_none());
+        guard.release().await.unwrap();
+        assert!(!a.locked() && !b.locked());
+        drop(take(&b).await);
+        take(&a).await.release().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_exclude_each_other() {
+    each_kind(|a, b| async move {
+        let (inside, entered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let tasks: Vec<_> = (0..8)
+            .map(|number| {
+                let lock = if number % 2 == 0 { a.clone() } else { b.clone() };
+                let (inside, entered) = (Arc::clone(&inside), Arc::clone(&entered));
+                tokio::spawn(async move {
+                    for _ in 0..10 {
+                        let guard = lock.obtain().await.unwrap();
+                        assert!(!inside.swap(true, Ordering::SeqCst), "two holders");
+                        tokio::task::yield_now().await;
+                        inside.store(false, Ordering::SeqCst);
+                        entered.fetch_add(1, Ordering::SeqCst);
+                        drop(guard);
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(entered.load(Ordering::SeqCst), 80);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn waiters_are_served_in_order() {
+    each_kind(|a, b| async move {
+        let guard = take(&a).await;
+        let (sender, mut served) = tokio::sync::mpsc::unbounded_channel();
+        for number in 0..5 {
+            let (lock, sender) = (b.clone(), sender.clone());
+            tokio::spawn(async move {
+                let _guard = lock.obtain().await.unwrap();
+                sender.send(number).unwrap();
+            });
+            tokio::task::yield_now().await;
+        }
+        assert!(a.attempt().await.unwrap().is_none());
+        drop(guard);
+        for number in 0..5 {
+            assert_eq!(served.recv().await, Some(number));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancelled_wait_leaves_nothing() {
+    each_kind(|a, b| async move {
+        let guard = take(&a).await;
+        for _ in 0..20 {
+            assert!(timeout(Duration::from_millis(1), b.obtain()).await.is_err());
+        }
+        drop(guard);
+        take(&b).await.release().await.unwrap();
+        assert!(!a.locked());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_future_dropped_at_any_poll_leaves_the_lock_free() {
+    each_file_kind(|kind, path| async move {
+        for polls in 0..20 {
+            let lock = kind(&path);
+            let mut attempt = Box::pin(lock.obtain());
+            for _ in 0..polls {
+                if futures_poll(attempt.as_mut()).await {
+                    break;
+                }
+            }
+            drop(attempt);
+            lock.obtain().await.unwrap().release().await.unwrap();
+        }
+    })
+    .await;
+}
+
+/// Polls once and lets the runtime turn once; whether the future was ready.
+async fn futures_poll<F: Future + ?Sized>(mut future: std::pin::Pin<&mut F>) -> bool {
+    let ready = std::future::poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context).is_ready())).await;
+    tokio::task::yield_now().await;
+    ready
+}
+
+#[tokio::test]
+async fn a_timeout_names_the_holder() {
+    each_kind(|a, b| async move {
+        let _guard = take(&a).await;
+        for limit in [Duration::ZERO, Duration::from_millis(5)] {
+            let error = b.obtain_timeout(limit).await.unwrap_err();
+            let LockError::TimedOut { holder: Some(ref holder), .. } = error else { panic!("{error:?}") };
+            assert_eq!(holder.pid(), std::process::id());
+            assert!(error.to_string().starts_with(&format!("timed out after {limit:?} waiting for ")), "{error}");
+            assert!(error.to_string().contains(&format!(", held by pid {} (", std::process::id())), "{error}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn endless_and_zero_limits() {
+    each_kind(|a, b| async move {
+        a.obtain_timeout(Duration::MAX).await.unwrap().release().await.unwrap();
+        b.obtain_timeout(Duration::ZERO).await.unwrap().release().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_holder_is_known() {
+    each_kind(|a, b| async move {
+        assert_eq!(b.holder().await.unwrap(), None);
+        let guard = take(&a).await;
+        let holder = b.holder().await.unwrap().unwrap();
+        assert_eq!(holder.pid(), std::process::id());
+        assert!(holder.name().is_some() && holder.since().is_some(), "{holder:?}");
+        guard.release().await.unwrap();
+        assert_eq!(b.holder().await.unwrap(), None);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_removed_file_is_a_lost_lock() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let guard = take(&lock).await;
+        std::fs::remove_file(&path).unwrap();
+        assert!(!guard.is_held());
+        assert_eq!(guard.lost().await, LostReason::Removed);
+        assert!(matches!(guard.release().await, Err(LockError::Lost { reason: LostReason::Removed, .. })));
+        take(&lock).await.release().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replaced_file_is_left_alone() {
+    each_file_kind(|kind, path| async move {
+        let guard = take(&kind(&path)).await;
+        let other = path.with_extension("other");
+        std::fs::write(&other, "not yours").unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        assert_eq!(guard.lost().await, LostReason::Replaced);
+        assert!(matches!(guard.release().await, Err(LockError::Lost { reason: LostReason::Replaced, .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"not yours");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn run_stops_the_work_when_the_lock_is_lost() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        assert_eq!(take(&lock).await.run(async { 42 }).await.unwrap(), 42);
+        let endless = async {
+            std::fs::remove_file(&path).unwrap();
+            std::future::pending::<()>().await;
+        };
+        assert!(matches!(take(&lock).await.run(endless).await, Err(LockError::Lost { .. })));
+        take(&lock).await.release().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_is_left_in_the_directory() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        drop(take(&lock).await);
+        let left: BTreeSet<_> =
+            std::fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let expected = if lock.kind() == LockKind::Flock { vec![path] } else { vec![] };
+        assert_eq!(left, BTreeSet::from_iter(expected));
+    })
+    .await;
+}
+
+#[test]
+fn a_guard_may_be_dropped_outside_a_runtime() {
+    let dir = tempfile::tempdir().unwrap();
+    for url in ["shlockfile", "flockfile"].map(|scheme| format!("{scheme}:{}", dir.path().join(scheme).display())) {
+        let lock = LockFile::open(&url).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let guard = runtime.block_on(take(&lock));
+        drop(runtime);
+        std::thread::spawn(move || drop(guard)).join().unwrap();
+        assert!(!lock.locked());
+    }
+}
+
+#[tokio::test]
+async fn a_handle_knows_itself() {
+    let lock = LockFile::new("relative.lock").unwrap();
+    let path = std::env::current_dir().unwrap().join("relative.lock");
+    assert_eq!(lock.path(), Some(path.as_path()));
+    assert_eq!(lock.kind(), LockKind::Shlock);
+    let same = LockFile::open(&lock.url().to_string()).unwrap();
+    assert_eq!((same.path(), same.kind(), same.url()), (lock.path(), lock.kind(), lock.url()));
+    assert_eq!(LockFile::null().path(), None);
+    assert_eq!(LockFile::null().url().to_string(), "nulllockfile:");
+    let fresh = take(&LockFile::open("nulllockfile:").unwrap()).await;
+    take(&LockFile::open("nulllockfile:").unwrap()).await.release().await.unwrap();
+    drop(fresh);
+}
+
+#[test]
+fn types_are_what_services_need() {
+    fn holds<T: Send + Sync + std::fmt::Debug + 'static>() {}
+    fn sends<T: Send>(_: T) {}
+    holds::<tokio_lockfile::LockFile>();
+    holds::<tokio_lockfile::LockGuard>();
+    holds::<tokio_lockfile::LockError>();
+    holds::<tokio_lockfile::Holder>();
+    let lock = LockFile::null();
+    sends(lock.attempt());
+    sends(lock.obtain());
+    sends(lock.obtain_timeout(Duration::ZERO));
+    sends(lock.holder());
+}

@@ -1,0 +1,8 @@
+//! Behaviour of every kind, on a machine that has only Rust.
+#![cfg(unix)]
+
+mod bad_input;
+mod behaviour;
+mod processes;
+mod shlock;
+mod support;

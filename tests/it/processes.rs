@@ -1,0 +1,97 @@
+//! Two real processes.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tokio_lockfile::{LockError, check_lock, pid_exists};
+
+use crate::support::{HANG, Holder, each_file_kind, take};
+
+#[tokio::test]
+async fn processes_exclude_each_other() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let holder = Holder::holding(&lock);
+        assert!(lock.attempt().await.unwrap().is_none());
+        assert!(!lock.locked(), "locked() speaks of this process");
+        assert_eq!(lock.holder().await.unwrap().unwrap().pid(), holder.pid());
+        let error = lock.obtain_timeout(Duration::from_millis(20)).await.unwrap_err();
+        assert!(error.to_string().contains(&format!("held by pid {} (", holder.pid())), "{error}");
+        holder.release();
+        take(&lock).await.release().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_waiter_is_served_after_a_release() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let guard = take(&lock).await;
+        let mut waiter = Holder::start(&lock);
+        drop(guard);
+        tokio::task::spawn_blocking(move || {
+            waiter.has_it();
+            waiter.release();
+        })
+        .await
+        .unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_killed_holders_lock_is_free_at_once() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        Holder::holding(&lock).kill();
+        take(&lock).await.release().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_zombie_holds_nothing() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let mut zombie = Holder::holding(&lock).kill_to_zombie();
+        assert!(!pid_exists(zombie.id()));
+        // The last descriptor closes a moment after the pipe does.
+        timeout(HANG, lock.obtain()).await.unwrap().unwrap().release().await.unwrap();
+        assert_eq!(zombie.wait().unwrap().signal(), Some(9));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_waiter_takes_over_from_a_killed_holder() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let holder = Holder::holding(&lock);
+        let waiter = tokio::spawn({
+            let lock = lock.clone();
+            async move { lock.obtain().await.unwrap().release().await }
+        });
+        tokio::task::yield_now().await;
+        holder.kill();
+        waiter.await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn check_lock_asks_whether_the_holder_lives() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.lock");
+    assert!(!check_lock(&path).unwrap());
+    let lock = tokio_lockfile::LockFile::shlock(&path).unwrap();
+    let holder = Holder::holding(&lock);
+    assert!(check_lock(&path).unwrap());
+    holder.kill();
+    assert!(!check_lock(&path).unwrap());
+    std::fs::write(&path, "garbage").unwrap();
+    assert!(matches!(check_lock(&path), Err(LockError::NotALockFile { .. })));
+    assert!(pid_exists(std::process::id()));
+    assert!(!pid_exists(0) && !pid_exists(u32::MAX) && !pid_exists(i32::MAX as u32));
+}

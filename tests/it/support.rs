@@ -1,0 +1,115 @@
+//! What the tests share.
+
+use std::future::Future;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio_lockfile::{LockFile, LockGuard};
+
+/// Bounds a hang; nothing waits this long when all is well.
+pub(crate) const HANG: Duration = Duration::from_secs(20);
+
+/// One kind of lock: makes a handle on `path`, anew at each call.
+pub(crate) type Kind = fn(&Path) -> LockFile;
+
+/// Runs one behaviour over every kind that is tied to a file.
+pub(crate) async fn each_file_kind<F: Future<Output = ()>>(behaviour: impl Fn(Kind, PathBuf) -> F) {
+    let kinds: [Kind; 2] = [|path| LockFile::shlock(path).unwrap(), |path| LockFile::flock(path).unwrap()];
+    for kind in kinds {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("x.lock");
+        println!("kind {:?}", kind(&path).kind());
+        tokio::time::timeout(HANG, behaviour(kind, path)).await.expect("hangs");
+    }
+}
+
+/// Runs one behaviour over every kind, null locks too, each with two handles on the same lock.
+pub(crate) async fn each_kind<F: Future<Output = ()>>(behaviour: impl Fn(LockFile, LockFile) -> F) {
+    each_file_kind(|kind, path| behaviour(kind(&path), kind(&path))).await;
+    let null = LockFile::null();
+    behaviour(null.clone(), null).await;
+    let named = || LockFile::open("nulllockfile:each-kind").unwrap();
+    behaviour(named(), named()).await;
+}
+
+/// Tries once and expects to get it.
+pub(crate) async fn take(lock: &LockFile) -> LockGuard {
+    lock.attempt().await.expect("the try works").expect("the lock is free")
+}
+
+/// Another process that holds a lock: the test binary itself, in the role of [`hold_for_parent`].
+pub(crate) struct Holder {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+const ROLE: &str = "TOKIO_LOCKFILE_TEST_HOLD";
+
+impl Holder {
+    /// Starts a process that waits for the lock. It holds it once [`has_it`](Self::has_it) returns.
+    pub(crate) fn start(lock: &LockFile) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["support::hold_for_parent", "--exact", "--nocapture", "--test-threads=1"])
+            .env(ROLE, lock.url().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let stdin = child.stdin.take();
+        Self { child, stdin, stdout }
+    }
+
+    /// Starts a process and waits until it holds the lock.
+    pub(crate) fn holding(lock: &LockFile) -> Self {
+        let mut holder = Self::start(lock);
+        holder.has_it();
+        holder
+    }
+
+    pub(crate) fn has_it(&mut self) {
+        let mut line = String::new();
+        while !line.contains("HELD") {
+            line.clear();
+            assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "the holder ended early");
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Kills the process without taking its exit status: it stays a zombie until the answer is dropped.
+    pub(crate) fn kill_to_zombie(mut self) -> Child {
+        self.child.kill().unwrap();
+        // The pipe closes when the last thread is gone.
+        std::io::copy(&mut self.stdout, &mut std::io::sink()).unwrap();
+        self.child
+    }
+
+    /// Lets the process release the lock and end.
+    pub(crate) fn release(mut self) {
+        drop(self.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+/// Not a test of its own: what a [`Holder`] process runs. Passes at once in an ordinary test run.
+#[tokio::test]
+async fn hold_for_parent() {
+    let Ok(url) = std::env::var(ROLE) else { return };
+    let guard = LockFile::open(&url).unwrap().obtain().await.unwrap();
+    println!("HELD");
+    std::io::stdout().flush().unwrap();
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
+    guard.release().await.unwrap();
+}
