@@ -262,8 +262,12 @@ impl<'a> Place<'a> {
                 self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
             }
         }
-        // Where the directory may not be listed, the file's age decides.
-        for name in self.dir.names().unwrap_or_default() {
+        let names = match self.dir.names() {
+            // Where the directory may not be listed, the file's age decides.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
+            names => names.map_err(|error| self.failed("list the directory of", error))?,
+        };
+        for name in names {
             if shlock_temporary(&name).is_some_and(|pid| !pid_exists(pid)) && self.names(&name, stale)? {
                 self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
             }

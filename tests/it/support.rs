@@ -31,7 +31,8 @@ pub(crate) async fn each_kind<F: Future<Output = ()>>(behaviour: impl Fn(LockFil
     each_file_kind(|kind, path| behaviour(kind(&path), kind(&path))).await;
     let null = LockFile::null();
     behaviour(null.clone(), null).await;
-    let named = || LockFile::open("nulllockfile:each-kind").unwrap();
+    let unique = tempfile::TempDir::new().unwrap();
+    let named = || LockFile::open(&format!("nulllockfile:{}", unique.path().display())).unwrap();
     behaviour(named(), named()).await;
 }
 
@@ -91,8 +92,9 @@ impl Holder {
     /// Kills the process without taking its exit status: it stays a zombie until the answer is dropped.
     pub(crate) fn kill_to_zombie(mut self) -> Child {
         self.child.kill().unwrap();
-        // The pipe closes when the last thread is gone.
-        std::io::copy(&mut self.stdout, &mut std::io::sink()).unwrap();
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let ended = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), ended).unwrap();
         self.child
     }
 

@@ -75,7 +75,10 @@ impl Dir {
     /// The names in the directory.
     pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.0)? {
+        // This descriptor may be one that cannot be read.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let readable = retry_on_intr(|| rustix::fs::openat(&self.0, ".", flags, Mode::empty()))?;
+        for entry in rustix::fs::Dir::new(readable)? {
             names.push(OsString::from_vec(entry?.file_name().to_bytes().to_owned()));
         }
         Ok(names)
