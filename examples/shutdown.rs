@@ -1,0 +1,38 @@
+//! Works under a lock until Ctrl-C, SIGTERM or the end of the work, and releases the lock in each case.
+//!
+//! ```text
+//! cargo run --example shutdown
+//! ```
+
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_lockfile::LockFile;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("shutdown.lock");
+    let guard = LockFile::new(&path)?.obtain().await?;
+    println!("holding {} for three seconds; press Ctrl-C to stop early", path.display());
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stopped_by = guard
+        .run(async {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => "Ctrl-C",
+                _ = terminate.recv() => "SIGTERM",
+                () = work() => "the end of the work",
+            }
+        })
+        .await?;
+    println!("stopped by {stopped_by}; lock file left behind: {}", path.exists());
+    Ok(())
+}
+
+async fn work() {
+    for second in 1..=3 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        println!("working, second {second}");
+    }
+}

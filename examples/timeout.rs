@@ -1,0 +1,26 @@
+//! Waits for a lock for a limited time, and says who held it.
+//!
+//! ```text
+//! cargo run --example timeout
+//! ```
+
+use std::time::Duration;
+
+use tokio_lockfile::{LockError, LockFile};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let dir = tempfile::tempdir()?;
+    let lock = LockFile::new(dir.path().join("nightly.lock"))?;
+
+    let guard = lock.obtain().await?;
+    match lock.obtain_timeout(Duration::from_millis(300)).await {
+        Err(error @ LockError::TimedOut { .. }) => println!("as expected: {error}"),
+        other => println!("not expected: {other:?}"),
+    }
+    guard.release().await?;
+
+    let guard = lock.obtain_timeout(Duration::from_millis(300)).await?;
+    println!("free again, and ours: {}", guard.is_held());
+    Ok(guard.release().await?)
+}

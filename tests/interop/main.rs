@@ -1,0 +1,219 @@
+//! Real programs that people already lock with, both ways. A tool that is missing makes the test fail.
+//!
+//! ```text
+//! SHLOCK=/usr/lib/news/bin/shlock cargo test --test interop
+//! ```
+#![cfg(unix)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio_lockfile::{LockError, LockFile, check_lock};
+
+fn place() -> (TempDir, PathBuf) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("x.lock");
+    (dir, path)
+}
+
+fn shlock() -> Command {
+    Command::new(std::env::var_os("SHLOCK").expect("SHLOCK is to name INN's shlock(1)"))
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command.status().unwrap_or_else(|error| panic!("{command:?}: {error}")).success()
+}
+
+/// A program that says "held" once it has the lock, and keeps it until its stdin closes.
+struct Peer(Child);
+
+impl Peer {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "held\n", "{command:?}");
+        Self(child)
+    }
+
+    fn python(program: &str, path: &Path) -> Self {
+        Self::start(Command::new("python3").args(["-c", program]).arg(path))
+    }
+
+    fn flock1(path: &Path) -> Self {
+        Self::start(Command::new("flock").arg(path).args(["-c", "echo held; cat"]))
+    }
+
+    fn finish(mut self) {
+        drop(self.0.stdin.take());
+        assert!(self.0.wait().unwrap().success());
+    }
+
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+async fn take(lock: &LockFile) -> tokio_lockfile::LockGuard {
+    lock.attempt().await.unwrap().expect("free")
+}
+
+#[tokio::test]
+async fn flock1_and_ours() {
+    let (_dir, path) = place();
+    let lock = LockFile::flock(&path).unwrap();
+
+    let guard = take(&lock).await;
+    assert!(!succeeds(Command::new("flock").arg("-n").arg(&path).arg("true")));
+    guard.release().await.unwrap();
+    assert!(succeeds(Command::new("flock").arg("-n").arg(&path).arg("true")));
+
+    let peer = Peer::flock1(&path);
+    assert!(lock.attempt().await.unwrap().is_none());
+    assert!(lock.holder().await.unwrap().is_some());
+    assert!(matches!(lock.obtain_timeout(Duration::from_millis(20)).await, Err(LockError::TimedOut { .. })));
+    peer.finish();
+    lock.obtain().await.unwrap().release().await.unwrap();
+}
+
+#[tokio::test]
+async fn python_flock_and_ours() {
+    const PROGRAM: &str = "
+import fcntl, sys
+f = open(sys.argv[1], 'a')
+fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print('held', flush=True)
+sys.stdin.read()
+";
+    let (_dir, path) = place();
+    let lock = LockFile::flock(&path).unwrap();
+    let peer = Peer::python(PROGRAM, &path);
+    assert!(lock.attempt().await.unwrap().is_none());
+    peer.kill();
+    let guard = take(&lock).await;
+    assert!(!succeeds(
+        Command::new("python3").args(["-c", PROGRAM]).arg(&path).stderr(Stdio::null()).stdin(Stdio::null())
+    ));
+    drop(guard);
+    Peer::python(PROGRAM, &path).finish();
+}
+
+#[tokio::test]
+async fn std_and_ours() {
+    let (_dir, path) = place();
+    let lock = LockFile::flock(&path).unwrap();
+    let guard = take(&lock).await;
+    let file = std::fs::File::open(&path).unwrap();
+    assert!(matches!(file.try_lock(), Err(std::fs::TryLockError::WouldBlock)));
+    drop(guard);
+    file.try_lock().unwrap();
+    assert!(lock.attempt().await.unwrap().is_none());
+    drop(file);
+    drop(take(&lock).await);
+}
+
+#[tokio::test]
+async fn shlock1_respects_ours() {
+    let (_dir, path) = place();
+    let lock = LockFile::shlock(&path).unwrap();
+    let own_pid = std::process::id().to_string();
+    let shlock_takes = || succeeds(shlock().args(["-p", &own_pid, "-f"]).arg(&path).stderr(Stdio::null()));
+    let shlock_sees_it = || !succeeds(shlock().args(["-c", "-f"]).arg(&path).stderr(Stdio::null()));
+
+    let guard = take(&lock).await;
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 14);
+    assert!(shlock_sees_it(), "shlock -c reads our record");
+    assert!(!shlock_takes());
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+    assert!(shlock_takes());
+}
+
+#[tokio::test]
+async fn ours_respects_shlock1() {
+    let (dir, path) = place();
+    let lock = LockFile::shlock(&path).unwrap();
+    let holder = Command::new("sleep").arg("60").stdin(Stdio::null()).spawn().unwrap();
+    let mut holder = Peer(holder);
+    assert!(succeeds(shlock().args(["-p", &holder.0.id().to_string(), "-f"]).arg(&path)));
+
+    assert!(check_lock(&path).unwrap());
+    assert!(lock.attempt().await.unwrap().is_none());
+    assert_eq!(lock.holder().await.unwrap().unwrap().pid(), holder.0.id());
+    holder.0.kill().unwrap();
+    holder.0.wait().unwrap();
+    assert!(!check_lock(&path).unwrap());
+    take(&lock).await.release().await.unwrap();
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// PEAK's `SHLockFile`, as its algorithm goes: link a temporary file; if the name is taken, read the PID, and break the
+/// lock if `kill(pid, 0)` finds nobody.
+const PEAK: &str = "
+import os, sys, tempfile
+path = sys.argv[1]
+def pid_exists(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+def check_lock():
+    with open(path) as f:
+        return pid_exists(int(f.read().strip()))
+def attempt():
+    fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
+    os.write(fd, b'%d\\n' % os.getpid())
+    os.close(fd)
+    try:
+        for _ in range(2):
+            try:
+                os.link(temporary, path)
+                return True
+            except FileExistsError:
+                if check_lock():
+                    return False
+                os.unlink(path)
+    finally:
+        os.unlink(temporary)
+    return False
+print('held' if attempt() else 'busy', flush=True)
+sys.stdin.read()
+if len(sys.argv) < 3:
+    os.unlink(path)
+";
+
+#[tokio::test]
+async fn peak_and_ours() {
+    let (_dir, path) = place();
+    let lock = LockFile::shlock(&path).unwrap();
+
+    let peer = Peer::python(PEAK, &path);
+    assert!(lock.attempt().await.unwrap().is_none());
+    assert_eq!(lock.holder().await.unwrap().unwrap().pid(), peer.0.id());
+    peer.finish();
+
+    let guard = take(&lock).await;
+    let mut peer = Command::new("python3")
+        .args(["-c", PEAK])
+        .arg(&path)
+        .arg("leave")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut answer = String::new();
+    peer.stdout.take().unwrap().read_to_string(&mut answer).unwrap();
+    peer.wait().unwrap();
+    assert_eq!(answer, "busy\n");
+    guard.release().await.unwrap();
+
+    Peer::python(PEAK, &path).kill();
+    take(&lock).await.release().await.unwrap();
+}
