@@ -16,6 +16,7 @@ use crate::trace;
 const SECOND_LOOKS: u32 = 5;
 
 /// What came of one try.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart as soon as it is made")]
 enum Tried {
     Acquired(LockGuard),
     Busy(Turn, Contended),

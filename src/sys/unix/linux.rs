@@ -56,7 +56,6 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
 
 /// File systems by the magic numbers of statfs(2). A name here means that their `flock` is this machine's own.
 pub(crate) fn filesystem(file: impl AsFd) -> io::Result<FileSystem> {
-    #[expect(clippy::unnecessary_cast, reason = "the type differs between architectures")]
     let magic = rustix::fs::fstatfs(file)?.f_type as u32;
     Ok(match magic {
         // tmpfs, ramfs
