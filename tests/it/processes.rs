@@ -30,12 +30,8 @@ async fn a_waiter_is_served_after_a_release() {
         let guard = take(&lock).await;
         let mut waiter = Holder::start(&lock);
         drop(guard);
-        tokio::task::spawn_blocking(move || {
-            waiter.has_it();
-            waiter.release();
-        })
-        .await
-        .unwrap();
+        waiter.has_it();
+        waiter.release();
     })
     .await;
 }
