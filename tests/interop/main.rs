@@ -1,9 +1,12 @@
-//! Real programs that people already lock with, both ways. A tool that is missing makes the test fail.
+//! Real programs that people already lock with, both ways, and faults that only root can arrange. A tool that is
+//! missing makes the test fail.
 //!
 //! ```text
 //! SHLOCK=/usr/lib/news/bin/shlock cargo test --test interop
 //! ```
 #![cfg(unix)]
+
+mod faults;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};

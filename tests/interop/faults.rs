@@ -1,0 +1,154 @@
+//! What needs root to arrange: full and read-only file systems, other users' files, no descriptors left.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+use tokio_lockfile::{LockError, LockFile};
+
+use crate::{succeeds, take};
+
+/// A small tmpfs of its own, unmounted at the end.
+struct Mount(TempDir);
+
+impl Mount {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        assert!(succeeds(Command::new("mount").args(["-t", "tmpfs", "-o", "size=4096", "none"]).arg(dir.path())));
+        Self(dir)
+    }
+
+    fn make_read_only(&self) {
+        assert!(succeeds(Command::new("mount").args(["-o", "remount,ro"]).arg(self.0.path())));
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.0.path().join("x.lock")
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        succeeds(Command::new("umount").arg(self.0.path()));
+    }
+}
+
+fn io_kind(error: &LockError) -> ErrorKind {
+    error.io_error().unwrap_or_else(|| panic!("{error:?}")).kind()
+}
+
+#[tokio::test]
+async fn a_full_disk_is_an_error_and_nothing_is_published() {
+    let mount = Mount::new();
+    let path = mount.lock_path();
+    std::fs::write(mount.0.path().join("filler"), [1; 4096]).unwrap();
+    let error = LockFile::shlock(&path).unwrap().attempt().await.unwrap_err();
+    assert_eq!(io_kind(&error), ErrorKind::StorageFull);
+    assert!(!path.exists());
+    // The record of an flock is only news.
+    take(&LockFile::flock(&path).unwrap()).await.release().await.unwrap();
+    assert_eq!(std::fs::read_dir(mount.0.path()).unwrap().count(), 2);
+}
+
+#[tokio::test]
+async fn a_read_only_file_system() {
+    let mount = Mount::new();
+    let (path, existing) = (mount.lock_path(), mount.0.path().join("existing"));
+    std::fs::write(&existing, "").unwrap();
+    mount.make_read_only();
+    for lock in [LockFile::shlock(&path), LockFile::flock(&path)] {
+        let error = lock.unwrap().attempt().await.unwrap_err();
+        assert_eq!(io_kind(&error), ErrorKind::ReadOnlyFilesystem);
+    }
+    let lock = LockFile::flock(&existing).unwrap();
+    let guard = take(&lock).await;
+    assert!(!succeeds(Command::new("flock").arg("-n").arg(&existing).arg("true")));
+    guard.release().await.unwrap();
+}
+
+const ROLE: &str = "TOKIO_LOCKFILE_TEST_ATTEMPT";
+
+/// Not a test of its own: tries once for the lock of a URL and says what came of it, for [`attempt_as`].
+#[tokio::test]
+async fn attempt_for_parent() {
+    let Ok(url) = std::env::var(ROLE) else { return };
+    match LockFile::open(&url).unwrap().attempt().await {
+        Ok(Some(_guard)) => println!("ANSWER held"),
+        Ok(None) => println!("ANSWER busy"),
+        Err(error) => println!("ANSWER {:?}", error.io_error().map(std::io::Error::kind)),
+    }
+}
+
+/// What a try in another process answers, started by `command`.
+fn attempt_by(command: &mut Command, url: &str) -> String {
+    // Another user may not read the directory this binary is in.
+    let dir = TempDir::new_in("/tmp").unwrap();
+    let program = dir.path().join("attempt");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    set_mode(dir.path(), 0o755);
+    command.arg(&program).args(["faults::attempt_for_parent", "--exact", "--nocapture"]).env(ROLE, url);
+    let output = command.output().unwrap();
+    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    let answer = output.split("ANSWER ").nth(1).unwrap_or_else(|| panic!("{command:?}: {output}"));
+    answer.lines().next().unwrap().to_owned()
+}
+
+fn attempt_as_nobody(url: &str) -> String {
+    attempt_by(Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]), url)
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+}
+
+#[tokio::test]
+async fn other_users_files_and_directories() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("x.lock");
+    let (shlock, flock) = (format!("shlockfile:{}", path.display()), format!("flockfile:{}", path.display()));
+
+    set_mode(dir.path(), 0o755);
+    assert_eq!(attempt_as_nobody(&shlock), "Some(PermissionDenied)");
+    assert_eq!(attempt_as_nobody(&flock), "Some(PermissionDenied)");
+
+    // A world-writable file is not needed: flock(2) asks for no more than reading.
+    std::fs::write(&path, "").unwrap();
+    set_mode(&path, 0o644);
+    assert_eq!(attempt_as_nobody(&flock), "held");
+    let guard = take(&LockFile::flock(&path).unwrap()).await;
+    assert_eq!(attempt_as_nobody(&flock), "busy");
+    guard.release().await.unwrap();
+
+    set_mode(&path, 0o600);
+    assert_eq!(attempt_as_nobody(&flock), "Some(PermissionDenied)");
+    assert_eq!(attempt_as_nobody(&shlock), "Some(PermissionDenied)");
+
+    // As in /run/lock.
+    std::fs::remove_file(&path).unwrap();
+    set_mode(dir.path(), 0o1777);
+    let guard = take(&LockFile::shlock(&path).unwrap()).await;
+    assert_eq!(attempt_as_nobody(&shlock), "busy");
+    guard.release().await.unwrap();
+    assert_eq!(attempt_as_nobody(&shlock), "held");
+}
+
+#[tokio::test]
+async fn no_descriptors_left() {
+    let dir = TempDir::new().unwrap();
+    for scheme in ["shlockfile", "flockfile"] {
+        let path = dir.path().join(scheme);
+        let limits: Vec<String> = (3..40).map(|limit| limit.to_string()).collect();
+        let answers: Vec<String> = limits
+            .iter()
+            .filter_map(|limit| {
+                let script = format!("ulimit -n {limit}; exec \"$@\"");
+                let url = format!("{scheme}:{}", path.display());
+                std::panic::catch_unwind(|| attempt_by(Command::new("sh").args(["-c", &script, "sh"]), &url)).ok()
+            })
+            .collect();
+        assert!(answers.iter().any(|answer| answer == "held"), "{answers:?}");
+        assert!(answers.iter().all(|answer| answer != "busy"), "{answers:?}");
+        assert!(!dir.path().join("shlockfile").exists());
+    }
+}
