@@ -175,8 +175,8 @@ impl LockFile {
     }
 
     async fn timed_out(&self, limit: Duration) -> LockError {
-        // The limit has passed: a file system that hangs must not hold up the bad news.
-        const PATIENCE: Duration = Duration::from_millis(20);
+        // The look takes a fraction of a millisecond. A file system that hangs must not hold up the bad news for ever.
+        const PATIENCE: Duration = Duration::from_millis(500);
         let holder = timeout(PATIENCE, self.holder()).await;
         LockError::TimedOut {
             path: self.target.path.to_path_buf(),
