@@ -43,9 +43,7 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
         }
         // A holder's lock is exclusive. If a shared one can be had, a question is in the way, or a foreign shared lock,
         // which will still be there at the next look.
-        let failed = |error| super::lock_failed(target, &file, error);
-        if sys::try_lock_shared(&file).map_err(failed)? {
-            sys::unlock(&file).map_err(failed)?;
+        if !super::is_locked(&file).map_err(|error| super::lock_failed(target, &file, error))? {
             return Ok(Outcome::Unclear(Contended { file: Some(file) }));
         }
         return Ok(Outcome::Busy(Contended { file: Some(file) }));
@@ -73,8 +71,7 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
         Record::Flock(pid) => pid,
         _ => None,
     };
-    let held =
-        known.is_some() || !sys::try_lock_shared(&file).map_err(|error| super::lock_failed(target, &file, error))?;
+    let held = known.is_some() || super::is_locked(&file).map_err(|error| super::lock_failed(target, &file, error))?;
     if !held {
         return Ok(None);
     }

@@ -175,6 +175,17 @@ impl Identity {
     }
 }
 
+/// Whether somebody else has an exclusive flock on the file. A mere question: a try that meets our shared lock tells it
+/// from a holder's.
+#[cfg(unix)]
+fn is_locked(file: &File) -> std::io::Result<bool> {
+    let free = sys::try_lock_shared(file)?;
+    if free {
+        sys::unlock(file)?;
+    }
+    Ok(!free)
+}
+
 #[cfg(unix)]
 fn lock_failed(target: &Target, file: &impl std::os::fd::AsFd, error: std::io::Error) -> LockError {
     if sys::is_lock_unsupported(&error) {

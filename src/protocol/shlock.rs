@@ -65,7 +65,7 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     let record = place.read(&file)?;
     let held = match record {
         Record::Foreign(pid) => pid_exists(pid),
-        _ => !sys::try_lock_shared(&file).map_err(|error| place.lock_failed(error))?,
+        _ => super::is_locked(&file).map_err(|error| place.lock_failed(error))?,
     };
     let since = std::time::SystemTime::UNIX_EPOCH + place.stat(&file)?.modified;
     Ok(held.then(|| Holder::look_up(record.pid().unwrap_or(0), Some(since))))
@@ -100,8 +100,36 @@ enum Found {
 
 /// A file whose holder is dead, with our exclusive flock on it.
 struct Stale {
-    file: File,
+    file: Probe,
     pid: u32,
+}
+
+/// A file on which a try has an exclusive flock. It unlocks explicitly: after a mere close, a child that another
+/// thread is forking may keep the lock for a moment, and the next one to look would take us for somebody in passing.
+struct Probe(Option<File>);
+
+impl Probe {
+    fn unlock(mut self) -> File {
+        let file = self.0.take().expect("taken only here");
+        let _ = sys::unlock(&file);
+        file
+    }
+}
+
+impl std::ops::Deref for Probe {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        self.0.as_ref().expect("present until the end")
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        if let Some(file) = &self.0 {
+            let _ = sys::unlock(file);
+        }
+    }
 }
 
 enum Broken {
@@ -173,11 +201,19 @@ impl<'a> Place<'a> {
         };
         // Lock before reading: whoever holds this lock knows that nobody else judges the file meanwhile.
         let locked = sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))?;
-        if (was_kept || locked) && !self.names(self.name, &self.stat(&file)?)? {
+        if locked {
+            let file = Probe(Some(file));
+            if !self.names(self.name, &self.stat(&file)?)? {
+                return Ok(Found::Changed);
+            }
+            let record = self.read(&file)?;
+            return self.judge(file, record);
+        }
+        if was_kept && !self.names(self.name, &self.stat(&file)?)? {
             return Ok(Found::Changed);
         }
         let record = self.read(&file)?;
-        if locked { self.judge(file, record) } else { self.judge_locked(file, record) }
+        self.judge_locked(file, record)
     }
 
     /// Somebody else has a lock on the file: the holder, or another try or question in passing.
@@ -187,15 +223,14 @@ impl<'a> Place<'a> {
             return Ok(Found::Unclear(file));
         }
         // A holder's lock is exclusive. If a shared one can be had, only a question is in the way.
-        if sys::try_lock_shared(&file).map_err(|error| self.lock_failed(error))? {
-            sys::unlock(&file).map_err(|error| self.lock_failed(error))?;
-            return Ok(Found::Unclear(file));
+        match super::is_locked(&file).map_err(|error| self.lock_failed(error))? {
+            true => Ok(Found::Busy(file)),
+            false => Ok(Found::Unclear(file)),
         }
-        Ok(Found::Busy(file))
     }
 
     /// Nobody has a lock on the file but us.
-    fn judge(&self, file: File, record: Record) -> Result<Found, LockError> {
+    fn judge(&self, file: Probe, record: Record) -> Result<Found, LockError> {
         let stale_pid = match record {
             Record::Shlock(pid) => Some(pid),
             Record::Foreign(pid) => (!pid_exists(pid)).then_some(pid),
@@ -203,11 +238,9 @@ impl<'a> Place<'a> {
             Record::Flock(_) | Record::Garbage => unreachable!("read() refuses these"),
         };
         let Some(pid) = stale_pid else {
-            // The next one to look must find the flock free, or it would take us for somebody in passing.
-            sys::unlock(&file).map_err(|error| self.lock_failed(error))?;
-            return Ok(Found::Busy(file));
+            return Ok(Found::Busy(file.unlock()));
         };
-        let filesystem = sys::filesystem(&file).map_err(|error| self.failed("find the file system of", error))?;
+        let filesystem = sys::filesystem(&*file).map_err(|error| self.failed("find the file system of", error))?;
         if !filesystem.flock_is_proof() && !self.target.options.break_stale_anywhere {
             return Err(LockError::Stale {
                 path: self.target.path.to_path_buf(),
@@ -349,6 +382,7 @@ impl<'a> Place<'a> {
         if !sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))? {
             return Ok(Cleared::InUse);
         }
+        let _probe = Probe(Some(file));
         if self.names(private, &stat)? {
             self.dir.unlink(private).map_err(|error| self.failed("remove a private file of", error))?;
         }
