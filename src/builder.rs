@@ -12,6 +12,7 @@ pub(crate) struct Options {
     pub(crate) mode: Option<u32>,
     pub(crate) backoff: (Duration, Duration),
     pub(crate) break_stale_anywhere: bool,
+    pub(crate) poll_only: bool,
 }
 
 impl Default for Options {
@@ -20,6 +21,7 @@ impl Default for Options {
             mode: None,
             backoff: (Duration::from_millis(1), Duration::from_millis(100)),
             break_stale_anywhere: false,
+            poll_only: false,
         }
     }
 }
@@ -65,6 +67,13 @@ impl LockFileBuilder {
     /// On a network file system whose `flock` does not reach other machines, this makes two holders possible.
     pub fn break_stale_anywhere(&mut self, yes: bool) -> &mut Self {
         self.options.break_stale_anywhere = yes;
+        self
+    }
+
+    /// Waits by polling alone, also where the system can tell that the lock file changed. For file systems whose events
+    /// cannot be trusted.
+    pub fn poll_only(&mut self, yes: bool) -> &mut Self {
+        self.options.poll_only = yes;
         self
     }
 

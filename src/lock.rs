@@ -228,6 +228,10 @@ impl LockFile {
     pub(crate) fn target(&self) -> &Target {
         &self.target
     }
+
+    pub(crate) fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
 }
 
 impl fmt::Debug for LockFile {

@@ -5,12 +5,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::OwnedMutexGuard;
 
 use crate::kind::LockKind;
+use crate::wait::Pace;
 
 /// The slots of one process; an entry goes when its last handle goes.
 #[derive(Debug, Default)]
@@ -30,6 +31,8 @@ pub(crate) struct Slot {
     held_since: AtomicU64,
     /// Where to strike this slot off; `None` for a lock without a name.
     entry: Option<(Key, &'static Registry)>,
+    /// Unknown before the first try.
+    pace: OnceLock<Pace>,
 }
 
 /// The turn of one task: no other task of this process tries for the lock meanwhile.
@@ -93,7 +96,7 @@ fn resolve_parent(path: &Arc<Path>) -> Arc<Path> {
 
 impl Slot {
     fn new(entry: Option<(Key, &'static Registry)>) -> Self {
-        Self { queue: Arc::default(), held_since: AtomicU64::new(0), entry }
+        Self { queue: Arc::default(), held_since: AtomicU64::new(0), entry, pace: OnceLock::new() }
     }
 
     /// A slot that no other handle can find.
@@ -111,6 +114,15 @@ impl Slot {
     pub(crate) async fn turn(self: &Arc<Self>) -> Turn {
         let place = Arc::clone(&self.queue).lock_owned().await;
         Turn { slot: Arc::clone(self), _place: place }
+    }
+
+    /// How tries for this lock are made, once one has been.
+    pub(crate) fn pace(&self) -> Option<Pace> {
+        self.pace.get().copied()
+    }
+
+    pub(crate) fn set_pace(&self, find: impl FnOnce() -> Pace) {
+        self.pace.get_or_init(find);
     }
 
     /// When a task of this process got the lock it holds.

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::record::{self, Record};
@@ -25,9 +26,9 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
         let was_kept = kept.is_some();
         let file = match kept.take() {
             Some(file) => file,
-            None => open(target)?,
+            None => Arc::new(open(target)?),
         };
-        let locked = sys::try_lock_exclusive(&file).map_err(|error| super::lock_failed(target, &file, error))?;
+        let locked = sys::try_lock_exclusive(&file).map_err(|error| super::lock_failed(target, &*file, error))?;
         let stat = sys::stat(&file).map_err(|error| LockError::io(&target.path, "look at lock file", error))?;
         if let Some(what) = stat.irregular() {
             return Err(LockError::not_a_lock_file(&target.path, format!("it is {what}")));
@@ -44,9 +45,9 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
         // A holder's lock is exclusive. If a shared one can be had, a question is in the way, or a foreign shared lock,
         // which will still be there at the next look.
         if !super::is_locked(&file).map_err(|error| super::lock_failed(target, &file, error))? {
-            return Ok(Outcome::Unclear(Contended { file: Some(file) }));
+            return Ok(Outcome::Unclear(Contended::by_lock(file)));
         }
-        return Ok(Outcome::Busy(Contended { file: Some(file) }));
+        return Ok(Outcome::Busy(Contended::by_lock(file)));
     }
     Ok(Outcome::Unclear(Contended::default()))
 }
@@ -103,7 +104,7 @@ fn write_record(file: &File, stat: &Stat) -> bool {
 /// The lock, held.
 #[derive(Debug)]
 pub(crate) struct Held {
-    file: File,
+    file: Arc<File>,
     stat: Stat,
     wrote: bool,
     armed: bool,

@@ -47,7 +47,16 @@ pub(crate) enum Outcome {
 /// What a try that did not get the lock leaves for the next.
 #[derive(Debug, Default)]
 pub(crate) struct Contended {
-    pub(crate) file: Option<File>,
+    pub(crate) file: Option<Arc<File>>,
+    /// The PID in a record whose holder keeps no lock on the file: only that process's end tells that it is free.
+    pub(crate) foreign: Option<u32>,
+}
+
+#[cfg(unix)]
+impl Contended {
+    fn by_lock(file: Arc<File>) -> Self {
+        Self { file: Some(file), foreign: None }
+    }
 }
 
 /// A lock that is held. Dropping it releases the lock, as a try does whose caller has gone; the guard calls
@@ -106,6 +115,24 @@ impl Target {
                 Ok(Outcome::Acquired { held: Held::Null, taken_over: None })
             }
         }
+    }
+
+    /// Whether nothing has changed since the last try found the lock held. Touches only memory on a local file system;
+    /// `false` if in doubt.
+    pub(crate) fn is_still_held(&self, last: &Contended) -> bool {
+        match self.kind {
+            #[cfg(unix)]
+            LockKind::Shlock => shlock::is_still_held(self, last),
+            _ => {
+                let _ = last;
+                false
+            }
+        }
+    }
+
+    /// What the lock file lives on.
+    pub(crate) fn filesystem(&self) -> std::io::Result<sys::FileSystem> {
+        sys::filesystem_at(self.path.parent().unwrap_or(&self.path))
     }
 
     /// Who holds the lock, in any process.

@@ -36,8 +36,8 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
         match place.contend(kept.take())? {
             Found::Nothing => {}
             Found::Changed => continue,
-            Found::Busy(file) => return Ok(Outcome::Busy(Contended { file: Some(file) })),
-            Found::Unclear(file) => return Ok(Outcome::Unclear(Contended { file: Some(file) })),
+            Found::Busy(contended) => return Ok(Outcome::Busy(contended)),
+            Found::Unclear(file) => return Ok(Outcome::Unclear(Contended::by_lock(file))),
             Found::Stale(stale) => match place.break_stale(stale)? {
                 Broken::Done(pid) => taken_over = Some(pid),
                 Broken::Changed => continue,
@@ -54,6 +54,17 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
         }
     }
     Ok(Outcome::Unclear(Contended::default()))
+}
+
+/// Whether the file of the last try is still the lock's, and its holder there.
+pub(super) fn is_still_held(target: &Target, last: &Contended) -> bool {
+    let Some(file) = &last.file else { return false };
+    let Ok(stat) = sys::stat(file) else { return false };
+    Identity(stat).check(&target.path).is_ok()
+        && match last.foreign {
+            Some(pid) => pid_exists(pid),
+            None => super::is_locked(file).unwrap_or(false),
+        }
 }
 
 /// Who holds the lock. Looks with a shared flock, which no try mistakes for a holder's.
@@ -93,8 +104,8 @@ struct Place<'a> {
 enum Found {
     Nothing,
     Changed,
-    Busy(File),
-    Unclear(File),
+    Busy(Contended),
+    Unclear(Arc<File>),
     Stale(Stale),
 }
 
@@ -106,10 +117,10 @@ struct Stale {
 
 /// A file on which a try has an exclusive flock. It unlocks explicitly: after a mere close, a child that another
 /// thread is forking may keep the lock for a moment, and the next one to look would take us for somebody in passing.
-struct Probe(Option<File>);
+struct Probe(Option<Arc<File>>);
 
 impl Probe {
-    fn unlock(mut self) -> File {
+    fn unlock(mut self) -> Arc<File> {
         let file = self.0.take().expect("taken only here");
         let _ = sys::unlock(&file);
         file
@@ -120,7 +131,7 @@ impl std::ops::Deref for Probe {
     type Target = File;
 
     fn deref(&self) -> &File {
-        self.0.as_ref().expect("present until the end")
+        self.0.as_deref().expect("present until the end")
     }
 }
 
@@ -190,12 +201,12 @@ impl<'a> Place<'a> {
     }
 
     /// Looks at the name: whose is it?
-    fn contend(&self, kept: Option<File>) -> Result<Found, LockError> {
+    fn contend(&self, kept: Option<Arc<File>>) -> Result<Found, LockError> {
         let was_kept = kept.is_some();
         let file = match kept {
             Some(file) => file,
             None => match self.open_lock()? {
-                Some(file) => file,
+                Some(file) => Arc::new(file),
                 None => return Ok(Found::Nothing),
             },
         };
@@ -217,14 +228,14 @@ impl<'a> Place<'a> {
     }
 
     /// Somebody else has a lock on the file: the holder, or another try or question in passing.
-    fn judge_locked(&self, file: File, record: Record) -> Result<Found, LockError> {
+    fn judge_locked(&self, file: Arc<File>, record: Record) -> Result<Found, LockError> {
         let alive = record.pid().is_some_and(pid_exists);
         if !alive {
             return Ok(Found::Unclear(file));
         }
         // A holder's lock is exclusive. If a shared one can be had, only a question is in the way.
         match super::is_locked(&file).map_err(|error| self.lock_failed(error))? {
-            true => Ok(Found::Busy(file)),
+            true => Ok(Found::Busy(Contended::by_lock(file))),
             false => Ok(Found::Unclear(file)),
         }
     }
@@ -238,7 +249,7 @@ impl<'a> Place<'a> {
             Record::Flock(_) | Record::Garbage => unreachable!("read() refuses these"),
         };
         let Some(pid) = stale_pid else {
-            return Ok(Found::Busy(file.unlock()));
+            return Ok(Found::Busy(Contended { file: Some(file.unlock()), foreign: record.pid() }));
         };
         let filesystem = sys::filesystem(&*file).map_err(|error| self.failed("find the file system of", error))?;
         if !filesystem.flock_is_proof() && !self.target.options.break_stale_anywhere {
@@ -382,7 +393,7 @@ impl<'a> Place<'a> {
         if !sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))? {
             return Ok(Cleared::InUse);
         }
-        let _probe = Probe(Some(file));
+        let _probe = Probe(Some(Arc::new(file)));
         if self.names(private, &stat)? {
             self.dir.unlink(private).map_err(|error| self.failed("remove a private file of", error))?;
         }

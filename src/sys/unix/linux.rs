@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -56,8 +57,16 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
 
 /// File systems by the magic numbers of statfs(2). A name here means that their `flock` is this machine's own.
 pub(crate) fn filesystem(file: impl AsFd) -> io::Result<FileSystem> {
-    let magic = rustix::fs::fstatfs(file)?.f_type as u32;
-    Ok(match magic {
+    Ok(named(rustix::fs::fstatfs(file)?.f_type as u32))
+}
+
+/// The same of what a path leads to.
+pub(crate) fn filesystem_at(path: &Path) -> io::Result<FileSystem> {
+    Ok(named(rustix::fs::statfs(path)?.f_type as u32))
+}
+
+fn named(magic: u32) -> FileSystem {
+    match magic {
         // tmpfs, ramfs
         0x0102_1994 | 0x8584_58f6 => FileSystem::Memory,
         // ext2 to ext4, XFS, Btrfs, overlayfs, F2FS, ZFS, bcachefs, JFS, ReiserFS, NILFS
@@ -73,7 +82,13 @@ pub(crate) fn filesystem(file: impl AsFd) -> io::Result<FileSystem> {
         0x0bd0_0bd0 => FileSystem::Other("Lustre".into()),
         0x0116_1970 => FileSystem::Other("GFS2".into()),
         magic => FileSystem::Other(format!("a file system of type {magic:#x}")),
-    })
+    }
+}
+
+/// A descriptor that becomes readable when the process ends (pidfd_open(2)).
+pub(crate) fn process_descriptor(pid: u32) -> Option<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
 /// The process that took a flock(2) on the file, from /proc/locks (proc(5)); `None` if none is listed, which proves

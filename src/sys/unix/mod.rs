@@ -19,7 +19,9 @@ mod imp;
 #[path = "other.rs"]
 mod imp;
 
-pub(crate) use imp::{filesystem, flock_holder, process_existence};
+#[cfg(target_os = "linux")]
+pub(crate) use imp::process_descriptor;
+pub(crate) use imp::{filesystem, filesystem_at, flock_holder, process_existence};
 
 /// An open directory.
 #[derive(Debug)]

@@ -1,0 +1,38 @@
+//! Pauses where no event can be had.
+
+use std::time::Duration;
+
+/// Growing pauses, each with jitter so that waiters do not march in step.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+    longest: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new((shortest, longest): (Duration, Duration)) -> Self {
+        Self { next: shortest, longest }
+    }
+
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = self.next;
+        self.next = (pause * 2).min(self.longest);
+        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_the_longest_and_vary() {
+        let (shortest, longest) = (Duration::from_millis(1), Duration::from_millis(100));
+        let mut backoff = Backoff::new((shortest, longest));
+        let pauses: Vec<_> = (0..50).map(|_| backoff.next()).collect();
+        assert!(pauses[0] <= shortest);
+        assert!(pauses.iter().all(|&pause| pause >= shortest / 2 && pause <= longest));
+        assert!(pauses[10..].iter().all(|&pause| pause >= longest / 2));
+        assert!(pauses[10..].windows(2).any(|pair| pair[0] != pair[1]));
+    }
+}

@@ -1,0 +1,305 @@
+//! Signs that a lock file has changed: one inotify(7) instance for the whole process.
+//!
+//! Every runtime in which somebody waits has one task, the driver, that reads the events and wakes the waits they are
+//! for. Whichever driver reads an event serves all runtimes. When nobody waits any more, drivers end and the instance
+//! is closed, within two ticks.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::mem::MaybeUninit;
+use std::ops::Bound;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Handle, Id};
+use tokio::sync::Notify;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Sign;
+use crate::blocking;
+use crate::kind::LockKind;
+use crate::sys;
+
+/// How often a driver looks after the watches.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How many files' waits a tick wakes although there was no event, for holders that release without one. Rationed for
+/// the whole process: ten thousand waits, each with a timer of its own, would cost a tenth of a core.
+const PROBES: usize = 10;
+
+/// How many watches are removed in one go; each costs some 15 µs.
+const REMOVALS: usize = 64;
+
+/// A watch on one file, which it keeps open: reopening the file would be an event for everybody else.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    file: Arc<File>,
+    descriptor: i32,
+    signal: Arc<Signal>,
+    /// A foreign holder whose death is no event on the file.
+    process: Option<Box<AsyncFd<OwnedFd>>>,
+}
+
+#[derive(Debug, Default)]
+struct Signal {
+    is_event: AtomicBool,
+    notify: Notify,
+}
+
+impl Signal {
+    fn event(&self) {
+        self.is_event.store(true, Ordering::Release);
+        self.notify.notify_one();
+    }
+}
+
+impl Watch {
+    /// A watch on `file` and, if given, on a process; `None` where events cannot be had. The file has to be looked at
+    /// once more before anybody waits for a [`sign`](Self::sign).
+    pub(crate) fn new(kind: LockKind, file: &Arc<File>, holder: Option<u32>) -> Option<Self> {
+        let runtime = Handle::try_current().ok()?;
+        let (descriptor, signal, driver) = Watches::get().add(kind, file, &runtime)?;
+        // Outside the lock: a runtime that is shutting down drops the driver here and now.
+        if let Some(driver) = driver {
+            runtime.spawn(driver.drive());
+        }
+        let process = holder.and_then(sys::process_descriptor).and_then(register).map(Box::new);
+        Some(Self { file: Arc::clone(file), descriptor, signal, process })
+    }
+
+    pub(crate) fn is_on(&self, file: &Arc<File>) -> bool {
+        Arc::ptr_eq(&self.file, file)
+    }
+
+    /// Waits until something happened since the last sign, or since the watch was made. Cancel safe.
+    pub(crate) async fn sign(&mut self) -> Sign {
+        match &self.process {
+            None => self.signal.notify.notified().await,
+            Some(process) => tokio::select! {
+                () = self.signal.notify.notified() => {}
+                _ = process.readable() => {
+                    // It stays readable for ever.
+                    self.process = None;
+                    return Sign::Event;
+                }
+            },
+        }
+        match self.signal.is_event.swap(false, Ordering::AcqRel) {
+            true => Sign::Event,
+            false => Sign::Probe,
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        Watches::get().retire(self.descriptor, &self.signal);
+    }
+}
+
+/// All watches of the process.
+#[derive(Debug)]
+struct Watches {
+    inotify: Option<Arc<OwnedFd>>,
+    /// By watch descriptor, of which there is one for each inode. Without signals: retired, removed at the next tick,
+    /// so that no wait that has ended successfully pays for the removal.
+    watched: BTreeMap<i32, Vec<Arc<Signal>>>,
+    retired: Vec<i32>,
+    /// How many signals there are.
+    live: usize,
+    /// The runtimes that have a driver.
+    driven: Vec<Id>,
+    /// Where the next probe starts.
+    cursor: i32,
+}
+
+static WATCHES: Mutex<Watches> = Mutex::new(Watches {
+    inotify: None,
+    watched: BTreeMap::new(),
+    retired: Vec::new(),
+    live: 0,
+    driven: Vec::new(),
+    cursor: 0,
+});
+
+impl Watches {
+    fn get() -> MutexGuard<'static, Self> {
+        WATCHES.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&mut self, kind: LockKind, file: &File, runtime: &Handle) -> Option<(i32, Arc<Signal>, Option<Driver>)> {
+        let inotify = match &self.inotify {
+            Some(inotify) => Arc::clone(inotify),
+            None => Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?),
+        };
+        // By descriptor: the name may stand for another file by now.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let descriptor = inotify::add_watch(&*inotify, path, events(kind) | WatchFlags::MASK_ADD).ok()?;
+        let driver = match self.driven.contains(&runtime.id()) {
+            true => None,
+            false => {
+                let inotify = register(Arc::clone(&inotify))?;
+                self.driven.push(runtime.id());
+                Some(Driver { inotify: Some(inotify), runtime: runtime.id() })
+            }
+        };
+        self.inotify = Some(inotify);
+        let signal = Arc::<Signal>::default();
+        self.watched.entry(descriptor).or_default().push(Arc::clone(&signal));
+        self.live += 1;
+        Some((descriptor, signal, driver))
+    }
+
+    fn retire(&mut self, descriptor: i32, signal: &Arc<Signal>) {
+        self.live -= 1;
+        // The kernel may have ended the watch before, with its inode.
+        let Some(signals) = self.watched.get_mut(&descriptor) else { return };
+        signals.retain(|other| !Arc::ptr_eq(other, signal));
+        if signals.is_empty() {
+            self.retired.push(descriptor);
+        }
+    }
+
+    /// Passes on what inotify has to say.
+    fn dispatch(&mut self) {
+        let Some(inotify) = self.inotify.clone() else { return };
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = Reader::new(&*inotify, &mut buffer);
+        loop {
+            match events.next() {
+                Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => self.event_for_all(),
+                Ok(event) => {
+                    self.watched.get(&event.wd()).into_iter().flatten().for_each(|signal| signal.event());
+                    if event.events().contains(ReadFlags::IGNORED) {
+                        self.watched.remove(&event.wd());
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn event_for_all(&self) {
+        self.watched.values().flatten().for_each(|signal| signal.event());
+    }
+
+    /// Wakes the next few waits in turn.
+    fn probe(&mut self) {
+        let after = self.watched.range((Bound::Excluded(self.cursor), Bound::Unbounded));
+        let from_start = self.watched.range(..=self.cursor);
+        let live = after.chain(from_start).filter(|(_, signals)| !signals.is_empty());
+        let mut last = self.cursor;
+        for (&descriptor, signals) in live.take(PROBES) {
+            signals.iter().for_each(|signal| signal.notify.notify_one());
+            last = descriptor;
+        }
+        self.cursor = last;
+    }
+
+    /// Removes retired watches; says whether there are more.
+    fn clear(&mut self) -> bool {
+        let Some(inotify) = &self.inotify else { return false };
+        let batch = self.retired.len().saturating_sub(REMOVALS);
+        for descriptor in self.retired.drain(batch..) {
+            if self.watched.get(&descriptor).is_some_and(Vec::is_empty) {
+                self.watched.remove(&descriptor);
+                let _ = inotify::remove_watch(&**inotify, descriptor);
+            }
+        }
+        !self.retired.is_empty()
+    }
+
+    /// A driver ends. The last one takes the instance along.
+    fn leave(&mut self, runtime: Id) {
+        self.driven.retain(|&driven| driven != runtime);
+        if self.driven.is_empty() && self.live == 0 {
+            self.inotify = None;
+            self.watched.clear();
+            self.retired.clear();
+        }
+    }
+}
+
+/// What tells that a lock may be free. Holders made by us and by shlock(1) unlink the file (`ATTRIB`) or close what
+/// they wrote; flock(1) holds its lock through a descriptor for reading.
+fn events(kind: LockKind) -> WatchFlags {
+    let events = WatchFlags::ATTRIB | WatchFlags::MOVE_SELF | WatchFlags::DELETE_SELF | WatchFlags::CLOSE_WRITE;
+    match kind {
+        LockKind::Flock => events | WatchFlags::CLOSE_NOWRITE,
+        _ => events,
+    }
+}
+
+/// Registers a descriptor with the current runtime; `None` if that has no I/O driver, which only a panic tells.
+#[allow(deprecated, reason = "the successor is unsafe, and too new for the Tokio versions we support")]
+fn register<T: AsRawFd>(descriptor: T) -> Option<AsyncFd<T>> {
+    catch_unwind(AssertUnwindSafe(|| AsyncFd::with_interest(descriptor, Interest::READABLE))).ok()?.ok()
+}
+
+/// The task of one runtime that reads the events.
+#[derive(Debug)]
+struct Driver {
+    /// `None` only at the end.
+    inotify: Option<AsyncFd<Arc<OwnedFd>>>,
+    runtime: Id,
+}
+
+impl Driver {
+    async fn drive(mut self) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        tick.reset();
+        loop {
+            let Some(inotify) = &self.inotify else { return };
+            tokio::select! {
+                ready = inotify.readable() => {
+                    let Ok(mut ready) = ready else { return };
+                    // Cleared first: an event that comes while the rest is read makes it ready again.
+                    ready.clear_ready();
+                    Watches::get().dispatch();
+                }
+                _ = tick.tick() => if !self.tend().await { return },
+            }
+        }
+    }
+
+    /// What is due at every tick; `false` when nobody waits any more.
+    async fn tend(&mut self) -> bool {
+        let idle = {
+            let mut watches = Watches::get();
+            watches.probe();
+            // In one breath, so that nobody can count on a driver that is about to leave.
+            let idle = watches.live == 0;
+            if idle {
+                watches.leave(self.runtime);
+            }
+            idle
+        };
+        if idle {
+            // Closing an instance waits for the kernel to forget its watches: some milliseconds.
+            let inotify = self.inotify.take();
+            let _ = blocking::run(move || drop(inotify.map(AsyncFd::into_inner))).await;
+            return false;
+        }
+        while Watches::get().clear() {
+            tokio::task::yield_now().await;
+        }
+        true
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.inotify.is_some() {
+            Watches::get().leave(self.runtime);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The one wait, for every kind: try, watch, try again, sleep until there is a sign. No thread is parked meanwhile.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::blocking;
+use crate::error::LockError;
+use crate::guard::LockGuard;
+use crate::lock::LockFile;
+use crate::protocol::{Contended, Outcome};
+use crate::registry::Turn;
+use crate::trace;
+
+mod backoff;
+#[cfg(target_os = "linux")]
+#[path = "inotify.rs"]
+mod events;
+#[cfg(not(target_os = "linux"))]
+#[path = "no_events.rs"]
+mod events;
+mod pace;
+
+use backoff::Backoff;
+use events::Watch;
+pub(crate) use pace::Pace;
+
+/// Why a watch woke its wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sign {
+    /// Something happened to the file, or to the process that holds it.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
+    Event,
+    /// Nothing that is known of: a look for safety's sake.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
+    Probe,
+}
+
+/// How often a try looks again at something that need not be a holder, a moment apart, before it takes it for one.
+const SECOND_LOOKS: u32 = 5;
+
+/// When to look again after an event that found the lock still taken: a dying holder's files are closed, which is the
+/// event, a moment before its locks go.
+const AFTER_EVENT: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(20)];
+
+/// What came of one try.
+enum Tried {
+    Acquired(LockGuard),
+    Busy(Turn, Contended),
+}
+
+/// Tries once.
+pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGuard>, LockError> {
+    Ok(match attempt_from(lock, turn, Contended::default()).await? {
+        Tried::Acquired(guard) => Some(guard),
+        Tried::Busy(..) => None,
+    })
+}
+
+/// Tries until it is ours.
+pub(crate) async fn obtain(lock: &LockFile, mut turn: Turn) -> Result<LockGuard, LockError> {
+    let mut lookout = Lookout::new(lock);
+    let mut report = Report::new();
+    let mut last = Contended::default();
+    loop {
+        match attempt_from(lock, turn, last).await? {
+            Tried::Acquired(guard) => return Ok(guard),
+            Tried::Busy(back, contended) => (turn, last) = (back, contended),
+        }
+        report.when_due(lock).await;
+        lookout.pause(&last).await;
+    }
+}
+
+async fn attempt_from(lock: &LockFile, mut turn: Turn, mut last: Contended) -> Result<Tried, LockError> {
+    for look in 0.. {
+        let outcome;
+        (turn, outcome) = try_once(lock, turn, last).await?;
+        match outcome {
+            Outcome::Acquired { held, taken_over } => {
+                return Ok(Tried::Acquired(LockGuard::new(lock.clone(), turn, held, taken_over)));
+            }
+            Outcome::Unclear(contended) if look < SECOND_LOOKS => last = contended,
+            Outcome::Unclear(contended) | Outcome::Busy(contended) => return Ok(Tried::Busy(turn, contended)),
+        }
+        sleep(Duration::from_micros(fastrand::u64(1_000..2_000))).await;
+    }
+    unreachable!("the last look returns")
+}
+
+/// Tries on this thread if nothing can block it there, else on the blocking pool.
+async fn try_once(lock: &LockFile, turn: Turn, last: Contended) -> Result<(Turn, Outcome), LockError> {
+    let target = lock.target();
+    match lock.slot().pace() {
+        Some(Pace::Inline) => return Ok((turn, target.attempt(last)?)),
+        Some(Pace::LookInline) if target.is_still_held(&last) => return Ok((turn, Outcome::Busy(last))),
+        _ => {}
+    }
+    let (lock, path) = (lock.clone(), &target.path);
+    // The turn goes along: if our caller goes away, no other task tries before this try has ended.
+    let tried = blocking::run(move || {
+        lock.slot().set_pace(|| Pace::of(lock.target()));
+        (turn, lock.target().attempt(last))
+    });
+    let (turn, outcome) = tried.await.map_err(|error| LockError::io(path, "try for", error))?;
+    Ok((turn, outcome?))
+}
+
+/// What a wait does between two tries.
+struct Lookout<'a> {
+    lock: &'a LockFile,
+    watch: Option<Watch>,
+    /// How many looks there were since the last event; all of [`AFTER_EVENT`] when there was none.
+    looks: usize,
+    backoff: Backoff,
+}
+
+impl<'a> Lookout<'a> {
+    fn new(lock: &'a LockFile) -> Self {
+        Self { lock, watch: None, looks: AFTER_EVENT.len(), backoff: Backoff::new(lock.target().options.backoff) }
+    }
+
+    /// Returns when the lock may be free: watch, then try, then sleep, so that no release falls between.
+    async fn pause(&mut self, contended: &Contended) {
+        let has_events = self.lock.slot().pace().is_some_and(|pace| pace != Pace::Poll);
+        let file = contended.file.as_ref().filter(|_| has_events && !self.lock.target().options.poll_only);
+        let Some(file) = file else {
+            self.watch = None;
+            return sleep(self.backoff.next()).await;
+        };
+        match &mut self.watch {
+            Some(watch) if watch.is_on(file) => match AFTER_EVENT.get(self.looks) {
+                Some(&delay) => match timeout(delay, watch.sign()).await {
+                    Ok(Sign::Event) => self.looks = 0,
+                    Ok(Sign::Probe) => {}
+                    Err(_) => self.looks += 1,
+                },
+                None => {
+                    if watch.sign().await == Sign::Event {
+                        self.looks = 0;
+                    }
+                }
+            },
+            _ => {
+                self.watch = Watch::new(self.lock.kind(), file, contended.foreign);
+                match &self.watch {
+                    // Look once more: it may have been released before the watch was there.
+                    Some(_) => self.looks = AFTER_EVENT.len(),
+                    None => sleep(self.backoff.next()).await,
+                }
+            }
+        }
+    }
+}
+
+/// Says who is waited for: first after a second, then at growing intervals.
+struct Report {
+    started: Instant,
+    interval: Duration,
+    due: Instant,
+}
+
+impl Report {
+    fn new() -> Self {
+        let started = Instant::now();
+        let interval = Duration::from_secs(1);
+        Self { started, interval, due: started + interval }
+    }
+
+    async fn when_due(&mut self, lock: &LockFile) {
+        let now = Instant::now();
+        if now < self.due || !trace::waiting_is_heard() {
+            return;
+        }
+        self.interval = (self.interval * 2).min(Duration::from_secs(600));
+        self.due = now + self.interval;
+        let holder = lock.holder().await.ok().flatten();
+        trace::waiting(lock.target(), now - self.started, holder.as_ref());
+    }
+}
