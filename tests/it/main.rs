@@ -6,3 +6,5 @@ mod behaviour;
 mod processes;
 mod shlock;
 mod support;
+#[cfg(target_os = "linux")]
+mod waiting;

@@ -115,3 +115,20 @@ async fn hold_for_parent() {
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
     guard.release().await.unwrap();
 }
+
+/// For tests that look at the whole process: runs the test named `test` in a process of its own, where this answers
+/// `true`.
+pub(crate) fn in_own_process(test: &str) -> bool {
+    const ALONE: &str = "TOKIO_LOCKFILE_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let test_run = Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&test_run.stdout);
+    assert!(printed.contains("1 passed"), "{printed}{}", String::from_utf8_lossy(&test_run.stderr));
+    false
+}
