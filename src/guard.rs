@@ -4,12 +4,14 @@ use std::future::{Future, pending};
 use std::mem;
 use std::path::Path;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
 use crate::blocking;
 use crate::error::{LockError, LostReason};
+use crate::handover;
 use crate::lock::LockFile;
 use crate::protocol::Held;
 use crate::registry::Turn;
@@ -35,20 +37,48 @@ pub struct LockGuard {
 struct Inner {
     lock: LockFile,
     turn: Turn,
+    since: Instant,
+    tenure: Box<Tenure>,
+}
+
+/// The lock as the process holds it, for one task after another.
+#[derive(Debug)]
+struct Tenure {
     held: Held,
     since: Instant,
+    /// When we last saw that the file is in its place and that we are not a forked child.
+    verified: Instant,
     process: u32,
 }
 
+/// A held lock on its way to the next task of this process.
+#[derive(Debug)]
+pub(crate) struct Parcel {
+    lock: LockFile,
+    tenure: Box<Tenure>,
+    left_at: Instant,
+}
+
+/// Removing a file, or forking, takes longer: what was true so long ago is true of every earlier event.
+const INSTANTLY: Duration = Duration::from_micros(2);
+
 impl LockGuard {
     pub(crate) fn new(lock: LockFile, turn: Turn, held: Held, taken_over: Option<u32>) -> Self {
-        turn.set_held();
         match taken_over {
             Some(pid) => trace::taken_over(lock.target(), pid),
             None => trace::acquired(lock.target()),
         }
-        let inner = Inner { lock, turn, held, since: Instant::now(), process: std::process::id() };
-        Self { inner: Some(inner) }
+        turn.set_held();
+        let now = Instant::now();
+        let tenure = Tenure { held, since: now, verified: now, process: std::process::id() };
+        Self { inner: Some(Inner { lock, turn, since: now, tenure: Box::new(tenure) }) }
+    }
+
+    /// Takes over what another task of this process has left.
+    pub(crate) fn received(lock: LockFile, turn: Turn, parcel: Parcel) -> Self {
+        trace::acquired(lock.target());
+        turn.set_held();
+        Self { inner: Some(Inner { lock, turn, since: Instant::now(), tenure: parcel.tenure }) }
     }
 
     /// Releases the lock and reports what a drop could only log.
@@ -79,7 +109,7 @@ impl LockGuard {
     pub async fn lost(&self) -> LostReason {
         loop {
             let inner = self.inner();
-            let Some(identity) = inner.held.identity() else {
+            let Some(identity) = inner.tenure.held.identity() else {
                 return pending().await;
             };
             let path = inner.lock.target().path.clone();
@@ -93,8 +123,7 @@ impl LockGuard {
 
     /// Whether the lock is ours at this moment: one look at the path, no wait.
     pub fn is_held(&self) -> bool {
-        let inner = self.inner();
-        inner.held.identity().is_none_or(|identity| identity.check(&inner.lock.target().path).is_ok())
+        !self.inner().is_lost()
     }
 
     /// Runs `work` under the lock, then releases the lock.
@@ -147,15 +176,55 @@ impl Drop for LockGuard {
 
 impl Inner {
     fn release(self) -> Result<(), LockError> {
-        let Self { lock, turn, held, since, process } = self;
-        if process != std::process::id() {
-            held.abandon();
+        match self.hand_over() {
+            Ok(()) => Ok(()),
+            Err(inner) => inner.give_back(),
+        }
+    }
+
+    /// Leaves the lock to the next task of this process, if there is one, the lock is in order, and other processes
+    /// have had their chance lately.
+    fn hand_over(mut self) -> Result<(), Self> {
+        let slot = self.lock.slot();
+        if !slot.handover().somebody_waits() {
+            return Err(self);
+        }
+        let now = Instant::now();
+        if now - self.tenure.since >= handover::LONGEST {
+            return Err(self);
+        }
+        if now - self.tenure.verified >= INSTANTLY {
+            if !self.tenure.is_ours() || self.is_lost() {
+                return Err(self);
+            }
+            self.tenure.verified = now;
+        }
+        let slot = Arc::clone(slot);
+        let Self { lock, turn, since, tenure } = self;
+        turn.set_free();
+        trace::released(lock.target(), now - since);
+        if let Some((parcel, turn)) = slot.pass(Parcel { lock, tenure, left_at: now }, turn) {
+            parcel.release();
+            drop(turn);
+        }
+        Ok(())
+    }
+
+    fn is_lost(&self) -> bool {
+        self.tenure.held.identity().is_some_and(|identity| identity.check(&self.lock.target().path).is_err())
+    }
+
+    /// Releases the lock in the system.
+    fn give_back(self) -> Result<(), LockError> {
+        let Self { lock, turn, since, tenure } = self;
+        if !tenure.is_ours() {
+            tenure.held.abandon();
             // Another thread of the parent may have had any mutex at the fork, so nothing that takes one may run here.
             mem::forget((lock, turn));
             return Ok(());
         }
         let target = lock.target();
-        let result = held.release(target);
+        let result = tenure.held.release(target);
         turn.set_free();
         match &result {
             Ok(()) => trace::released(target, since.elapsed()),
@@ -163,5 +232,31 @@ impl Inner {
             Err(error) => trace::release_failed(target, error),
         }
         result
+    }
+}
+
+impl Tenure {
+    /// Not a forked child's copy.
+    fn is_ours(&self) -> bool {
+        self.process == std::process::id()
+    }
+}
+
+impl Parcel {
+    /// When it was left for the next task.
+    pub(crate) fn left_at(&self) -> Instant {
+        self.left_at
+    }
+
+    /// Releases the lock in the system, as nobody takes it. Its guard has been told that all is well, and it was.
+    pub(crate) fn release(self) {
+        if !self.tenure.is_ours() {
+            return self.tenure.held.abandon();
+        }
+        match self.tenure.held.release(self.lock.target()) {
+            Ok(()) => {}
+            Err(LockError::Lost { reason, .. }) => trace::lost(self.lock.target(), reason),
+            Err(error) => trace::release_failed(self.lock.target(), &error),
+        }
     }
 }

@@ -62,6 +62,7 @@ mod blocking;
 mod builder;
 mod error;
 mod guard;
+mod handover;
 mod holder;
 mod kind;
 mod lock;

@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::OwnedMutexGuard;
 
+use crate::guard::Parcel;
+use crate::handover::{Caretaker, Handover};
 use crate::kind::LockKind;
 use crate::wait::Pace;
 
@@ -33,6 +35,7 @@ pub(crate) struct Slot {
     entry: Option<(Key, &'static Registry)>,
     /// Unknown before the first try.
     pace: OnceLock<Pace>,
+    handover: Handover<Parcel>,
 }
 
 /// The turn of one task: no other task of this process tries for the lock meanwhile.
@@ -96,7 +99,13 @@ fn resolve_parent(path: &Arc<Path>) -> Arc<Path> {
 
 impl Slot {
     fn new(entry: Option<(Key, &'static Registry)>) -> Self {
-        Self { queue: Arc::default(), held_since: AtomicU64::new(0), entry, pace: OnceLock::new() }
+        Self {
+            queue: Arc::default(),
+            held_since: AtomicU64::new(0),
+            entry,
+            pace: OnceLock::new(),
+            handover: Handover::new(),
+        }
     }
 
     /// A slot that no other handle can find.
@@ -112,8 +121,23 @@ impl Slot {
 
     /// The turn, in the order of asking. Cancel safe: a task that goes away leaves the queue.
     pub(crate) async fn turn(self: &Arc<Self>) -> Turn {
+        if let Some(turn) = self.try_turn() {
+            return turn;
+        }
+        let waiting = Waiting::enter(self);
+        // Dropped before `waiting`, if our caller goes away: it must not have the turn when that looks for one.
         let place = Arc::clone(&self.queue).lock_owned().await;
+        waiting.arrive();
         Turn { slot: Arc::clone(self), _place: place }
+    }
+
+    pub(crate) fn handover(&self) -> &Handover<Parcel> {
+        &self.handover
+    }
+
+    /// Leaves a held lock to the next task and gives up the turn; see [`Handover::pass`].
+    pub(crate) fn pass(self: &Arc<Self>, parcel: Parcel, turn: Turn) -> Option<(Parcel, Turn)> {
+        self.handover.pass(parcel, turn, || Caretaker::watch(Arc::downgrade(self)), || self.try_turn())
     }
 
     /// How tries for this lock are made, once one has been.
@@ -134,6 +158,30 @@ impl Slot {
     }
 }
 
+/// A task that is queued for the turn.
+struct Waiting<'a>(Option<&'a Arc<Slot>>);
+
+impl<'a> Waiting<'a> {
+    fn enter(slot: &'a Arc<Slot>) -> Self {
+        slot.handover.enter();
+        Self(Some(slot))
+    }
+
+    fn arrive(mut self) {
+        self.0.take().inspect(|slot| slot.handover.arrive());
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let left = self.0.and_then(|slot| slot.handover.leave(|| slot.try_turn()));
+        if let Some((parcel, turn)) = left {
+            parcel.release();
+            drop(turn);
+        }
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         if let Some((key, registry)) = &self.entry {
@@ -147,6 +195,11 @@ impl Drop for Slot {
 }
 
 impl Turn {
+    /// The held lock, if another task of this process has left it.
+    pub(crate) fn take_parcel(&self) -> Option<Parcel> {
+        self.slot.handover.take()
+    }
+
     pub(crate) fn set_held(&self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let nanoseconds = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
