@@ -92,7 +92,7 @@ impl LockGuard {
     /// the guard, which releases too.
     pub async fn release(mut self) -> Result<(), LockError> {
         match self.inner.take() {
-            Some(inner) => inner.release(),
+            Some(inner) => inner.release(Listener::Caller),
             None => unreachable!("only this and drop take it, and both end the guard"),
         }
     }
@@ -168,17 +168,23 @@ impl LockGuard {
 impl Drop for LockGuard {
     fn drop(&mut self) {
         if let Some(inner) = self.inner.take() {
-            // Logged in there; there is nobody to tell.
-            let _ = inner.release();
+            let _ = inner.release(Listener::Log);
         }
     }
 }
 
+/// Who wants to know how a release went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listener {
+    Caller,
+    Log,
+}
+
 impl Inner {
-    fn release(self) -> Result<(), LockError> {
+    fn release(self, listener: Listener) -> Result<(), LockError> {
         match self.hand_over() {
             Ok(()) => Ok(()),
-            Err(inner) => inner.give_back(),
+            Err(inner) => inner.give_back(listener),
         }
     }
 
@@ -215,7 +221,7 @@ impl Inner {
     }
 
     /// Releases the lock in the system.
-    fn give_back(self) -> Result<(), LockError> {
+    fn give_back(self, listener: Listener) -> Result<(), LockError> {
         let Self { lock, turn, since, tenure } = self;
         if !tenure.is_ours() {
             tenure.held.abandon();
@@ -224,7 +230,14 @@ impl Inner {
             return Ok(());
         }
         let target = lock.target();
-        let result = tenure.held.release(target);
+        let result = match listener == Listener::Caller || trace::warnings_are_heard() {
+            true => tenure.held.release(target),
+            // The look whether it was lost would be for nobody.
+            false => {
+                drop(tenure);
+                Ok(())
+            }
+        };
         turn.set_free();
         match &result {
             Ok(()) => trace::released(target, since.elapsed()),

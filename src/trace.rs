@@ -22,6 +22,10 @@ pub(crate) fn waiting_is_heard() -> bool {
     enabled!(target: TARGET, Level::INFO)
 }
 
+pub(crate) fn warnings_are_heard() -> bool {
+    enabled!(target: TARGET, Level::WARN)
+}
+
 pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>) {
     info!(
         target: TARGET,

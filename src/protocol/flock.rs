@@ -95,7 +95,7 @@ fn open_failed(target: &Target, error: std::io::Error) -> LockError {
 fn write_record(file: &File, stat: &Stat) -> bool {
     let may_write = match stat.size {
         0 => true,
-        size if size == record::FLOCK_LEN as u64 => matches!(Record::of(file), Ok(Record::Flock(_))),
+        size if size == record::FLOCK_LEN as u64 => Record::is_flock(file),
         _ => false,
     };
     may_write && file.write_all_at(&record::flock(std::process::id()), 0).is_ok()
@@ -116,6 +116,8 @@ impl Held {
     }
 
     pub(super) fn release(mut self, path: &Path) -> Result<(), LockError> {
+        self.blank();
+        // After the write: a look before it would make the kernel give the file yet another time stamp.
         let checked = self.identity().check(path);
         let unlocked = self.unlock().map_err(|error| LockError::io(path, "unlock", error));
         checked.map_err(|reason| LockError::lost(path, reason))?;
@@ -130,10 +132,14 @@ impl Held {
     /// the close that follows is the event that waiters see.
     fn unlock(&mut self) -> std::io::Result<()> {
         self.armed = false;
-        if self.wrote {
+        self.blank();
+        sys::unlock(&self.file)
+    }
+
+    fn blank(&mut self) {
+        if std::mem::take(&mut self.wrote) {
             let _ = self.file.write_all_at(&record::FLOCK_BLANK, 0);
         }
-        sys::unlock(&self.file)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The text in a lock file: who holds it. Pure reading and writing of bytes, and the reading of an open file.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
 /// A shlock record: the PID as HoneyDanBer UUCP writes it, right-aligned in ten columns, then a tail of white space
@@ -51,6 +51,12 @@ impl Record {
         Ok(Self::parse(&bytes[..filled]))
     }
 
+    /// Whether an open file of [`FLOCK_LEN`] bytes holds the record of an flock lock.
+    pub(crate) fn is_flock(file: &File) -> bool {
+        let mut bytes = [0; FLOCK_LEN];
+        file.read_exact_at(&mut bytes, 0).is_ok() && matches!(Self::parse(&bytes), Self::Flock(_))
+    }
+
     pub(crate) fn parse(bytes: &[u8]) -> Self {
         if bytes.len() > LIMIT {
             return Self::Garbage;
@@ -98,7 +104,7 @@ pub(crate) fn flock(pid: u32) -> [u8; FLOCK_LEN] {
 
 fn with_tail<const LEN: usize>(pid: u32, tail: &[u8]) -> [u8; LEN] {
     let mut record = [0; LEN];
-    record[..10].copy_from_slice(format!("{pid:>10}").as_bytes());
+    write!(&mut record[..10], "{pid:>10}").expect("ten columns hold every PID");
     record[10..].copy_from_slice(tail);
     record
 }
