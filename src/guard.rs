@@ -11,7 +11,6 @@ use tokio::time::sleep;
 
 use crate::blocking;
 use crate::error::{LockError, LostReason};
-use crate::handover;
 use crate::lock::LockFile;
 use crate::protocol::Held;
 use crate::registry::Turn;
@@ -45,7 +44,6 @@ struct Inner {
 #[derive(Debug)]
 struct Tenure {
     held: Held,
-    since: Instant,
     /// When we last saw that the file is in its place and that we are not a forked child.
     verified: Instant,
     process: u32,
@@ -63,14 +61,15 @@ pub(crate) struct Parcel {
 const INSTANTLY: Duration = Duration::from_micros(2);
 
 impl LockGuard {
-    pub(crate) fn new(lock: LockFile, turn: Turn, held: Held, taken_over: Option<u32>) -> Self {
+    pub(crate) fn new(lock: LockFile, mut turn: Turn, held: Held, taken_over: Option<u32>) -> Self {
         match taken_over {
             Some(pid) => trace::taken_over(lock.target(), pid),
             None => trace::acquired(lock.target()),
         }
         turn.set_held();
         let now = Instant::now();
-        let tenure = Tenure { held, since: now, verified: now, process: std::process::id() };
+        turn.spell().gain(now);
+        let tenure = Tenure { held, verified: now, process: std::process::id() };
         Self { inner: Some(Inner { lock, turn, since: now, tenure: Box::new(tenure) }) }
     }
 
@@ -196,7 +195,7 @@ impl Inner {
             return Err(self);
         }
         let now = Instant::now();
-        if now - self.tenure.since >= handover::LONGEST {
+        if self.turn.spell().is_spent(now) {
             return Err(self);
         }
         if now - self.tenure.verified >= INSTANTLY {
@@ -222,7 +221,7 @@ impl Inner {
 
     /// Releases the lock in the system.
     fn give_back(self, listener: Listener) -> Result<(), LockError> {
-        let Self { lock, turn, since, tenure } = self;
+        let Self { lock, mut turn, since, tenure } = self;
         if !tenure.is_ours() {
             tenure.held.abandon();
             // Another thread of the parent may have had any mutex at the fork, so nothing that takes one may run here.
@@ -238,6 +237,7 @@ impl Inner {
                 Ok(())
             }
         };
+        turn.spell().leave(Instant::now());
         turn.set_free();
         match &result {
             Ok(()) => trace::released(target, since.elapsed()),

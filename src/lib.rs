@@ -69,6 +69,7 @@ mod lock;
 mod process;
 mod protocol;
 mod registry;
+mod spell;
 mod sys;
 mod trace;
 mod url;

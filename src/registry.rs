@@ -13,6 +13,7 @@ use tokio::sync::OwnedMutexGuard;
 use crate::guard::Parcel;
 use crate::handover::{Caretaker, Handover};
 use crate::kind::LockKind;
+use crate::spell::Spell;
 use crate::wait::Pace;
 
 /// The slots of one process; an entry goes when its last handle goes.
@@ -28,7 +29,7 @@ struct Key(LockKind, Arc<Path>);
 /// One lock in this process.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    queue: Arc<tokio::sync::Mutex<()>>,
+    queue: Arc<tokio::sync::Mutex<Spell>>,
     /// Nanoseconds since the Unix epoch when a task of this process got the lock; 0 while none holds it.
     held_since: AtomicU64,
     /// Where to strike this slot off; `None` for a lock without a name.
@@ -43,7 +44,7 @@ pub(crate) struct Slot {
 #[must_use]
 pub(crate) struct Turn {
     slot: Arc<Slot>,
-    _place: OwnedMutexGuard<()>,
+    place: OwnedMutexGuard<Spell>,
 }
 
 impl Registry {
@@ -116,7 +117,7 @@ impl Slot {
     /// The turn at once, unless another task has it or is queued for it.
     pub(crate) fn try_turn(self: &Arc<Self>) -> Option<Turn> {
         let place = Arc::clone(&self.queue).try_lock_owned().ok()?;
-        Some(Turn { slot: Arc::clone(self), _place: place })
+        Some(Turn { slot: Arc::clone(self), place })
     }
 
     /// The turn, in the order of asking. Cancel safe: a task that goes away leaves the queue.
@@ -128,7 +129,7 @@ impl Slot {
         // Dropped before `waiting`, if our caller goes away: it must not have the turn when that looks for one.
         let place = Arc::clone(&self.queue).lock_owned().await;
         waiting.arrive();
-        Turn { slot: Arc::clone(self), _place: place }
+        Turn { slot: Arc::clone(self), place }
     }
 
     pub(crate) fn handover(&self) -> &Handover<Parcel> {
@@ -195,6 +196,10 @@ impl Drop for Slot {
 }
 
 impl Turn {
+    pub(crate) fn spell(&mut self) -> &mut Spell {
+        &mut self.place
+    }
+
     /// The held lock, if another task of this process has left it.
     pub(crate) fn take_parcel(&self) -> Option<Parcel> {
         self.slot.handover.take()

@@ -10,6 +10,7 @@ use crate::guard::LockGuard;
 use crate::lock::LockFile;
 use crate::protocol::{Contended, Outcome};
 use crate::registry::Turn;
+use crate::spell;
 use crate::trace;
 
 mod backoff;
@@ -32,7 +33,6 @@ enum Sign {
     #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
     Event,
     /// Nothing that is known of: a look for safety's sake.
-    #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
     Probe,
 }
 
@@ -42,6 +42,9 @@ const SECOND_LOOKS: u32 = 5;
 /// When to look again after an event that found the lock still taken: a dying holder's files are closed, which is the
 /// event, a moment before its locks go.
 const AFTER_EVENT: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(20)];
+
+/// Whoever has lost so many races for the lock since it began to wait lets nobody go first any more.
+const RACES_WAIVED: u32 = 4;
 
 /// What came of one try.
 enum Tried {
@@ -65,17 +68,37 @@ pub(crate) async fn obtain(lock: &LockFile, mut turn: Turn) -> Result<LockGuard,
     if let Some(parcel) = turn.take_parcel() {
         return Ok(LockGuard::received(lock.clone(), turn, parcel));
     }
+    if turn.spell().is_unfair(std::time::Instant::now()) {
+        step_aside(lock, spell::PAUSE).await?;
+    }
+    let had_rivals = turn.spell().forget_rivals();
     let mut lookout = Lookout::new(lock);
     let mut report = Report::new();
     let mut last = Contended::default();
+    let mut lost_races = 0;
     loop {
         match attempt_from(lock, turn, last).await? {
             Tried::Acquired(guard) => return Ok(guard),
             Tried::Busy(back, contended) => (turn, last) = (back, contended),
         }
+        turn.spell().end(lost_races > 0);
         report.when_due(lock).await;
-        lookout.pause(&last).await;
+        if lookout.pause(&last).await == Sign::Event {
+            // Events reach processes always in the same order, so the first would win every race if nobody waived one.
+            let is_patient = (had_rivals || lost_races > 0) && lost_races <= fastrand::u32(0..RACES_WAIVED);
+            if is_patient {
+                step_aside(lock, spell::PAUSE / 2).await?;
+            }
+            lost_races += 1;
+        }
     }
+}
+
+/// Lets other processes try first.
+async fn step_aside(lock: &LockFile, pause: Duration) -> Result<(), LockError> {
+    // On the pool, because Tokio's timers count in milliseconds.
+    let aside = blocking::run(move || std::thread::sleep(pause)).await;
+    aside.map_err(|error| LockError::io(&lock.target().path, "wait for", error))
 }
 
 async fn attempt_from(lock: &LockFile, mut turn: Turn, mut last: Contended) -> Result<Tried, LockError> {
@@ -127,26 +150,27 @@ impl<'a> Lookout<'a> {
     }
 
     /// Returns when the lock may be free: watch, then try, then sleep, so that no release falls between.
-    async fn pause(&mut self, contended: &Contended) {
+    async fn pause(&mut self, contended: &Contended) -> Sign {
         let has_events = self.lock.slot().pace().is_some_and(|pace| pace != Pace::Poll);
         let file = contended.file.as_ref().filter(|_| has_events && !self.lock.target().options.poll_only);
         let Some(file) = file else {
             self.watch = None;
-            return sleep(self.backoff.next()).await;
+            sleep(self.backoff.next()).await;
+            return Sign::Probe;
         };
         match &mut self.watch {
-            Some(watch) if watch.is_on(file) => match AFTER_EVENT.get(self.looks) {
-                Some(&delay) => match timeout(delay, watch.sign()).await {
-                    Ok(Sign::Event) => self.looks = 0,
-                    Ok(Sign::Probe) => {}
-                    Err(_) => self.looks += 1,
-                },
-                None => {
-                    if watch.sign().await == Sign::Event {
-                        self.looks = 0;
-                    }
+            Some(watch) if watch.is_on(file) => {
+                let sign = match AFTER_EVENT.get(self.looks) {
+                    Some(&delay) => timeout(delay, watch.sign()).await.ok(),
+                    None => Some(watch.sign().await),
+                };
+                match sign {
+                    Some(Sign::Event) => self.looks = 0,
+                    Some(Sign::Probe) => {}
+                    None => self.looks += 1,
                 }
-            },
+                sign.unwrap_or(Sign::Probe)
+            }
             _ => {
                 self.watch = Watch::new(self.lock.kind(), file, contended.foreign);
                 match &self.watch {
@@ -154,6 +178,7 @@ impl<'a> Lookout<'a> {
                     Some(_) => self.looks = AFTER_EVENT.len(),
                     None => sleep(self.backoff.next()).await,
                 }
+                Sign::Probe
             }
         }
     }
