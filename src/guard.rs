@@ -7,17 +7,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
-
-use crate::blocking;
 use crate::error::{LockError, LostReason};
 use crate::lock::LockFile;
 use crate::protocol::Held;
 use crate::registry::Turn;
 use crate::trace;
-
-/// How often [`LockGuard::lost`] looks at the path.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+use crate::wait;
 
 /// A held lock. Dropping it releases the lock.
 ///
@@ -106,17 +101,10 @@ impl LockGuard {
     /// # Panics
     /// When polled outside a Tokio runtime with time enabled.
     pub async fn lost(&self) -> LostReason {
-        loop {
-            let inner = self.inner();
-            let Some(identity) = inner.tenure.held.identity() else {
-                return pending().await;
-            };
-            let path = inner.lock.target().path.clone();
-            match blocking::run(move || identity.check(&path)).await {
-                Ok(Err(reason)) => return reason,
-                Ok(Ok(())) => sleep(LOOK_AGAIN).await,
-                Err(_) => return pending().await,
-            }
+        let Inner { lock, tenure, .. } = self.inner();
+        match tenure.held.file() {
+            Some((file, identity)) => wait::lost(lock, file, identity).await,
+            None => pending().await,
         }
     }
 
@@ -141,6 +129,8 @@ impl LockGuard {
         let output = {
             let work = pin!(work);
             tokio::select! {
+                // The work first: when it is done at once, nobody needs to watch the file.
+                biased;
                 output = work => Some(output),
                 _ = self.lost() => None,
             }
@@ -216,7 +206,7 @@ impl Inner {
     }
 
     fn is_lost(&self) -> bool {
-        self.tenure.held.identity().is_some_and(|identity| identity.check(&self.lock.target().path).is_err())
+        self.tenure.held.file().is_some_and(|(_, identity)| identity.check(&self.lock.target().path).is_err())
     }
 
     /// Releases the lock in the system.

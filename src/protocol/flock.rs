@@ -111,6 +111,10 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
     pub(super) fn identity(&self) -> Identity {
         Identity(self.stat)
     }

@@ -148,14 +148,14 @@ impl Target {
 }
 
 impl Held {
-    /// What the path must lead to as long as the lock is ours; `None` for a lock without a file.
-    pub(crate) fn identity(&self) -> Option<Identity> {
+    /// The lock file, and what the path must lead to as long as the lock is ours; `None` for a lock without a file.
+    pub(crate) fn file(&self) -> Option<(&Arc<File>, Identity)> {
         match self {
             Self::Null => None,
             #[cfg(unix)]
-            Self::Shlock(held) => Some(held.identity()),
+            Self::Shlock(held) => Some((held.file(), held.identity())),
             #[cfg(unix)]
-            Self::Flock(held) => Some(held.identity()),
+            Self::Flock(held) => Some((held.file(), held.identity())),
         }
     }
 

@@ -337,7 +337,7 @@ impl<'a> Place<'a> {
         }
         let Private { name, file } = private;
         drop(name);
-        let held = Held { dir: Arc::clone(&self.dir), name: self.name.to_owned(), file, stat, armed: true };
+        let held = Held { dir: Arc::clone(&self.dir), name: self.name.to_owned(), file: Arc::new(file), stat, armed: true };
         if !self.names(self.name, &held.stat)? {
             return Ok(Made::Changed);
         }
@@ -471,12 +471,16 @@ impl<'a> Place<'a> {
 pub(crate) struct Held {
     dir: Arc<Dir>,
     name: OsString,
-    file: File,
+    file: Arc<File>,
     stat: Stat,
     armed: bool,
 }
 
 impl Held {
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
     pub(super) fn identity(&self) -> Identity {
         Identity(self.stat)
     }

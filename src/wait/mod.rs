@@ -1,4 +1,4 @@
-//! The one wait, for every kind: try, watch, try again, sleep until there is a sign. No thread is parked meanwhile.
+//! The one wait for a lock, for every kind: try, watch, try again, sleep until there is a sign. No thread is parked meanwhile.
 
 use std::time::Duration;
 
@@ -20,10 +20,12 @@ mod events;
 #[cfg(not(target_os = "linux"))]
 #[path = "no_events.rs"]
 mod events;
+mod loss;
 mod pace;
 
 use backoff::Backoff;
 use events::Watch;
+pub(crate) use loss::lost;
 pub(crate) use pace::Pace;
 
 /// Why a watch woke its wait.
@@ -151,9 +153,7 @@ impl<'a> Lookout<'a> {
 
     /// Returns when the lock may be free: watch, then try, then sleep, so that no release falls between.
     async fn pause(&mut self, contended: &Contended) -> Sign {
-        let has_events = self.lock.slot().pace().is_some_and(|pace| pace != Pace::Poll);
-        let file = contended.file.as_ref().filter(|_| has_events && !self.lock.target().options.poll_only);
-        let Some(file) = file else {
+        let Some(file) = contended.file.as_ref().filter(|_| has_events(self.lock)) else {
             self.watch = None;
             sleep(self.backoff.next()).await;
             return Sign::Probe;
@@ -172,7 +172,7 @@ impl<'a> Lookout<'a> {
                 sign.unwrap_or(Sign::Probe)
             }
             _ => {
-                self.watch = Watch::new(self.lock.kind(), file, contended.foreign);
+                self.watch = Watch::for_release(self.lock.kind(), file, contended.foreign);
                 match &self.watch {
                     // Look once more: it may have been released before the watch was there.
                     Some(_) => self.looks = AFTER_EVENT.len(),
@@ -182,6 +182,11 @@ impl<'a> Lookout<'a> {
             }
         }
     }
+}
+
+/// Whether changes of the lock file can be had as events.
+fn has_events(lock: &LockFile) -> bool {
+    lock.slot().pace().is_some_and(|pace| pace != Pace::Poll) && !lock.target().options.poll_only
 }
 
 /// Says who is waited for: first after a second, then at growing intervals.
