@@ -56,10 +56,17 @@ pub(crate) struct Parcel {
 const INSTANTLY: Duration = Duration::from_micros(2);
 
 impl LockGuard {
-    pub(crate) fn new(lock: LockFile, mut turn: Turn, held: Held, taken_over: Option<u32>) -> Self {
+    /// For the task that calls this; it has waited since `started`.
+    pub(crate) fn new(
+        lock: LockFile,
+        mut turn: Turn,
+        held: Held,
+        taken_over: Option<u32>,
+        started: tokio::time::Instant,
+    ) -> Self {
         match taken_over {
-            Some(pid) => trace::taken_over(lock.target(), pid),
-            None => trace::acquired(lock.target()),
+            Some(pid) => trace::taken_over(lock.target(), pid, started),
+            None => trace::acquired(lock.target(), started),
         }
         turn.set_held();
         let now = Instant::now();
@@ -69,8 +76,8 @@ impl LockGuard {
     }
 
     /// Takes over what another task of this process has left.
-    pub(crate) fn received(lock: LockFile, turn: Turn, parcel: Parcel) -> Self {
-        trace::acquired(lock.target());
+    pub(crate) fn received(lock: LockFile, turn: Turn, parcel: Parcel, started: tokio::time::Instant) -> Self {
+        trace::acquired(lock.target(), started);
         turn.set_held();
         Self { inner: Some(Inner { lock, turn, since: Instant::now(), tenure: parcel.tenure }) }
     }

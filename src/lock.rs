@@ -141,12 +141,7 @@ impl LockFile {
     #[doc(alias = "acquire")]
     #[doc(alias = "lock")]
     pub async fn obtain(&self) -> Result<LockGuard, LockError> {
-        async {
-            let turn = self.slot.turn().await;
-            wait::obtain(self, turn).await
-        }
-        .instrument(trace::obtain_span(&self.target))
-        .await
+        wait::obtain(self).instrument(trace::obtain_span(&self.target)).await
     }
 
     /// Waits for the lock for `limit` at most. A zero limit tries once; [`Duration::MAX`] waits for ever.
@@ -172,6 +167,31 @@ impl LockFile {
             Some(guard) => Ok(guard),
             None => Err(self.timed_out(limit).await),
         }
+    }
+
+    /// [`attempt`](Self::attempt) without a runtime, as in `main` before it starts.
+    ///
+    /// The guard may be dropped anywhere; inside a runtime it is as good as any other.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// Inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
+    pub fn blocking_attempt(&self) -> Result<Option<LockGuard>, LockError> {
+        blocking::outside_runtime(self.attempt()).map_err(|error| LockError::io(&self.target.path, "try for", error))?
+    }
+
+    /// [`obtain`](Self::obtain) without a runtime, as in `main` before it starts. Tasks and threads that wait for the
+    /// same lock are in one queue.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// Inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
+    pub fn blocking_obtain(&self) -> Result<LockGuard, LockError> {
+        blocking::outside_runtime(self.obtain()).map_err(|error| LockError::io(&self.target.path, "wait for", error))?
     }
 
     async fn timed_out(&self, limit: Duration) -> LockError {

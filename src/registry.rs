@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::OwnedMutexGuard;
@@ -14,6 +14,7 @@ use crate::guard::Parcel;
 use crate::handover::{Caretaker, Handover};
 use crate::kind::LockKind;
 use crate::spell::Spell;
+use crate::trace;
 use crate::wait::Pace;
 
 /// The slots of one process; an entry goes when its last handle goes.
@@ -32,6 +33,8 @@ pub(crate) struct Slot {
     queue: Arc<tokio::sync::Mutex<Spell>>,
     /// Nanoseconds since the Unix epoch when a task of this process got the lock; 0 while none holds it.
     held_since: AtomicU64,
+    /// The task that got it; not kept if no warning would be heard.
+    held_by: Mutex<Option<Worker>>,
     /// Where to strike this slot off; `None` for a lock without a name.
     entry: Option<(Key, &'static Registry)>,
     /// Unknown before the first try.
@@ -103,6 +106,7 @@ impl Slot {
         Self {
             queue: Arc::default(),
             held_since: AtomicU64::new(0),
+            held_by: Mutex::default(),
             entry,
             pace: OnceLock::new(),
             handover: Handover::new(),
@@ -150,11 +154,36 @@ impl Slot {
         self.pace.get_or_init(find);
     }
 
+    /// Whether `worker` got the lock that this process holds.
+    pub(crate) fn is_held_by(&self, worker: Worker) -> bool {
+        self.held_since().is_some() && *self.held_by() == Some(worker)
+    }
+
+    fn held_by(&self) -> MutexGuard<'_, Option<Worker>> {
+        self.held_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// When a task of this process got the lock it holds.
     pub(crate) fn held_since(&self) -> Option<SystemTime> {
         match self.held_since.load(Ordering::Acquire) {
             0 => None,
             nanoseconds => Some(SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds)),
+        }
+    }
+}
+
+/// Who can wait for himself: a task, or a thread that blocks on a future.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Worker {
+    Task(tokio::task::Id),
+    Thread(std::thread::ThreadId),
+}
+
+impl Worker {
+    pub(crate) fn current() -> Self {
+        match tokio::task::try_id() {
+            Some(id) => Self::Task(id),
+            None => Self::Thread(std::thread::current().id()),
         }
     }
 }
@@ -208,6 +237,9 @@ impl Turn {
     pub(crate) fn set_held(&self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let nanoseconds = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        if trace::warnings_are_heard() {
+            *self.slot.held_by() = Some(Worker::current());
+        }
         self.slot.held_since.store(nanoseconds.max(1), Ordering::Release);
     }
 

@@ -337,7 +337,8 @@ impl<'a> Place<'a> {
         }
         let Private { name, file } = private;
         drop(name);
-        let held = Held { dir: Arc::clone(&self.dir), name: self.name.to_owned(), file: Arc::new(file), stat, armed: true };
+        let held =
+            Held { dir: Arc::clone(&self.dir), name: self.name.to_owned(), file: Arc::new(file), stat, armed: true };
         if !self.names(self.name, &held.stat)? {
             return Ok(Made::Changed);
         }

@@ -11,7 +11,6 @@ use crate::lock::LockFile;
 use crate::protocol::{Contended, Outcome};
 use crate::registry::Turn;
 use crate::spell;
-use crate::trace;
 
 mod backoff;
 #[cfg(target_os = "linux")]
@@ -22,11 +21,13 @@ mod events;
 mod events;
 mod loss;
 mod pace;
+mod report;
 
 use backoff::Backoff;
 use events::Watch;
 pub(crate) use loss::lost;
 pub(crate) use pace::Pace;
+use report::Report;
 
 /// Why a watch woke its wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,30 +57,32 @@ enum Tried {
 
 /// Tries once.
 pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGuard>, LockError> {
+    let started = Instant::now();
     if let Some(parcel) = turn.take_parcel() {
-        return Ok(Some(LockGuard::received(lock.clone(), turn, parcel)));
+        return Ok(Some(LockGuard::received(lock.clone(), turn, parcel, started)));
     }
-    Ok(match attempt_from(lock, turn, Contended::default()).await? {
+    Ok(match attempt_from(lock, turn, Contended::default(), started).await? {
         Tried::Acquired(guard) => Some(guard),
         Tried::Busy(..) => None,
     })
 }
 
-/// Tries until it is ours.
-pub(crate) async fn obtain(lock: &LockFile, mut turn: Turn) -> Result<LockGuard, LockError> {
+/// Queues behind the other tasks of this process, then tries until it is ours.
+pub(crate) async fn obtain(lock: &LockFile) -> Result<LockGuard, LockError> {
+    let mut report = Report::new();
+    let mut turn = report.during(lock, lock.slot().turn()).await;
     if let Some(parcel) = turn.take_parcel() {
-        return Ok(LockGuard::received(lock.clone(), turn, parcel));
+        return Ok(LockGuard::received(lock.clone(), turn, parcel, report.started()));
     }
     if turn.spell().is_unfair(std::time::Instant::now()) {
         step_aside(lock, spell::PAUSE).await?;
     }
     let had_rivals = turn.spell().forget_rivals();
     let mut lookout = Lookout::new(lock);
-    let mut report = Report::new();
     let mut last = Contended::default();
     let mut lost_races = 0;
     loop {
-        match attempt_from(lock, turn, last).await? {
+        match attempt_from(lock, turn, last, report.started()).await? {
             Tried::Acquired(guard) => return Ok(guard),
             Tried::Busy(back, contended) => (turn, last) = (back, contended),
         }
@@ -103,13 +106,19 @@ async fn step_aside(lock: &LockFile, pause: Duration) -> Result<(), LockError> {
     aside.map_err(|error| LockError::io(&lock.target().path, "wait for", error))
 }
 
-async fn attempt_from(lock: &LockFile, mut turn: Turn, mut last: Contended) -> Result<Tried, LockError> {
+/// One try, on from what the `last` one found. The wait for the lock began at `started`.
+async fn attempt_from(
+    lock: &LockFile,
+    mut turn: Turn,
+    mut last: Contended,
+    started: Instant,
+) -> Result<Tried, LockError> {
     for look in 0.. {
         let outcome;
         (turn, outcome) = try_once(lock, turn, last).await?;
         match outcome {
             Outcome::Acquired { held, taken_over } => {
-                return Ok(Tried::Acquired(LockGuard::new(lock.clone(), turn, held, taken_over)));
+                return Ok(Tried::Acquired(LockGuard::new(lock.clone(), turn, held, taken_over, started)));
             }
             Outcome::Unclear(contended) if look < SECOND_LOOKS => last = contended,
             Outcome::Unclear(contended) | Outcome::Busy(contended) => return Ok(Tried::Busy(turn, contended)),
@@ -187,30 +196,4 @@ impl<'a> Lookout<'a> {
 /// Whether changes of the lock file can be had as events.
 fn has_events(lock: &LockFile) -> bool {
     lock.slot().pace().is_some_and(|pace| pace != Pace::Poll) && !lock.target().options.poll_only
-}
-
-/// Says who is waited for: first after a second, then at growing intervals.
-struct Report {
-    started: Instant,
-    interval: Duration,
-    due: Instant,
-}
-
-impl Report {
-    fn new() -> Self {
-        let started = Instant::now();
-        let interval = Duration::from_secs(1);
-        Self { started, interval, due: started + interval }
-    }
-
-    async fn when_due(&mut self, lock: &LockFile) {
-        let now = Instant::now();
-        if now < self.due || !trace::waiting_is_heard() {
-            return;
-        }
-        self.interval = (self.interval * 2).min(Duration::from_secs(600));
-        self.due = now + self.interval;
-        let holder = lock.holder().await.ok().flatten();
-        trace::waiting(lock.target(), now - self.started, holder.as_ref());
-    }
 }

@@ -249,3 +249,32 @@ fn types_are_what_services_need() {
     sends(lock.obtain_timeout(Duration::ZERO));
     sends(lock.holder());
 }
+
+#[test]
+fn threads_without_a_runtime() {
+    let dir = tempfile::tempdir().unwrap();
+    for url in ["shlockfile", "flockfile", "nulllockfile"]
+        .map(|scheme| format!("{scheme}:{}", dir.path().join(scheme).display()))
+    {
+        let lock = LockFile::open(&url).unwrap();
+        let guard = lock.blocking_attempt().unwrap().unwrap();
+        assert!(lock.blocking_attempt().unwrap().is_none());
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let lock = lock.clone();
+                std::thread::spawn(move || drop(lock.blocking_obtain().unwrap()))
+            })
+            .collect();
+        drop(guard);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(!lock.locked());
+    }
+}
+
+#[tokio::test]
+#[should_panic(expected = "from within a runtime")]
+async fn blocking_inside_a_runtime_panics() {
+    let _ = LockFile::null().blocking_attempt();
+}

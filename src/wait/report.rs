@@ -1,0 +1,77 @@
+//! What a wait says of itself: that it goes on, and who is waited for.
+
+use std::future::Future;
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::lock::LockFile;
+use crate::registry::Worker;
+use crate::trace;
+
+/// After how long a wait speaks up. Then the intervals double.
+const FIRST: Duration = Duration::from_secs(1);
+
+/// The longest interval.
+const LAST: Duration = Duration::from_secs(600);
+
+pub(super) struct Report {
+    started: Instant,
+    interval: Duration,
+    /// Time since the start.
+    due: Duration,
+    /// The task that waits; `None` if nobody listens.
+    worker: Option<Worker>,
+}
+
+impl Report {
+    pub(super) fn new() -> Self {
+        let worker = trace::warnings_are_heard().then(Worker::current);
+        Self { started: Instant::now(), interval: FIRST, due: FIRST, worker }
+    }
+
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Awaits `future`, which is part of the wait, and speaks up meanwhile.
+    pub(super) async fn during<T>(&mut self, lock: &LockFile, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut future => return done,
+                () = self.pause(), if self.worker.is_some() => {}
+            }
+            tokio::select! {
+                biased;
+                done = &mut future => return done,
+                () = self.speak(lock) => {}
+            }
+        }
+    }
+
+    /// Speaks up if it is time.
+    pub(super) async fn when_due(&mut self, lock: &LockFile) {
+        if self.worker.is_some() && self.started.elapsed() >= self.due {
+            self.speak(lock).await;
+        }
+    }
+
+    async fn pause(&self) {
+        sleep(self.due.saturating_sub(self.started.elapsed())).await;
+    }
+
+    async fn speak(&mut self, lock: &LockFile) {
+        let waited = self.started.elapsed();
+        self.interval = (self.interval * 2).min(LAST);
+        self.due = waited + self.interval;
+        if self.worker.is_some_and(|worker| lock.slot().is_held_by(worker)) {
+            trace::waiting_for_itself(lock.target(), waited);
+        } else if trace::waiting_is_heard() {
+            let holder = lock.holder().await.ok().flatten();
+            trace::waiting(lock.target(), waited, holder.as_ref());
+        }
+    }
+}
