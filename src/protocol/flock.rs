@@ -38,9 +38,11 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
             continue;
         }
         if locked {
-            let wrote = write_record(&file, &stat);
+            let found = find_record(&file, &stat);
+            let wrote = found.is_some() && file.write_all_at(&record::flock(std::process::id()), 0).is_ok();
             let held = Held { file, stat, wrote, armed: true };
-            return Ok(Outcome::Acquired { held: super::Held::Flock(held), taken_over: None });
+            // Who releases blanks his record, if he lives to do so.
+            return Ok(Outcome::Acquired { held: super::Held::Flock(held), taken_over: found.flatten() });
         }
         // A holder's lock is exclusive. If a shared one can be had, a question is in the way, or a foreign shared lock,
         // which will still be there at the next look.
@@ -91,14 +93,16 @@ fn open_failed(target: &Target, error: std::io::Error) -> LockError {
     }
 }
 
-/// Writes our record where that harms nothing; says whether it did. The lock does not depend on it.
-fn write_record(file: &File, stat: &Stat) -> bool {
-    let may_write = match stat.size {
-        0 => true,
-        size if size == record::FLOCK_LEN as u64 => Record::is_flock(file),
-        _ => false,
-    };
-    may_write && file.write_all_at(&record::flock(std::process::id()), 0).is_ok()
+/// The PID in the record, if there is one; `None` where a record would harm other content.
+fn find_record(file: &File, stat: &Stat) -> Option<Option<u32>> {
+    match stat.size {
+        0 => Some(None),
+        size if size == record::FLOCK_LEN as u64 => match Record::of_flock(file) {
+            Ok(Record::Flock(pid)) => Some(pid),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// The lock, held.

@@ -51,10 +51,11 @@ impl Record {
         Ok(Self::parse(&bytes[..filled]))
     }
 
-    /// Whether an open file of [`FLOCK_LEN`] bytes holds the record of an flock lock.
-    pub(crate) fn is_flock(file: &File) -> bool {
+    /// Of an open file of [`FLOCK_LEN`] bytes that may hold the record of an flock lock: with one call.
+    pub(crate) fn of_flock(file: &File) -> io::Result<Self> {
         let mut bytes = [0; FLOCK_LEN];
-        file.read_exact_at(&mut bytes, 0).is_ok() && matches!(Self::parse(&bytes), Self::Flock(_))
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(Self::parse(&bytes))
     }
 
     pub(crate) fn parse(bytes: &[u8]) -> Self {

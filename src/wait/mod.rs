@@ -87,8 +87,7 @@ pub(crate) async fn obtain(lock: &LockFile) -> Result<LockGuard, LockError> {
             Tried::Busy(back, contended) => (turn, last) = (back, contended),
         }
         turn.spell().end(lost_races > 0);
-        report.when_due(lock).await;
-        if lookout.pause(&last).await == Sign::Event {
+        if report.during(lock, lookout.pause(&last)).await == Sign::Event {
             // Events reach processes always in the same order, so the first would win every race if nobody waived one.
             let is_patient = (had_rivals || lost_races > 0) && lost_races <= fastrand::u32(0..RACES_WAIVED);
             if is_patient {

@@ -52,26 +52,19 @@ impl Report {
         }
     }
 
-    /// Speaks up if it is time.
-    pub(super) async fn when_due(&mut self, lock: &LockFile) {
-        if self.worker.is_some() && self.started.elapsed() >= self.due {
-            self.speak(lock).await;
-        }
-    }
-
     async fn pause(&self) {
         sleep(self.due.saturating_sub(self.started.elapsed())).await;
     }
 
+    /// Cancel safe: what was not said stays due.
     async fn speak(&mut self, lock: &LockFile) {
-        let waited = self.started.elapsed();
-        self.interval = (self.interval * 2).min(LAST);
-        self.due = waited + self.interval;
         if self.worker.is_some_and(|worker| lock.slot().is_held_by(worker)) {
-            trace::waiting_for_itself(lock.target(), waited);
+            trace::waiting_for_itself(lock.target(), self.started.elapsed());
         } else if trace::waiting_is_heard() {
             let holder = lock.holder().await.ok().flatten();
-            trace::waiting(lock.target(), waited, holder.as_ref());
+            trace::waiting(lock.target(), self.started.elapsed(), holder.as_ref());
         }
+        self.interval = (self.interval * 2).min(LAST);
+        self.due = self.started.elapsed() + self.interval;
     }
 }
