@@ -32,7 +32,7 @@ struct Inner {
     lock: LockFile,
     turn: Turn,
     since: Instant,
-    tenure: Box<Tenure>,
+    tenure: Tenure,
 }
 
 /// The lock as the process holds it, for one task after another.
@@ -48,7 +48,7 @@ struct Tenure {
 #[derive(Debug)]
 pub(crate) struct Parcel {
     lock: LockFile,
-    tenure: Box<Tenure>,
+    tenure: Tenure,
     left_at: Instant,
 }
 
@@ -72,7 +72,7 @@ impl LockGuard {
         let now = Instant::now();
         turn.spell().gain(now);
         let tenure = Tenure { held, verified: now, process: std::process::id() };
-        Self { inner: Some(Inner { lock, turn, since: now, tenure: Box::new(tenure) }) }
+        Self { inner: Some(Inner { lock, turn, since: now, tenure }) }
     }
 
     /// Takes over what another task of this process has left.

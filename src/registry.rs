@@ -37,7 +37,7 @@ pub(crate) struct Slot {
     held_by: Mutex<Option<Worker>>,
     /// Where to strike this slot off; `None` for a lock without a name.
     entry: Option<(Key, &'static Registry)>,
-    /// Unknown before the first try.
+    /// Unknown while the directory is not there.
     pace: OnceLock<Pace>,
     handover: Handover<Parcel>,
 }
@@ -145,13 +145,14 @@ impl Slot {
         self.handover.pass(parcel, turn, || Caretaker::watch(Arc::downgrade(self)), || self.try_turn())
     }
 
-    /// How tries for this lock are made, once one has been.
+    /// How tries for this lock are made, once that is known.
     pub(crate) fn pace(&self) -> Option<Pace> {
         self.pace.get().copied()
     }
 
-    pub(crate) fn set_pace(&self, find: impl FnOnce() -> Pace) {
-        self.pace.get_or_init(find);
+    pub(crate) fn set_pace(&self, pace: Pace) {
+        // The first to know says it.
+        let _ = self.pace.set(pace);
     }
 
     /// Whether `worker` got the lock that this process holds.

@@ -42,7 +42,7 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
             let wrote = found.is_some() && file.write_all_at(&record::flock(std::process::id()), 0).is_ok();
             let held = Held { file, stat, wrote, armed: true };
             // Who releases blanks his record, if he lives to do so.
-            return Ok(Outcome::Acquired { held: super::Held::Flock(held), taken_over: found.flatten() });
+            return Ok(Outcome::Acquired { held: super::Held::Flock(Box::new(held)), taken_over: found.flatten() });
         }
         // A holder's lock is exclusive. If a shared one can be had, a question is in the way, or a foreign shared lock,
         // which will still be there at the next look.

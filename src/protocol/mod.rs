@@ -65,9 +65,9 @@ impl Contended {
 pub(crate) enum Held {
     Null,
     #[cfg(unix)]
-    Shlock(shlock::Held),
+    Shlock(Box<shlock::Held>),
     #[cfg(unix)]
-    Flock(flock::Held),
+    Flock(Box<flock::Held>),
 }
 
 impl Target {

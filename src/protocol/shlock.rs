@@ -47,7 +47,7 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
         }
         match place.acquire()? {
             Made::Held(held) => {
-                return Ok(Outcome::Acquired { held: super::Held::Shlock(held), taken_over });
+                return Ok(Outcome::Acquired { held: super::Held::Shlock(Box::new(held)), taken_over });
             }
             Made::Changed => {}
             Made::Unclear => return Ok(Outcome::Unclear(Contended::default())),

@@ -101,14 +101,19 @@ impl Watch {
     pub(crate) async fn sign(&mut self) -> Sign {
         match &self.process {
             None => self.signal.notify.notified().await,
-            Some(process) => tokio::select! {
-                () = self.signal.notify.notified() => {}
-                _ = process.readable() => {
+            Some(process) => {
+                let ended = Box::pin(async {
+                    tokio::select! {
+                        () = self.signal.notify.notified() => false,
+                        _ = process.readable() => true,
+                    }
+                });
+                if ended.await {
                     // It stays readable for ever.
                     self.process = None;
                     return Sign::Event;
                 }
-            },
+            }
         }
         match self.signal.is_event.swap(false, Ordering::AcqRel) {
             true => Sign::Event,

@@ -1,5 +1,6 @@
 //! The one wait for a lock, for every kind: try, watch, try again, sleep until there is a sign. No thread is parked meanwhile.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -70,12 +71,12 @@ pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGu
 /// Queues behind the other tasks of this process, then tries until it is ours.
 pub(crate) async fn obtain(lock: &LockFile) -> Result<LockGuard, LockError> {
     let mut report = Report::new();
-    let mut turn = report.during(lock, lock.slot().turn()).await;
+    let mut turn = report.during(lock, pin!(lock.slot().turn())).await;
     if let Some(parcel) = turn.take_parcel() {
         return Ok(LockGuard::received(lock.clone(), turn, parcel, report.started()));
     }
     if turn.spell().is_unfair(std::time::Instant::now()) {
-        step_aside(lock, spell::PAUSE).await?;
+        Box::pin(step_aside(lock, spell::PAUSE)).await?;
     }
     let had_rivals = turn.spell().forget_rivals();
     let mut lookout = Lookout::new(lock);
@@ -87,11 +88,11 @@ pub(crate) async fn obtain(lock: &LockFile) -> Result<LockGuard, LockError> {
             Tried::Busy(back, contended) => (turn, last) = (back, contended),
         }
         turn.spell().end(lost_races > 0);
-        if report.during(lock, lookout.pause(&last)).await == Sign::Event {
+        if report.during(lock, pin!(lookout.pause(&last))).await == Sign::Event {
             // Events reach processes always in the same order, so the first would win every race if nobody waived one.
             let is_patient = (had_rivals || lost_races > 0) && lost_races <= fastrand::u32(0..RACES_WAIVED);
             if is_patient {
-                step_aside(lock, spell::PAUSE / 2).await?;
+                Box::pin(step_aside(lock, spell::PAUSE / 2)).await?;
             }
             lost_races += 1;
         }
@@ -122,7 +123,7 @@ async fn attempt_from(
             Outcome::Unclear(contended) if look < SECOND_LOOKS => last = contended,
             Outcome::Unclear(contended) | Outcome::Busy(contended) => return Ok(Tried::Busy(turn, contended)),
         }
-        sleep(Duration::from_micros(fastrand::u64(1_000..2_000))).await;
+        Box::pin(sleep(Duration::from_micros(fastrand::u64(1_000..2_000)))).await;
     }
     unreachable!("the last look returns")
 }
@@ -131,14 +132,18 @@ async fn attempt_from(
 async fn try_once(lock: &LockFile, turn: Turn, last: Contended) -> Result<(Turn, Outcome), LockError> {
     let target = lock.target();
     match lock.slot().pace() {
-        Some(Pace::Inline) => return Ok((turn, target.attempt(last)?)),
-        Some(Pace::LookInline) if target.is_still_held(&last) => return Ok((turn, Outcome::Busy(last))),
-        _ => {}
+        Some(Pace::Inline) => Ok((turn, target.attempt(last)?)),
+        Some(Pace::LookInline) if target.is_still_held(&last) => Ok((turn, Outcome::Busy(last))),
+        _ => Box::pin(try_on_pool(lock, turn, last)).await,
     }
-    let (lock, path) = (lock.clone(), &target.path);
+}
+
+async fn try_on_pool(lock: &LockFile, turn: Turn, last: Contended) -> Result<(Turn, Outcome), LockError> {
+    let path = &lock.target().path;
+    let lock = lock.clone();
     // The turn goes along: if our caller goes away, no other task tries before this try has ended.
     let tried = blocking::run(move || {
-        lock.slot().set_pace(|| Pace::of(lock.target()));
+        lock.find_pace();
         (turn, lock.target().attempt(last))
     });
     let (turn, outcome) = tried.await.map_err(|error| LockError::io(path, "try for", error))?;
@@ -146,6 +151,9 @@ async fn try_once(lock: &LockFile, turn: Turn, last: Contended) -> Result<(Turn,
 }
 
 /// What a wait does between two tries.
+///
+/// Ten thousand waits are to cost little, so what a wait seldom needs is boxed: a future is as large as the largest of
+/// its states.
 struct Lookout<'a> {
     lock: &'a LockFile,
     watch: Option<Watch>,
@@ -163,13 +171,13 @@ impl<'a> Lookout<'a> {
     async fn pause(&mut self, contended: &Contended) -> Sign {
         let Some(file) = contended.file.as_ref().filter(|_| has_events(self.lock)) else {
             self.watch = None;
-            sleep(self.backoff.next()).await;
+            Box::pin(sleep(self.backoff.next())).await;
             return Sign::Probe;
         };
         match &mut self.watch {
             Some(watch) if watch.is_on(file) => {
                 let sign = match AFTER_EVENT.get(self.looks) {
-                    Some(&delay) => timeout(delay, watch.sign()).await.ok(),
+                    Some(&delay) => Box::pin(timeout(delay, watch.sign())).await.ok(),
                     None => Some(watch.sign().await),
                 };
                 match sign {
@@ -184,7 +192,7 @@ impl<'a> Lookout<'a> {
                 match &self.watch {
                     // Look once more: it may have been released before the watch was there.
                     Some(_) => self.looks = AFTER_EVENT.len(),
-                    None => sleep(self.backoff.next()).await,
+                    None => Box::pin(sleep(self.backoff.next())).await,
                 }
                 Sign::Probe
             }

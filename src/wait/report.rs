@@ -1,7 +1,7 @@
 //! What a wait says of itself: that it goes on, and who is waited for.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -36,28 +36,22 @@ impl Report {
     }
 
     /// Awaits `future`, which is part of the wait, and speaks up meanwhile.
-    pub(super) async fn during<T>(&mut self, lock: &LockFile, future: impl Future<Output = T>) -> T {
-        let mut future = pin!(future);
+    pub(super) async fn during<F: Future>(&mut self, lock: &LockFile, mut future: Pin<&mut F>) -> F::Output {
+        if self.worker.is_none() {
+            return future.await;
+        }
         loop {
             tokio::select! {
                 biased;
                 done = &mut future => return done,
-                () = self.pause(), if self.worker.is_some() => {}
-            }
-            tokio::select! {
-                biased;
-                done = &mut future => return done,
-                () = self.speak(lock) => {}
+                () = Box::pin(self.speak_when_due(lock)) => {}
             }
         }
     }
 
-    async fn pause(&self) {
-        sleep(self.due.saturating_sub(self.started.elapsed())).await;
-    }
-
     /// Cancel safe: what was not said stays due.
-    async fn speak(&mut self, lock: &LockFile) {
+    async fn speak_when_due(&mut self, lock: &LockFile) {
+        sleep(self.due.saturating_sub(self.started.elapsed())).await;
         if self.worker.is_some_and(|worker| lock.slot().is_held_by(worker)) {
             trace::waiting_for_itself(lock.target(), self.started.elapsed());
         } else if trace::waiting_is_heard() {
