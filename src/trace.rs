@@ -76,6 +76,10 @@ pub(crate) fn lost(target: &Target, reason: LostReason) {
     warn!(target: TARGET, path = %target.path.display(), reason = %reason, "lost the lock while it was held");
 }
 
+pub(crate) fn work_failed(target: &Target, error: &dyn std::fmt::Display) {
+    warn!(target: TARGET, path = %target.path.display(), %error, "the work under the lock failed; standing by again");
+}
+
 pub(crate) fn release_failed(target: &Target, error: &LockError) {
     let cause = error.io_error().map(ToString::to_string).unwrap_or_default();
     warn!(target: TARGET, path = %target.path.display(), error = %error, cause, "the lock could not be released properly");

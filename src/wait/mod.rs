@@ -24,7 +24,7 @@ mod loss;
 mod pace;
 mod report;
 
-use backoff::Backoff;
+pub(crate) use backoff::Backoff;
 use events::Watch;
 pub(crate) use loss::lost;
 pub(crate) use pace::Pace;

@@ -6,6 +6,7 @@ mod behaviour;
 mod logging;
 mod processes;
 mod shlock;
+mod singleton;
 mod support;
 #[cfg(target_os = "linux")]
 mod waiting;
