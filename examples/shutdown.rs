@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_lockfile::LockFile;
 
 #[tokio::main]
@@ -16,12 +15,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let guard = LockFile::new(&path)?.obtain().await?;
     println!("holding {} for three seconds; press Ctrl-C to stop early", path.display());
 
-    let mut terminate = signal(SignalKind::terminate())?;
     let stopped_by = guard
         .run(async {
             tokio::select! {
                 _ = tokio::signal::ctrl_c() => "Ctrl-C",
-                _ = terminate.recv() => "SIGTERM",
+                () = terminated() => "SIGTERM",
                 () = work() => "the end of the work",
             }
         })
@@ -35,4 +33,15 @@ async fn work() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         println!("working, second {second}");
     }
+}
+
+#[cfg(unix)]
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    signal(SignalKind::terminate()).expect("SIGTERM can be handled").recv().await;
+}
+
+#[cfg(not(unix))]
+async fn terminated() {
+    std::future::pending().await
 }

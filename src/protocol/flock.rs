@@ -1,11 +1,10 @@
-//! flock(2) on a file that stays, as flock(1) and PEAK's `FLockFile` use it.
+//! A lock on a file that stays: flock(2), as flock(1) and PEAK's `FLockFile` use it, and on Windows `LockFileEx`.
 //!
 //! The record in the file is news, not proof. It is written only into a file that is empty or already holds such a
 //! record, never truncated: locking a data file is a legitimate use. The file stays at release, because unlinking it
 //! would split the lock between those who wait on the old inode and those who come to the new one.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -28,7 +27,7 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
             Some(file) => file,
             None => Arc::new(open(target)?),
         };
-        let locked = sys::try_lock_exclusive(&file).map_err(|error| super::lock_failed(target, &*file, error))?;
+        let locked = sys::try_lock_exclusive(&file).map_err(|error| super::lock_failed(target, error))?;
         let stat = sys::stat(&file).map_err(|error| LockError::io(&target.path, "look at lock file", error))?;
         if let Some(what) = stat.irregular() {
             return Err(LockError::not_a_lock_file(&target.path, format!("it is {what}")));
@@ -39,14 +38,14 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
         }
         if locked {
             let found = find_record(&file, &stat);
-            let wrote = found.is_some() && file.write_all_at(&record::flock(std::process::id()), 0).is_ok();
+            let wrote = found.is_some() && record::write(&file, &record::flock(std::process::id())).is_ok();
             let held = Held { file, stat, wrote, armed: true };
             // Who releases blanks his record, if he lives to do so.
             return Ok(Outcome::Acquired { held: super::Held::Flock(Box::new(held)), taken_over: found.flatten() });
         }
         // A holder's lock is exclusive. If a shared one can be had, a question is in the way, or a foreign shared lock,
         // which will still be there at the next look.
-        if !super::is_locked(&file).map_err(|error| super::lock_failed(target, &file, error))? {
+        if !super::is_locked(&file).map_err(|error| super::lock_failed(target, error))? {
             return Ok(Outcome::Unclear(Contended::by_lock(file)));
         }
         return Ok(Outcome::Busy(Contended::by_lock(file)));
@@ -56,12 +55,8 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
 
 /// Who holds the lock: the writer of the record while somebody has the file locked.
 pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
-    let dir = sys::Dir::open(target.parent_and_name().0)
-        .map_err(|error| LockError::io(&target.path, "open the directory of lock file", error))?;
-    let file = match dir.open_file(target.parent_and_name().1) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(open_failed(target, error)),
+    let Some(file) = sys::open_existing(&target.path).map_err(|error| open_failed(target, error))? else {
+        return Ok(None);
     };
     let failed = |error| LockError::io(&target.path, "look at lock file", error);
     let stat = sys::stat(&file).map_err(failed)?;
@@ -74,7 +69,7 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
         Record::Flock(pid) => pid,
         _ => None,
     };
-    let held = known.is_some() || super::is_locked(&file).map_err(|error| super::lock_failed(target, &file, error))?;
+    let held = known.is_some() || super::is_locked(&file).map_err(|error| super::lock_failed(target, error))?;
     if !held {
         return Ok(None);
     }
@@ -146,7 +141,7 @@ impl Held {
 
     fn blank(&mut self) {
         if std::mem::take(&mut self.wrote) {
-            let _ = self.file.write_all_at(&record::FLOCK_BLANK, 0);
+            let _ = record::write(&self.file, &record::FLOCK_BLANK);
         }
     }
 }

@@ -452,7 +452,7 @@ impl<'a> Place<'a> {
     }
 
     fn lock_failed(&self, error: io::Error) -> LockError {
-        super::lock_failed(self.target, &self.dir, error)
+        super::lock_failed(self.target, error)
     }
 
     fn link_failed(&self, action: &'static str, error: io::Error) -> LockError {
@@ -460,7 +460,7 @@ impl<'a> Place<'a> {
             return LockError::unsupported(
                 &self.target.path,
                 self.target.kind,
-                format!("{} has no hard links for us ({error}); use the flock kind", super::place_name(&self.dir)),
+                format!("{} has no hard links for us ({error}); use the flock kind", super::place_name(self.target)),
             );
         }
         self.failed(action, error)

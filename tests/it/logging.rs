@@ -153,6 +153,7 @@ async fn a_takeover_is_a_warning() {
     .await;
 }
 
+#[cfg(unix)]
 #[tokio::test]
 async fn a_lost_lock_is_a_warning_also_at_a_drop() {
     if !in_own_process("logging::a_lost_lock_is_a_warning_also_at_a_drop") {

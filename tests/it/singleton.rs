@@ -71,6 +71,7 @@ async fn failed_work_that_is_not_restarted_ends_it() {
     assert!(!lock.locked());
 }
 
+#[cfg(unix)]
 #[tokio::test]
 async fn a_lost_lock_stops_the_work_and_it_stands_by_again() {
     each_file_kind(|kind, path| async move {

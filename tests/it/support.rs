@@ -15,14 +15,19 @@ pub(crate) const HANG: Duration = Duration::from_secs(20);
 /// One kind of lock: makes a handle on `path`, anew at each call.
 pub(crate) type Kind = fn(&Path) -> LockFile;
 
+/// The kinds of this platform that are tied to a file.
+#[cfg(unix)]
+pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::shlock(path).unwrap(), |path| LockFile::flock(path).unwrap()];
+#[cfg(windows)]
+pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::winflock(path).unwrap()];
+
 /// Runs one behaviour over every kind that is tied to a file.
 pub(crate) async fn each_file_kind<F: Future<Output = ()>>(behaviour: impl Fn(Kind, PathBuf) -> F) {
-    let kinds: [Kind; 2] = [|path| LockFile::shlock(path).unwrap(), |path| LockFile::flock(path).unwrap()];
-    for kind in kinds {
+    for kind in FILE_KINDS {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("x.lock");
         println!("kind {:?}", kind(&path).kind());
-        tokio::time::timeout(HANG, behaviour(kind, path)).await.expect("hangs");
+        tokio::time::timeout(HANG, behaviour(*kind, path)).await.expect("hangs");
     }
 }
 
@@ -32,7 +37,8 @@ pub(crate) async fn each_kind<F: Future<Output = ()>>(behaviour: impl Fn(LockFil
     let null = LockFile::null();
     behaviour(null.clone(), null).await;
     let unique = tempfile::TempDir::new().unwrap();
-    let named = || LockFile::open(&format!("nulllockfile:{}", unique.path().display())).unwrap();
+    let name = unique.path().file_name().unwrap().to_str().unwrap();
+    let named = || LockFile::open(&format!("nulllockfile:{name}")).unwrap();
     behaviour(named(), named()).await;
 }
 
@@ -90,6 +96,7 @@ impl Holder {
     }
 
     /// Kills the process without taking its exit status: it stays a zombie until the answer is dropped.
+    #[cfg(unix)]
     pub(crate) fn kill_to_zombie(mut self) -> Child {
         self.child.kill().unwrap();
         let pid = rustix::process::Pid::from_child(&self.child);
