@@ -147,6 +147,6 @@ async fn rolling_update() -> Result<(), Box<dyn Error>> {
             return Err(format!("replica {} failed", replica.name).into());
         }
     }
-    println!("lock file left behind: {}", path.exists());
+    println!("the lock is free again: {}", LockFile::new(&path)?.attempt().await?.is_some());
     Ok(())
 }

@@ -12,7 +12,8 @@ use tokio_lockfile::LockFile;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("shutdown.lock");
-    let guard = LockFile::new(&path)?.obtain().await?;
+    let lock = LockFile::new(&path)?;
+    let guard = lock.obtain().await?;
     println!("holding {} for three seconds; press Ctrl-C to stop early", path.display());
 
     let stopped_by = guard
@@ -24,7 +25,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         })
         .await?;
-    println!("stopped by {stopped_by}; lock file left behind: {}", path.exists());
+    println!("stopped by {stopped_by}; the lock is free again: {}", lock.attempt().await?.is_some());
     Ok(())
 }
 

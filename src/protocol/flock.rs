@@ -27,11 +27,10 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
             Some(file) => file,
             None => Arc::new(open(target)?),
         };
-        let locked = sys::try_lock_exclusive(&file).map_err(|error| super::lock_failed(target, error))?;
-        let stat = sys::stat(&file).map_err(|error| LockError::io(&target.path, "look at lock file", error))?;
-        if let Some(what) = stat.irregular() {
-            return Err(LockError::not_a_lock_file(&target.path, format!("it is {what}")));
-        }
+        let locked = sys::try_lock_exclusive(&file);
+        // First of all what it is: a device may be what cannot be locked.
+        let stat = stat(target, &file)?;
+        let locked = locked.map_err(|error| super::lock_failed(target, error))?;
         // Whoever locked the file before us may have lost its name meanwhile; the lock is where the name is.
         if (locked || was_kept) && Identity(stat).check(&target.path).is_err() {
             continue;
@@ -58,13 +57,9 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     let Some(file) = sys::open_existing(&target.path).map_err(|error| open_failed(target, error))? else {
         return Ok(None);
     };
-    let failed = |error| LockError::io(&target.path, "look at lock file", error);
-    let stat = sys::stat(&file).map_err(failed)?;
-    if let Some(what) = stat.irregular() {
-        return Err(LockError::not_a_lock_file(&target.path, format!("it is {what}")));
-    }
+    let stat = stat(target, &file)?;
     let known = sys::flock_holder(&stat);
-    let record = Record::of(&file).map_err(failed)?;
+    let record = Record::of(&file).map_err(|error| LockError::io(&target.path, "read lock file", error))?;
     let recorded = match record {
         Record::Flock(pid) => pid,
         _ => None,
@@ -75,6 +70,15 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     }
     let since = recorded.map(|_| SystemTime::UNIX_EPOCH + stat.modified);
     Ok(Some(Holder::look_up(recorded.or(known).unwrap_or(0), since)))
+}
+
+/// The state of the file, which is to be a regular one.
+fn stat(target: &Target, file: &File) -> Result<Stat, LockError> {
+    let stat = sys::stat(file).map_err(|error| LockError::io(&target.path, "look at lock file", error))?;
+    match stat.irregular() {
+        Some(what) => Err(LockError::not_a_lock_file(&target.path, format!("it is {what}"))),
+        None => Ok(stat),
+    }
 }
 
 fn open(target: &Target) -> Result<File, LockError> {

@@ -71,6 +71,7 @@ impl Record {
         }
     }
 
+    #[cfg(unix)]
     pub(crate) fn pid(self) -> Option<u32> {
         match self {
             Self::Shlock(pid) | Self::Foreign(pid) | Self::Flock(Some(pid)) => Some(pid),

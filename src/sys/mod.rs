@@ -42,8 +42,10 @@ pub(crate) enum Existence {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FileSystem {
     /// On this machine, and in its memory: no call touches a disk.
+    #[cfg_attr(windows, expect(dead_code))]
     Memory,
     /// On this machine.
+    #[cfg_attr(windows, expect(dead_code))]
     Local,
     /// On another machine, or of unknown behaviour: its name.
     Other(String),
@@ -51,6 +53,7 @@ pub(crate) enum FileSystem {
 
 impl FileSystem {
     /// Whether a free `flock` proves that its holder is dead.
+    #[cfg(unix)]
     pub(crate) fn flock_is_proof(&self) -> bool {
         matches!(self, Self::Memory | Self::Local)
     }

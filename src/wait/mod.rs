@@ -34,7 +34,6 @@ use report::Report;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sign {
     /// Something happened to the file, or to the process that holds it.
-    #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
     Event,
     /// Nothing that is known of: a look for safety's sake.
     Probe,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio_lockfile::{LockFile, Restart, Singleton, SingletonError};
 
-use crate::support::{each_file_kind, take};
+use crate::support::take;
 
 /// Ends where the work ends; the lock must still be held then.
 struct Witness(LockFile, Arc<AtomicUsize>);
@@ -74,7 +74,7 @@ async fn failed_work_that_is_not_restarted_ends_it() {
 #[cfg(unix)]
 #[tokio::test]
 async fn a_lost_lock_stops_the_work_and_it_stands_by_again() {
-    each_file_kind(|kind, path| async move {
+    crate::support::each_file_kind(|kind, path| async move {
         let lock = kind(&path);
         let (terms, ends) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
         let work = || async {
