@@ -56,10 +56,22 @@ pub(crate) struct Holder {
 
 const ROLE: &str = "TOKIO_LOCKFILE_TEST_HOLD";
 
+/// The test binary. On a machine of another architecture, where .ci/platforms runs it, with its emulator in front.
+fn this_program() -> Command {
+    let program = std::env::current_exe().unwrap();
+    let Ok(emulator) = std::env::var("TOKIO_LOCKFILE_TEST_EMULATOR") else {
+        return Command::new(program);
+    };
+    let mut words = emulator.split(' ');
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).arg(program);
+    command
+}
+
 impl Holder {
     /// Starts a process that waits for the lock. It holds it once [`has_it`](Self::has_it) returns.
     pub(crate) fn start(lock: &LockFile) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut child = this_program()
             .args(["support::hold_for_parent", "--exact", "--nocapture", "--test-threads=1"])
             .env(ROLE, lock.url().to_string())
             .stdin(Stdio::piped())
@@ -130,11 +142,8 @@ pub(crate) fn in_own_process(test: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;
     }
-    let test_run = Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(ALONE, "1")
-        .output()
-        .unwrap();
+    let test_run =
+        this_program().args([test, "--exact", "--nocapture", "--test-threads=1"]).env(ALONE, "1").output().unwrap();
     let printed = String::from_utf8_lossy(&test_run.stdout);
     assert!(printed.contains("1 passed"), "{printed}{}", String::from_utf8_lossy(&test_run.stderr));
     false
