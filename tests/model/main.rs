@@ -8,13 +8,12 @@
 //! The search is a plain one of our own, because "never stuck" is a question to the whole graph, backwards: from which
 //! states can a lock be had at all?
 
-mod protocol;
-mod search;
-mod state;
+#[path = "mod.rs"]
+mod model;
 
-use protocol::Kind::{self, Inn, NetBsd, Ours, Peak};
-use protocol::{Model, Without};
-use search::Found;
+use model::protocol::Kind::{self, Inn, NetBsd, Ours, Peak};
+use model::protocol::{Model, Without};
+use model::search::Found;
 
 fn search(kinds: &[Kind], without: Without) -> Found {
     let mut model = Model::new(kinds);

@@ -4,7 +4,7 @@
 //! with another. One assumption stands for the thirty seconds of grace: nobody alive pauses for so long in the middle of
 //! breaking a lock (`Model::ages`).
 
-use crate::state::{Inode, Local, Name, PROCESSES, Process, Record, State};
+use super::state::{Inode, Local, Name, PROCESSES, Process, Record, State};
 
 /// Whose program a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,11 +69,11 @@ pub(crate) enum At {
     UnlinkStale,
     /// `break_stale`: unlinkat of the private name, with the lock gone to somebody else or to be made.
     UnlinkBreaking {
-        done: bool,
+        then: Then,
     },
     /// `Probe::drop`: LOCK_UN, close.
     UnlockStale {
-        done: bool,
+        then: Then,
     },
     /// `clear`: openat of the private name; then what called it goes on.
     ClearOpen {
@@ -130,9 +130,51 @@ pub(crate) enum At {
     PeakUnlinkStale,
 }
 
+/// How a try goes on after it has let go of what it had open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Then {
+    LookAgain,
+    Make,
+    GiveUp,
+}
+
 impl At {
     pub(crate) fn is_held(self) -> bool {
         matches!(self, Self::Held | Self::LookHeld | Self::UnlinkHeld | Self::PeerUnlinkHeld)
+    }
+
+    /// The system calls of a step of ours, as far as they decide anything.
+    pub(crate) fn calls(self, state: &State<At>, process: Process) -> Vec<&'static str> {
+        let file = state.local(process).file;
+        let has = |name| file.is_some() && state.look_up(name) == file;
+        match self {
+            Self::Open | Self::ClearOpen { .. } | Self::Create => vec!["openat"],
+            Self::Flock | Self::Share | Self::Unshare | Self::ClearFlock { .. } | Self::FlockOwn | Self::UnlockHeld => {
+                vec!["flock"]
+            }
+            Self::UnlockStale { .. } if file.is_some_and(|file| state.file(file).locked_by == Some(process as u8)) => {
+                vec!["flock"]
+            }
+            Self::Read => vec!["pread64"],
+            Self::AskPid => vec!["pidfd_open"],
+            Self::LookAgain | Self::CountLinks | Self::LookLinked | Self::LookPublished => vec!["newfstatat"],
+            // `purge` looks for two private names of ours; the model has but one.
+            Self::PurgeOurs if has(Name::Breaking) => vec!["newfstatat", "unlinkat", "newfstatat"],
+            Self::PurgeOurs => vec!["newfstatat", "newfstatat"],
+            Self::PurgePeers => {
+                let is_dead = |peer: &Process| state.local(*peer).at == At::Dead && has(Name::Second(*peer as u8));
+                let peers = state.processes.iter().flatten().count();
+                let dead = (0..peers).filter(is_dead).flat_map(|_| ["pidfd_open", "newfstatat", "unlinkat"]);
+                std::iter::once("getdents64").chain(dead).collect()
+            }
+            Self::LinkBreaking | Self::Publish => vec!["linkat"],
+            Self::UnlinkStale | Self::UnlinkBreaking { .. } | Self::UnlinkHeld => vec!["unlinkat"],
+            Self::ClearUnlink { .. } => vec!["newfstatat", "unlinkat", "flock"],
+            Self::Write => vec!["write"],
+            // LockGuard::release looks at the path, too: its directory may be another by now.
+            Self::LookHeld => vec!["newfstatat", "newfstatat"],
+            _ => vec![],
+        }
     }
 
     /// Whether a peer has a temporary file to whose age it will compare the lock's.
@@ -275,39 +317,39 @@ impl Model {
             },
             At::LookAgain => match names_lock(state, file()) {
                 true => At::Read,
-                false => At::UnlockStale { done: true },
+                false => At::UnlockStale { then: Then::LookAgain },
             },
             At::Read => match (state.file(file()).record, state.file(file()).locked_by == Some(process as u8)) {
                 (Record::Marked(_), true) => At::CountLinks,
                 (Record::Foreign(_), _) | (_, false) => At::AskPid,
                 (Record::Blank, true) if state.file(file()).is_old => At::CountLinks,
-                (Record::Blank, true) => At::UnlockStale { done: false },
+                (Record::Blank, true) => At::UnlockStale { then: Then::GiveUp },
             },
             At::AskPid => {
                 let is_locked = state.file(file()).locked_by == Some(process as u8);
                 match (state.file(file()).record, is_locked) {
                     (Record::Foreign(pid), true) if !is_alive(state, pid) => At::CountLinks,
-                    (_, true) => At::UnlockStale { done: false },
+                    (_, true) => At::UnlockStale { then: Then::GiveUp },
                     // Refused: busy or unclear, which end the try alike.
                     (Record::Marked(pid) | Record::Foreign(pid), false) if is_alive(state, pid) => At::Share,
-                    (_, false) => At::UnlockStale { done: false },
+                    (_, false) => At::UnlockStale { then: Then::GiveUp },
                 }
             }
             At::Share => match state.try_share(process, file()) {
                 true => At::Unshare,
-                false => At::UnlockStale { done: false },
+                false => At::UnlockStale { then: Then::GiveUp },
             },
-            At::Unshare => At::UnlockStale { done: false },
+            At::Unshare => At::UnlockStale { then: Then::GiveUp },
 
             At::CountLinks => {
                 let links = state.links(file());
                 state.local_mut(process).links = links;
                 match names_lock(state, file()) {
                     _ if self.without.look_after_flock => At::UnlinkStale,
-                    false => At::UnlockStale { done: true },
+                    false => At::UnlockStale { then: Then::LookAgain },
                     _ if self.without.link_discipline => At::UnlinkStale,
                     _ if links == 1 => At::LinkBreaking,
-                    _ if self.without.purge => At::UnlockStale { done: false },
+                    _ if self.without.purge => At::UnlockStale { then: Then::GiveUp },
                     _ => At::PurgeOurs,
                 }
             }
@@ -328,7 +370,7 @@ impl Model {
                 let links = state.links(file());
                 state.local_mut(process).links = links;
                 let goes_on = links == 1 || state.file(file()).is_old;
-                if goes_on { At::LinkBreaking } else { At::UnlockStale { done: false } }
+                if goes_on { At::LinkBreaking } else { At::UnlockStale { then: Then::GiveUp } }
             }
             At::LinkBreaking => match state.link(file(), Name::Breaking) {
                 true if state.local(process).links == 1 || self.without.look_for_breakers => At::LookLinked,
@@ -341,30 +383,34 @@ impl Model {
                         && state.look_up(Name::Second(peer as u8)) == Some(file())
                 };
                 match (0..PROCESSES).any(is_at_it) {
-                    true => At::UnlinkBreaking { done: false },
+                    true => At::UnlinkBreaking { then: Then::GiveUp },
                     false => At::LookLinked,
                 }
             }
             At::LookLinked => {
                 let before = state.local(process).links;
                 let alone = names_lock(state, file()) && (before != 1 || state.links(file()) == 2);
-                if alone { At::UnlinkStale } else { At::UnlinkBreaking { done: false } }
+                if alone { At::UnlinkStale } else { At::UnlinkBreaking { then: Then::GiveUp } }
             }
             At::UnlinkStale => {
                 state.unlink(Name::Lock);
-                match self.without.link_discipline {
-                    true => At::UnlockStale { done: true },
-                    false => At::UnlinkBreaking { done: true },
+                match self.without.link_discipline || self.without.look_after_flock {
+                    true => At::UnlockStale { then: Then::Make },
+                    false => At::UnlinkBreaking { then: Then::Make },
                 }
             }
-            At::UnlinkBreaking { done } => {
+            At::UnlinkBreaking { then } => {
                 state.unlink(Name::Breaking);
                 state.local_mut(process).links = 0;
-                At::UnlockStale { done }
+                At::UnlockStale { then }
             }
-            At::UnlockStale { done } => {
+            At::UnlockStale { then } => {
                 state.close_all(process);
-                if done { At::Open } else { At::Idle }
+                match then {
+                    Then::LookAgain => At::Open,
+                    Then::Make => At::Create,
+                    Then::GiveUp => At::Idle,
+                }
             }
 
             At::ClearOpen { held } => {
@@ -410,16 +456,16 @@ impl Model {
             }
             At::Publish => match state.link(made(), Name::Lock) {
                 true => At::LookPublished,
-                false => At::UnlockStale { done: true },
+                false => At::UnlockStale { then: Then::LookAgain },
             },
             At::FlockPublished => match state.try_lock(process, made()) {
                 true => At::ClearOpen { held: true },
-                false => At::UnlockStale { done: false },
+                false => At::UnlockStale { then: Then::GiveUp },
             },
             At::LookPublished => match names_lock(state, made()) {
                 true if self.without.flock_before_link => At::FlockPublished,
                 true => At::ClearOpen { held: true },
-                false => At::UnlockStale { done: true },
+                false => At::UnlockStale { then: Then::LookAgain },
             },
             At::Held => At::LookHeld,
             At::LookHeld if self.without.unlink_before_unlock => {
@@ -442,7 +488,7 @@ impl Model {
 }
 
 fn after_clear(held: bool) -> At {
-    if held { At::Held } else { At::UnlockStale { done: false } }
+    if held { At::Held } else { At::UnlockStale { then: Then::GiveUp } }
 }
 
 fn is_alive(state: &State<At>, pid: Option<u8>) -> bool {

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::protocol::{At, Chance, Model};
-use crate::state::{PROCESSES, Process, State};
+use super::protocol::{At, Chance, Model};
+use super::state::{PROCESSES, Process, State};
 
 /// What the search through a model found.
 #[derive(Debug)]
