@@ -9,6 +9,7 @@
 //! states can a lock be had at all?
 
 #[path = "mod.rs"]
+#[allow(dead_code, reason = "the names of the calls are for tests/crash")]
 mod model;
 
 use model::protocol::Kind::{self, Inn, NetBsd, Ours, Peak};
