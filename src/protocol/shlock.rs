@@ -271,6 +271,9 @@ impl<'a> Place<'a> {
         if seen.links != 1 {
             self.purge(&seen)?;
             seen = self.stat(&stale.file)?;
+            if seen.links == 0 {
+                return Ok(Broken::Changed);
+            }
             if seen.links != 1 && !self.is_older_than_grace(&stale.file)? {
                 return Ok(Broken::Busy);
             }
@@ -284,6 +287,8 @@ impl<'a> Place<'a> {
                     Cleared::InUse => Broken::Unclear,
                 });
             }
+            // Another program has removed it since we looked.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Broken::Changed),
             Err(error) => return Err(self.link_failed("link stale lock file", error)),
         }
         // Another breaker (INN's) links before it unlinks, as we do: with more than our own link, one of us must yield.
