@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod behaviour;
+mod fuzz;
 mod processes;
 mod shlock;
 mod support;
