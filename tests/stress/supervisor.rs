@@ -1,0 +1,215 @@
+//! Starts the workers of one campaign, stops and kills them at random, and adds up what they saw.
+
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
+
+use crate::arena::{Arena, Tally};
+use crate::worker::Role;
+
+/// Bounds a hang. Nothing takes this long when all is well: the longest legitimate wait is a stopped worker's.
+const HANG: Duration = Duration::from_secs(60);
+
+/// The calls at which a delayed worker is held up.
+const DANGEROUS: &str = "flock,linkat,unlinkat,unlink,kill";
+
+/// A place in the crew. When its process is killed, another one is started in its place.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Member {
+    pub(crate) role: Role,
+    /// Whether strace holds it up at each dangerous call.
+    pub(crate) delayed: bool,
+}
+
+/// What came of a campaign.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) seen: Tally,
+    pub(crate) acquired_by_role: Vec<(Role, u64)>,
+    pub(crate) pauses: u64,
+    pub(crate) kills: u64,
+    pub(crate) lost_updates: u64,
+    pub(crate) duration: Duration,
+}
+
+impl Outcome {
+    pub(crate) fn violations(&self) -> u64 {
+        self.seen.violations + self.lost_updates
+    }
+}
+
+struct Worker {
+    member: Member,
+    instance: u64,
+    child: Child,
+}
+
+impl Worker {
+    /// Every worker leads a process group, in which are the programs that it runs.
+    fn group(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process_group(self.group(), signal).unwrap();
+    }
+
+    /// Waits until all processes of the group are gone, those that became ours by their parent's death too.
+    fn reap(&self) {
+        while waitpgid(self.group(), WaitOptions::empty()).is_ok() {}
+    }
+}
+
+pub(crate) struct Supervisor<'a> {
+    dir: &'a Path,
+    arena: Arena,
+    crew: Vec<Worker>,
+    started: u64,
+    outcome: Outcome,
+}
+
+impl<'a> Supervisor<'a> {
+    /// Starts the crew in a fresh directory.
+    pub(crate) fn start(dir: &'a Path, crew: &[Member]) -> Self {
+        let arena = Arena::create(dir);
+        let mut supervisor = Self { dir, arena, crew: Vec::new(), started: 0, outcome: Outcome::default() };
+        for &member in crew {
+            let worker = supervisor.spawn(member);
+            supervisor.crew.push(worker);
+        }
+        supervisor
+    }
+
+    /// Lets the crew fight for so many acquisitions, then ends it.
+    pub(crate) fn run(mut self, acquisitions: u64) -> Outcome {
+        let began = Instant::now();
+        let (mut acquired, mut progress) = (0, Instant::now());
+        while acquired < acquisitions {
+            for _ in 0..16 {
+                self.disturb();
+            }
+            let now = self.acquired();
+            if now > acquired {
+                (acquired, progress) = (now, Instant::now());
+            }
+            assert!(progress.elapsed() < HANG, "nobody gets the lock any more: {}", self.scene());
+        }
+        self.arena.end();
+        while let Some(mut worker) = self.crew.pop() {
+            self.await_end(&mut worker);
+            self.add_up(&worker);
+        }
+        let (recorded, counted) = (self.outcome.seen.acquired, self.arena.counter());
+        // A killed worker may have written the counter without recording it. More than that nobody can have written.
+        assert!(counted <= recorded + self.outcome.seen.undecided, "{counted} {:?}", self.outcome);
+        self.outcome.lost_updates = recorded.saturating_sub(counted);
+        self.outcome.duration = began.elapsed();
+        std::mem::take(&mut self.outcome)
+    }
+
+    /// Stops a worker for a moment, kills one, or both.
+    fn disturb(&mut self) {
+        std::thread::sleep(Duration::from_micros(fastrand::u64(..2_000)));
+        let victim = self.victim();
+        if let Some(status) = self.crew[victim].child.try_wait().unwrap() {
+            panic!("{:?} ended early, {status}: {}", self.crew[victim].member, self.scene());
+        }
+        if !self.arena.is_ready(self.crew[victim].instance) {
+            return;
+        }
+        let worker = &self.crew[victim];
+        let (stop, kill) =
+            [(true, false), (true, false), (true, false), (true, true), (false, true)][fastrand::usize(..5)];
+        if stop {
+            worker.signal(Signal::STOP);
+            std::thread::sleep(Duration::from_micros(fastrand::u64(100..5_000)));
+            self.outcome.pauses += 1;
+        }
+        if kill {
+            // Before the kill, so that nobody takes the marker of a dead instance for that of a live one.
+            self.arena.condemn(worker.instance);
+            worker.signal(Signal::KILL);
+            worker.reap();
+            self.outcome.kills += 1;
+            let replacement = self.spawn(self.crew[victim].member);
+            let dead = std::mem::replace(&mut self.crew[victim], replacement);
+            self.add_up(&dead);
+        } else if stop {
+            worker.signal(Signal::CONT);
+        }
+    }
+
+    /// Anybody, half of the time whoever is in the section: the others are in the midst of their tries.
+    fn victim(&self) -> usize {
+        let inside = self.arena.marked().filter(|_| fastrand::bool());
+        let inside = self.crew.iter().position(|worker| Some(worker.instance) == inside);
+        inside.unwrap_or_else(|| fastrand::usize(..self.crew.len()))
+    }
+
+    fn spawn(&mut self, member: Member) -> Worker {
+        use std::os::unix::process::CommandExt;
+        self.started += 1;
+        let program = std::env::current_exe().unwrap();
+        let mut command = match member.delayed {
+            true => {
+                let delay = fastrand::u32(100..600);
+                let mut strace = Command::new("strace");
+                strace.args(["-f", "-qq", "-o", "/dev/null", "--seccomp-bpf"]);
+                strace.args(["-e", &format!("trace={DANGEROUS}")]);
+                strace.args(["-e", &format!("inject={DANGEROUS}:delay_enter={delay}")]);
+                strace.arg(program);
+                strace
+            }
+            false => Command::new(program),
+        };
+        command.args(["worker", member.role.name()]).arg(self.dir).arg(self.started.to_string());
+        let child = command.process_group(0).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Worker { member, instance: self.started, child }
+    }
+
+    fn await_end(&self, worker: &mut Worker) {
+        let began = Instant::now();
+        loop {
+            match worker.child.try_wait().unwrap() {
+                Some(status) => return assert!(status.success(), "{:?}: {status}", worker.member),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+            assert!(began.elapsed() < HANG, "{:?} does not end: {}", worker.member, self.scene());
+        }
+    }
+
+    fn add_up(&mut self, worker: &Worker) {
+        let tally = self.arena.tally(worker.instance);
+        self.outcome.seen += tally;
+        let by_role = &mut self.outcome.acquired_by_role;
+        match by_role.iter_mut().find(|(role, _)| *role == worker.member.role) {
+            Some((_, acquired)) => *acquired += tally.acquired,
+            None => by_role.push((worker.member.role, tally.acquired)),
+        }
+    }
+
+    fn acquired(&self) -> u64 {
+        let living: u64 = self.crew.iter().map(|worker| self.arena.tally(worker.instance).acquired).sum();
+        self.outcome.seen.acquired + living
+    }
+
+    /// What there is to see when something is wrong.
+    fn scene(&self) -> String {
+        let lock = self.arena.lock();
+        let names: Vec<_> =
+            std::fs::read_dir(lock.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let record = std::fs::read(&lock).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        format!("files {names:?}, record {record:?}, {:?}", self.outcome)
+    }
+}
+
+impl Drop for Supervisor<'_> {
+    fn drop(&mut self) {
+        for worker in &self.crew {
+            let _ = kill_process_group(worker.group(), Signal::KILL);
+            worker.reap();
+        }
+    }
+}

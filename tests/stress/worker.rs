@@ -1,0 +1,182 @@
+//! What the processes do that fight over the lock: take it, go through the section, let it go, until it is over.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::process::{Pid, test_kill_process};
+use tokio_lockfile::{LockFile, LockGuard};
+
+use crate::arena::{Arena, Instance};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Ours.
+    Shlock,
+    /// Ours.
+    Flock,
+    /// INN's shlock(1).
+    InnShlock,
+    /// flock(1) of util-linux.
+    Flock1,
+    /// The port of PEAK's `SHLockFile`.
+    Peak,
+}
+
+impl Role {
+    const ALL: [Self; 5] = [Self::Shlock, Self::Flock, Self::InnShlock, Self::Flock1, Self::Peak];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Shlock => "our shlock",
+            Self::Flock => "our flock",
+            Self::InnShlock => "shlock(1)",
+            Self::Flock1 => "flock(1)",
+            Self::Peak => "naive PEAK",
+        }
+    }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A worker process, until it is over.
+pub(crate) fn work(role: &str, dir: &Path, number: u64) {
+    let role = Role::ALL.into_iter().find(|known| known.name() == role).unwrap();
+    let instance = Instance { arena: Arena::open(dir), number };
+    instance.begin();
+    runtime().block_on(async {
+        match role {
+            Role::Shlock => ours(instance, |path| LockFile::shlock(path).unwrap()).await,
+            Role::Flock => ours(instance, |path| LockFile::flock(path).unwrap()).await,
+            Role::InnShlock => inn_shlock(&instance).await,
+            Role::Flock1 => flock1(&instance, dir),
+            Role::Peak => peak(&instance, dir).await,
+        }
+    });
+}
+
+/// The process that flock(1) runs: through the section once.
+pub(crate) fn section(dir: &Path, number: u64) {
+    runtime().block_on(Instance { arena: Arena::open(dir), number }.section());
+}
+
+/// Some processes have two tasks, each with a handle of its own on the same lock.
+async fn ours(instance: Instance, open: fn(&Path) -> LockFile) {
+    let instance = Rc::new(instance);
+    let tasks = tokio::task::LocalSet::new();
+    for _ in 0..1 + u64::from(instance.number % 4 == 0) {
+        let instance = Rc::clone(&instance);
+        tasks.spawn_local(async move {
+            let lock = open(&instance.arena.lock());
+            while !instance.arena.is_over() {
+                take_a_turn(&lock, &instance).await;
+            }
+        });
+    }
+    tasks.await;
+}
+
+async fn take_a_turn(lock: &LockFile, instance: &Instance) {
+    let Some(guard) = take(lock).await else {
+        return pause();
+    };
+    instance.section().await;
+    if !guard.is_held() {
+        instance.violation();
+    }
+    if fastrand::bool() {
+        drop(guard);
+    } else if guard.release().await.is_err() {
+        instance.violation();
+    }
+}
+
+/// Every way to come by a lock, and to give up.
+async fn take(lock: &LockFile) -> Option<LockGuard> {
+    let moment = Duration::from_micros(fastrand::u64(..3_000));
+    match fastrand::u8(..8) {
+        0 => lock.attempt().await.unwrap(),
+        1 => tokio::time::timeout(moment, lock.obtain()).await.ok().map(Result::unwrap),
+        2 => {
+            lock.holder().await.unwrap();
+            lock.attempt().await.unwrap()
+        }
+        _ => Some(lock.obtain().await.unwrap()),
+    }
+}
+
+/// Before the next try of a program that does not wait.
+fn pause() {
+    std::thread::sleep(Duration::from_micros(fastrand::u64(..500)));
+}
+
+async fn inn_shlock(instance: &Instance) {
+    let program = std::env::var_os("SHLOCK").expect("SHLOCK is to name INN's shlock(1)");
+    let (lock, own_pid) = (instance.arena.lock(), std::process::id().to_string());
+    while !instance.arena.is_over() {
+        let mut shlock = Command::new(&program);
+        shlock.arg("-f").arg(&lock).args(["-p", &own_pid]).stderr(Stdio::null());
+        if !shlock.status().unwrap().success() {
+            pause();
+            continue;
+        }
+        instance.section().await;
+        // shlock(1) has no call to release: its users unlink the file, which must still be theirs.
+        match std::fs::read_to_string(&lock) {
+            Ok(record) if record.trim() == own_pid => std::fs::remove_file(&lock).unwrap(),
+            _ => instance.violation(),
+        }
+    }
+}
+
+fn flock1(instance: &Instance, dir: &Path) {
+    const BUSY: i32 = 75;
+    while !instance.arena.is_over() {
+        let mut flock = Command::new("flock");
+        flock.args(["-E", &BUSY.to_string()]);
+        if fastrand::bool() {
+            flock.arg("-n");
+        }
+        flock.arg(instance.arena.lock()).arg(std::env::current_exe().unwrap());
+        flock.arg("section").arg(dir).arg(instance.number.to_string());
+        match flock.status().unwrap().code() {
+            Some(0) => {}
+            Some(BUSY) => pause(),
+            other => panic!("{flock:?}: {other:?}"),
+        }
+    }
+}
+
+async fn peak(instance: &Instance, dir: &Path) {
+    let (lock, temporary) = (instance.arena.lock(), dir.join(format!("peak-{}", instance.number)));
+    while !instance.arena.is_over() {
+        std::fs::write(&temporary, format!("{}\n", std::process::id())).unwrap();
+        let taken = peak_attempt(&lock, &temporary);
+        std::fs::remove_file(&temporary).unwrap();
+        if !taken {
+            pause();
+            continue;
+        }
+        instance.section().await;
+        let _ = std::fs::remove_file(&lock);
+    }
+}
+
+/// What is wrong with it: between the look at the PID and the unlink, the file may have become another holder's.
+fn peak_attempt(lock: &Path, temporary: &Path) -> bool {
+    for _ in 0..2 {
+        if std::fs::hard_link(temporary, lock).is_ok() {
+            return true;
+        }
+        let holder =
+            std::fs::read_to_string(lock).ok().and_then(|record| Pid::from_raw(record.trim().parse().unwrap()));
+        if holder.is_none_or(|pid| test_kill_process(pid).is_ok()) {
+            return false;
+        }
+        let _ = std::fs::remove_file(lock);
+    }
+    false
+}
