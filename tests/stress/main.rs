@@ -9,8 +9,8 @@
 //! cargo test --test stress -- --campaign "shlock alone" --dir /dev/shm
 //! ```
 //!
-//! `--acquisitions` is the sum over the campaigns with our locks. Needs strace, flock(1) of util-linux and INN's
-//! shlock(1), the last of which `SHLOCK` names. A tool that is missing makes the test fail. Linux.
+//! `--acquisitions` is the sum over the campaigns with our locks. Needs strace, a C compiler, flock(1) of util-linux and
+//! INN's shlock(1), which `SHLOCK` names; a tool that is missing makes the test fail. Linux.
 
 #[cfg(target_os = "linux")]
 mod arena;

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
 
 use crate::arena::{Arena, Tally};
-use crate::worker::Role;
+use crate::worker::{self, Role};
 
 /// Bounds a hang. Nothing takes this long when all is well: the longest legitimate wait is a stopped worker's.
 const HANG: Duration = Duration::from_secs(60);
 
 /// The calls at which a delayed worker is held up.
-const DANGEROUS: &str = "flock,linkat,unlinkat,unlink,kill";
+const DANGEROUS: &str = "flock,link,linkat,unlink,unlinkat,kill";
 
 /// A place in the crew. When its process is killed, another one is started in its place.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +76,7 @@ impl<'a> Supervisor<'a> {
         let arena = Arena::create(dir);
         let mut supervisor = Self { dir, arena, crew: Vec::new(), started: 0, outcome: Outcome::default() };
         for &member in crew {
+            worker::prepare(member.role, dir);
             let worker = supervisor.spawn(member);
             supervisor.crew.push(worker);
         }
@@ -109,36 +110,56 @@ impl<'a> Supervisor<'a> {
         std::mem::take(&mut self.outcome)
     }
 
-    /// Stops a worker for a moment, kills one, or both.
+    /// Stops a worker for a moment, or kills one, or both.
     fn disturb(&mut self) {
-        std::thread::sleep(Duration::from_micros(fastrand::u64(..2_000)));
+        random_sleep(..2_000);
         let victim = self.victim();
-        if let Some(status) = self.crew[victim].child.try_wait().unwrap() {
-            panic!("{:?} ended early, {status}: {}", self.crew[victim].member, self.scene());
-        }
-        if !self.arena.is_ready(self.crew[victim].instance) {
+        if !self.is_at_work(victim) {
             return;
         }
-        let worker = &self.crew[victim];
         let (stop, kill) =
             [(true, false), (true, false), (true, false), (true, true), (false, true)][fastrand::usize(..5)];
         if stop {
-            worker.signal(Signal::STOP);
-            std::thread::sleep(Duration::from_micros(fastrand::u64(100..5_000)));
+            self.crew[victim].signal(Signal::STOP);
+            random_sleep(100..5_000);
             self.outcome.pauses += 1;
         }
         if kill {
-            // Before the kill, so that nobody takes the marker of a dead instance for that of a live one.
-            self.arena.condemn(worker.instance);
-            worker.signal(Signal::KILL);
-            worker.reap();
-            self.outcome.kills += 1;
-            let replacement = self.spawn(self.crew[victim].member);
-            let dead = std::mem::replace(&mut self.crew[victim], replacement);
-            self.add_up(&dead);
+            self.kill(victim);
+            // Those who are breaking the dead one's lock by now are worth another blow.
+            random_sleep(..1_000);
+            let second = fastrand::usize(..self.crew.len());
+            if second != victim && fastrand::bool() && self.is_at_work(second) {
+                self.kill(second);
+                self.replace(second);
+            }
+            self.replace(victim);
         } else if stop {
-            worker.signal(Signal::CONT);
+            self.crew[victim].signal(Signal::CONT);
         }
+    }
+
+    /// Whether the worker has got through its start.
+    fn is_at_work(&mut self, place: usize) -> bool {
+        if let Some(status) = self.crew[place].child.try_wait().unwrap() {
+            panic!("{:?} ended early, {status}: {}", self.crew[place].member, self.scene());
+        }
+        self.arena.is_ready(self.crew[place].instance)
+    }
+
+    fn kill(&mut self, place: usize) {
+        let worker = &self.crew[place];
+        // Before the kill, so that nobody takes the marker of a dead instance for that of a live one.
+        self.arena.condemn(worker.instance);
+        worker.signal(Signal::KILL);
+        worker.reap();
+        self.outcome.kills += 1;
+    }
+
+    fn replace(&mut self, place: usize) {
+        let replacement = self.spawn(self.crew[place].member);
+        let dead = std::mem::replace(&mut self.crew[place], replacement);
+        self.add_up(&dead);
     }
 
     /// Anybody, half of the time whoever is in the section: the others are in the midst of their tries.
@@ -212,4 +233,8 @@ impl Drop for Supervisor<'_> {
             worker.reap();
         }
     }
+}
+
+fn random_sleep(microseconds: impl std::ops::RangeBounds<u64>) {
+    std::thread::sleep(Duration::from_micros(fastrand::u64(microseconds)));
 }

@@ -51,7 +51,7 @@ pub(crate) fn work(role: &str, dir: &Path, number: u64) {
         match role {
             Role::Shlock => ours(instance, |path| LockFile::shlock(path).unwrap()).await,
             Role::Flock => ours(instance, |path| LockFile::flock(path).unwrap()).await,
-            Role::InnShlock => inn_shlock(&instance).await,
+            Role::InnShlock => inn_shlock(&instance, dir).await,
             Role::Flock1 => flock1(&instance, dir),
             Role::Peak => peak(&instance, dir).await,
         }
@@ -113,12 +113,29 @@ fn pause() {
     std::thread::sleep(Duration::from_micros(fastrand::u64(..500)));
 }
 
-async fn inn_shlock(instance: &Instance) {
+/// A library to preload, see `age.c`.
+const AGE: &str = "age.so";
+
+/// Makes what the role needs in the campaign's directory.
+pub(crate) fn prepare(role: Role, dir: &Path) {
+    if role == Role::InnShlock {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stress/age.c");
+        let mut compile = Command::new("cc");
+        compile.args(["-shared", "-fPIC", source, "-o"]).arg(dir.join(AGE));
+        assert!(compile.status().unwrap().success(), "{compile:?}");
+    }
+}
+
+/// Half of the tries take a dead process's lock for an old one and break it; the others leave that to ours.
+async fn inn_shlock(instance: &Instance, dir: &Path) {
     let program = std::env::var_os("SHLOCK").expect("SHLOCK is to name INN's shlock(1)");
     let (lock, own_pid) = (instance.arena.lock(), std::process::id().to_string());
     while !instance.arena.is_over() {
         let mut shlock = Command::new(&program);
         shlock.arg("-f").arg(&lock).args(["-p", &own_pid]).stderr(Stdio::null());
+        if fastrand::bool() {
+            shlock.env("LD_PRELOAD", dir.join(AGE));
+        }
         if !shlock.status().unwrap().success() {
             pause();
             continue;
