@@ -46,7 +46,7 @@ const CAMPAIGNS: [Campaign; 4] = [
             member(Role::InnShlock),
             delayed(Role::InnShlock),
         ],
-        share: 20,
+        share: 25,
     },
     Campaign {
         name: "flock with flock(1)",
@@ -58,7 +58,7 @@ const CAMPAIGNS: [Campaign; 4] = [
             member(Role::Flock1),
             member(Role::Flock1),
         ],
-        share: 40,
+        share: 35,
     },
     Campaign {
         name: "naive PEAK, to be caught",
@@ -82,7 +82,7 @@ struct Options {
 
 impl Options {
     fn parse(words: &[&str]) -> Self {
-        let mut options = Self { acquisitions: 60_000, only: None, dir: std::env::temp_dir() };
+        let mut options = Self { acquisitions: 75_000, only: None, dir: std::env::temp_dir() };
         for pair in words.chunks(2) {
             match pair {
                 ["--acquisitions", number] => options.acquisitions = number.parse().expect("a number of acquisitions"),

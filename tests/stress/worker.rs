@@ -66,17 +66,21 @@ pub(crate) fn section(dir: &Path, number: u64) {
 /// Some processes have two tasks, each with a handle of its own on the same lock.
 async fn ours(instance: Instance, open: fn(&Path) -> LockFile) {
     let instance = Rc::new(instance);
-    let tasks = tokio::task::LocalSet::new();
-    for _ in 0..1 + u64::from(instance.number % 4 == 0) {
+    let local = tokio::task::LocalSet::new();
+    let start = |_| {
         let instance = Rc::clone(&instance);
-        tasks.spawn_local(async move {
+        local.spawn_local(async move {
             let lock = open(&instance.arena.lock());
             while !instance.arena.is_over() {
                 take_a_turn(&lock, &instance).await;
             }
-        });
+        })
+    };
+    let tasks: Vec<_> = (0..1 + u8::from(instance.number % 4 == 0)).map(start).collect();
+    local.await;
+    for task in tasks {
+        task.await.unwrap();
     }
-    tasks.await;
 }
 
 async fn take_a_turn(lock: &LockFile, instance: &Instance) {
