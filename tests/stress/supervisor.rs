@@ -98,9 +98,10 @@ impl<'a> Supervisor<'a> {
             assert!(progress.elapsed() < HANG, "nobody gets the lock any more: {}", self.scene());
         }
         self.arena.end();
-        while let Some(mut worker) = self.crew.pop() {
-            self.await_end(&mut worker);
-            self.add_up(&worker);
+        while !self.crew.is_empty() {
+            self.await_end(0);
+            let ended = self.crew.remove(0);
+            self.add_up(&ended);
         }
         let (recorded, counted) = (self.outcome.seen.acquired, self.arena.counter());
         // A killed worker may have written the counter without recording it. More than that nobody can have written.
@@ -190,14 +191,14 @@ impl<'a> Supervisor<'a> {
         Worker { member, instance: self.started, child }
     }
 
-    fn await_end(&self, worker: &mut Worker) {
-        let began = Instant::now();
+    fn await_end(&mut self, place: usize) {
+        let (began, member) = (Instant::now(), self.crew[place].member);
         loop {
-            match worker.child.try_wait().unwrap() {
-                Some(status) => return assert!(status.success(), "{:?}: {status}", worker.member),
+            match self.crew[place].child.try_wait().unwrap() {
+                Some(status) => return assert!(status.success(), "{member:?}: {status}"),
                 None => std::thread::sleep(Duration::from_millis(1)),
             }
-            assert!(began.elapsed() < HANG, "{:?} does not end: {}", worker.member, self.scene());
+            assert!(began.elapsed() < HANG, "{member:?} does not end: {}", self.scene());
         }
     }
 
