@@ -6,27 +6,26 @@
 
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_lockfile::LockFile;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("shutdown.lock");
-    let guard = LockFile::new(&path)?.obtain().await?;
+    let lock = LockFile::new(&path)?;
+    let guard = lock.obtain().await?;
     println!("holding {} for three seconds; press Ctrl-C to stop early", path.display());
 
-    let mut terminate = signal(SignalKind::terminate())?;
     let stopped_by = guard
         .run(async {
             tokio::select! {
                 _ = tokio::signal::ctrl_c() => "Ctrl-C",
-                _ = terminate.recv() => "SIGTERM",
+                () = terminated() => "SIGTERM",
                 () = work() => "the end of the work",
             }
         })
         .await?;
-    println!("stopped by {stopped_by}; lock file left behind: {}", path.exists());
+    println!("stopped by {stopped_by}; the lock is free again: {}", lock.attempt().await?.is_some());
     Ok(())
 }
 
@@ -35,4 +34,15 @@ async fn work() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         println!("working, second {second}");
     }
+}
+
+#[cfg(unix)]
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    signal(SignalKind::terminate()).expect("SIGTERM can be handled").recv().await;
+}
+
+#[cfg(not(unix))]
+async fn terminated() {
+    std::future::pending().await
 }

@@ -1,4 +1,4 @@
-//! The one way to Tokio's blocking pool.
+//! The one way to Tokio's blocking pool, and the way in from where there is no Tokio.
 
 use std::io;
 
@@ -15,4 +15,13 @@ pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
             Err(_) => Err(io::Error::other("the Tokio runtime is shutting down")),
         },
     }
+}
+
+/// Runs `future` on this thread, in a runtime of its own.
+///
+/// # Panics
+/// Inside an asynchronous context.
+pub(crate) fn outside_runtime<F: Future>(future: F) -> io::Result<F::Output> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(future))
 }

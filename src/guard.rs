@@ -7,18 +7,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
-
-use crate::blocking;
 use crate::error::{LockError, LostReason};
-use crate::handover;
 use crate::lock::LockFile;
 use crate::protocol::Held;
 use crate::registry::Turn;
 use crate::trace;
-
-/// How often [`LockGuard::lost`] looks at the path.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+use crate::wait;
 
 /// A held lock. Dropping it releases the lock.
 ///
@@ -38,14 +32,13 @@ struct Inner {
     lock: LockFile,
     turn: Turn,
     since: Instant,
-    tenure: Box<Tenure>,
+    tenure: Tenure,
 }
 
 /// The lock as the process holds it, for one task after another.
 #[derive(Debug)]
 struct Tenure {
     held: Held,
-    since: Instant,
     /// When we last saw that the file is in its place and that we are not a forked child.
     verified: Instant,
     process: u32,
@@ -55,7 +48,7 @@ struct Tenure {
 #[derive(Debug)]
 pub(crate) struct Parcel {
     lock: LockFile,
-    tenure: Box<Tenure>,
+    tenure: Tenure,
     left_at: Instant,
 }
 
@@ -63,20 +56,28 @@ pub(crate) struct Parcel {
 const INSTANTLY: Duration = Duration::from_micros(2);
 
 impl LockGuard {
-    pub(crate) fn new(lock: LockFile, turn: Turn, held: Held, taken_over: Option<u32>) -> Self {
+    /// For the task that calls this; it has waited since `started`.
+    pub(crate) fn new(
+        lock: LockFile,
+        mut turn: Turn,
+        held: Held,
+        taken_over: Option<u32>,
+        started: tokio::time::Instant,
+    ) -> Self {
         match taken_over {
-            Some(pid) => trace::taken_over(lock.target(), pid),
-            None => trace::acquired(lock.target()),
+            Some(pid) => trace::taken_over(lock.target(), pid, started),
+            None => trace::acquired(lock.target(), started),
         }
         turn.set_held();
         let now = Instant::now();
-        let tenure = Tenure { held, since: now, verified: now, process: std::process::id() };
-        Self { inner: Some(Inner { lock, turn, since: now, tenure: Box::new(tenure) }) }
+        turn.spell().gain(now);
+        let tenure = Tenure { held, verified: now, process: std::process::id() };
+        Self { inner: Some(Inner { lock, turn, since: now, tenure }) }
     }
 
     /// Takes over what another task of this process has left.
-    pub(crate) fn received(lock: LockFile, turn: Turn, parcel: Parcel) -> Self {
-        trace::acquired(lock.target());
+    pub(crate) fn received(lock: LockFile, turn: Turn, parcel: Parcel, started: tokio::time::Instant) -> Self {
+        trace::acquired(lock.target(), started);
         turn.set_held();
         Self { inner: Some(Inner { lock, turn, since: Instant::now(), tenure: parcel.tenure }) }
     }
@@ -92,7 +93,7 @@ impl LockGuard {
     /// the guard, which releases too.
     pub async fn release(mut self) -> Result<(), LockError> {
         match self.inner.take() {
-            Some(inner) => inner.release(),
+            Some(inner) => inner.release(Listener::Caller),
             None => unreachable!("only this and drop take it, and both end the guard"),
         }
     }
@@ -107,17 +108,10 @@ impl LockGuard {
     /// # Panics
     /// When polled outside a Tokio runtime with time enabled.
     pub async fn lost(&self) -> LostReason {
-        loop {
-            let inner = self.inner();
-            let Some(identity) = inner.tenure.held.identity() else {
-                return pending().await;
-            };
-            let path = inner.lock.target().path.clone();
-            match blocking::run(move || identity.check(&path)).await {
-                Ok(Err(reason)) => return reason,
-                Ok(Ok(())) => sleep(LOOK_AGAIN).await,
-                Err(_) => return pending().await,
-            }
+        let Inner { lock, tenure, .. } = self.inner();
+        match tenure.held.file() {
+            Some((file, identity)) => wait::lost(lock, file, identity).await,
+            None => pending().await,
         }
     }
 
@@ -142,6 +136,8 @@ impl LockGuard {
         let output = {
             let work = pin!(work);
             tokio::select! {
+                // The work first: when it is done at once, nobody needs to watch the file.
+                biased;
                 output = work => Some(output),
                 _ = self.lost() => None,
             }
@@ -168,17 +164,23 @@ impl LockGuard {
 impl Drop for LockGuard {
     fn drop(&mut self) {
         if let Some(inner) = self.inner.take() {
-            // Logged in there; there is nobody to tell.
-            let _ = inner.release();
+            let _ = inner.release(Listener::Log);
         }
     }
 }
 
+/// Who wants to know how a release went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listener {
+    Caller,
+    Log,
+}
+
 impl Inner {
-    fn release(self) -> Result<(), LockError> {
+    fn release(self, listener: Listener) -> Result<(), LockError> {
         match self.hand_over() {
             Ok(()) => Ok(()),
-            Err(inner) => inner.give_back(),
+            Err(inner) => inner.give_back(listener),
         }
     }
 
@@ -190,7 +192,7 @@ impl Inner {
             return Err(self);
         }
         let now = Instant::now();
-        if now - self.tenure.since >= handover::LONGEST {
+        if self.turn.spell().is_spent(now) {
             return Err(self);
         }
         if now - self.tenure.verified >= INSTANTLY {
@@ -211,12 +213,12 @@ impl Inner {
     }
 
     fn is_lost(&self) -> bool {
-        self.tenure.held.identity().is_some_and(|identity| identity.check(&self.lock.target().path).is_err())
+        self.tenure.held.file().is_some_and(|(_, identity)| identity.check(&self.lock.target().path).is_err())
     }
 
     /// Releases the lock in the system.
-    fn give_back(self) -> Result<(), LockError> {
-        let Self { lock, turn, since, tenure } = self;
+    fn give_back(self, listener: Listener) -> Result<(), LockError> {
+        let Self { lock, mut turn, since, tenure } = self;
         if !tenure.is_ours() {
             tenure.held.abandon();
             // Another thread of the parent may have had any mutex at the fork, so nothing that takes one may run here.
@@ -224,7 +226,15 @@ impl Inner {
             return Ok(());
         }
         let target = lock.target();
-        let result = tenure.held.release(target);
+        let result = match listener == Listener::Caller || trace::warnings_are_heard() {
+            true => tenure.held.release(target),
+            // The look whether it was lost would be for nobody.
+            false => {
+                drop(tenure);
+                Ok(())
+            }
+        };
+        turn.spell().leave(Instant::now());
         turn.set_free();
         match &result {
             Ok(()) => trace::released(target, since.elapsed()),

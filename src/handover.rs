@@ -18,8 +18,8 @@ use std::sync::{Mutex, MutexGuard, atomic};
 use atomic::AtomicUsize;
 use atomic::Ordering::SeqCst;
 
-/// How long the tasks of one process may pass the lock on, and how long it may lie on the shelf.
-pub(crate) const LONGEST: Duration = Duration::from_millis(10);
+/// How long the lock may lie on the shelf.
+const LONGEST: Duration = Duration::from_millis(10);
 
 /// After so many looks in vain the caretaker stays away: half a second.
 const IDLE_LOOKS: u32 = 50;

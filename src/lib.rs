@@ -69,6 +69,8 @@ mod lock;
 mod process;
 mod protocol;
 mod registry;
+mod singleton;
+mod spell;
 mod sys;
 mod trace;
 mod url;
@@ -83,4 +85,5 @@ pub use lock::LockFile;
 pub use process::pid_exists;
 #[cfg(unix)]
 pub use protocol::shlock::check_lock;
+pub use singleton::{Restart, Singleton, SingletonError};
 pub use url::LockUrl;

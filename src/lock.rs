@@ -18,17 +18,20 @@ use crate::protocol::Target;
 use crate::registry::{Registry, Slot};
 use crate::trace;
 use crate::url::LockUrl;
-use crate::wait;
+use crate::wait::{self, Pace};
 
 /// A lock that processes, and tasks within one, agree on by the name of a file.
 ///
 /// A handle is cheap to clone and holds nothing: no file is touched before a try, and no descriptor is kept between
 /// tries. All handles of one process on the same file and of the same kind share one queue.
 ///
-/// Constructors make a relative path absolute, and look once at which directory it leads to (this follows symbolic
-/// links, and so may block on a network file system that hangs).
+/// Constructors make a relative path absolute, and look once at the directory it leads to and at its file system (this
+/// follows symbolic links, and so may block on a network file system that hangs).
 #[derive(Clone)]
-pub struct LockFile {
+pub struct LockFile(Arc<Shared>);
+
+/// What the clones of a handle share.
+struct Shared {
     target: Target,
     slot: Arc<Slot>,
 }
@@ -88,7 +91,9 @@ impl LockFile {
     pub(crate) fn with(kind: LockKind, path: &Path, options: Options) -> Result<Self, LockError> {
         let target = Target::new(kind, path, options)?;
         let slot = Registry::global().slot(kind, &target.path);
-        Ok(Self { target, slot })
+        let lock = Self(Arc::new(Shared { target, slot }));
+        lock.find_pace();
+        Ok(lock)
     }
 
     fn null_with(name: &Path, options: Options) -> Self {
@@ -97,7 +102,16 @@ impl LockFile {
             true => Slot::unnamed(),
             false => Registry::global().slot(LockKind::Null, &target.path),
         };
-        Self { target, slot }
+        let lock = Self(Arc::new(Shared { target, slot }));
+        lock.find_pace();
+        lock
+    }
+
+    /// Finds out how tries are to be made, if that is not known yet. This may block.
+    pub(crate) fn find_pace(&self) {
+        if self.0.slot.pace().is_none() {
+            Pace::of(&self.0.target).into_iter().for_each(|pace| self.0.slot.set_pace(pace));
+        }
     }
 
     pub(crate) fn from_url(url: &LockUrl, options: Options) -> Result<Self, LockError> {
@@ -120,7 +134,7 @@ impl LockFile {
     /// When polled outside a Tokio runtime with time enabled.
     #[doc(alias = "try_lock")]
     pub async fn attempt(&self) -> Result<Option<LockGuard>, LockError> {
-        match self.slot.try_turn() {
+        match self.0.slot.try_turn() {
             Some(turn) => wait::attempt(self, turn).await,
             None => Ok(None),
         }
@@ -141,12 +155,7 @@ impl LockFile {
     #[doc(alias = "acquire")]
     #[doc(alias = "lock")]
     pub async fn obtain(&self) -> Result<LockGuard, LockError> {
-        async {
-            let turn = self.slot.turn().await;
-            wait::obtain(self, turn).await
-        }
-        .instrument(trace::obtain_span(&self.target))
-        .await
+        wait::obtain(self).instrument(trace::obtain_span(&self.0.target)).await
     }
 
     /// Waits for the lock for `limit` at most. A zero limit tries once; [`Duration::MAX`] waits for ever.
@@ -174,12 +183,39 @@ impl LockFile {
         }
     }
 
+    /// [`attempt`](Self::attempt) without a runtime, as in `main` before it starts.
+    ///
+    /// The guard may be dropped anywhere; inside a runtime it is as good as any other.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// Inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
+    pub fn blocking_attempt(&self) -> Result<Option<LockGuard>, LockError> {
+        blocking::outside_runtime(self.attempt())
+            .map_err(|error| LockError::io(&self.0.target.path, "try for", error))?
+    }
+
+    /// [`obtain`](Self::obtain) without a runtime, as in `main` before it starts. Tasks and threads that wait for the
+    /// same lock are in one queue.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Panics
+    /// Inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
+    pub fn blocking_obtain(&self) -> Result<LockGuard, LockError> {
+        blocking::outside_runtime(self.obtain())
+            .map_err(|error| LockError::io(&self.0.target.path, "wait for", error))?
+    }
+
     async fn timed_out(&self, limit: Duration) -> LockError {
         // The look takes a fraction of a millisecond. A file system that hangs must not hold up the bad news for ever.
         const PATIENCE: Duration = Duration::from_millis(500);
         let holder = timeout(PATIENCE, self.holder()).await;
         LockError::TimedOut {
-            path: self.target.path.to_path_buf(),
+            path: self.0.target.path.to_path_buf(),
             limit,
             holder: holder.ok().and_then(Result::ok).flatten().map(Box::new),
         }
@@ -187,7 +223,7 @@ impl LockFile {
 
     /// Whether a task *of this process* holds the lock, through any handle. Never blocks.
     pub fn locked(&self) -> bool {
-        self.slot.held_since().is_some()
+        self.0.slot.held_since().is_some()
     }
 
     /// Who holds the lock, in any process; `None` if nobody does. It may have changed when the answer arrives.
@@ -201,44 +237,44 @@ impl LockFile {
     /// # Panics
     /// When polled outside a Tokio runtime.
     pub async fn holder(&self) -> Result<Option<Holder>, LockError> {
-        let target = self.target.clone();
-        let own = self.slot.held_since().filter(|_| target.kind == LockKind::Null);
+        let target = self.0.target.clone();
+        let own = self.0.slot.held_since().filter(|_| target.kind == LockKind::Null);
         let looked = blocking::run(move || match own {
             Some(since) => Ok(Some(Holder::look_up(std::process::id(), Some(since)))),
             None => target.holder(),
         });
-        looked.await.map_err(|error| LockError::io(&self.target.path, "look at", error))?
+        looked.await.map_err(|error| LockError::io(&self.0.target.path, "look at", error))?
     }
 
     /// The absolute path; `None` for a null lock.
     pub fn path(&self) -> Option<&Path> {
-        (self.target.kind != LockKind::Null).then_some(&*self.target.path)
+        (self.0.target.kind != LockKind::Null).then_some(&*self.0.target.path)
     }
 
     /// The kind.
     pub fn kind(&self) -> LockKind {
-        self.target.kind
+        self.0.target.kind
     }
 
     /// The URL that opens this lock, with its kind said outright.
     pub fn url(&self) -> LockUrl {
-        LockUrl::new(self.target.kind, &self.target.path)
+        LockUrl::new(self.0.target.kind, &self.0.target.path)
     }
 
     pub(crate) fn target(&self) -> &Target {
-        &self.target
+        &self.0.target
     }
 
     pub(crate) fn slot(&self) -> &Arc<Slot> {
-        &self.slot
+        &self.0.slot
     }
 }
 
 impl fmt::Debug for LockFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockFile")
-            .field("kind", &self.target.kind)
-            .field("path", &self.target.path)
+            .field("kind", &self.0.target.kind)
+            .field("path", &self.0.target.path)
             .field("locked", &self.locked())
             .finish()
     }

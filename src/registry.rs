@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::OwnedMutexGuard;
@@ -13,6 +13,8 @@ use tokio::sync::OwnedMutexGuard;
 use crate::guard::Parcel;
 use crate::handover::{Caretaker, Handover};
 use crate::kind::LockKind;
+use crate::spell::Spell;
+use crate::trace;
 use crate::wait::Pace;
 
 /// The slots of one process; an entry goes when its last handle goes.
@@ -28,12 +30,14 @@ struct Key(LockKind, Arc<Path>);
 /// One lock in this process.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    queue: Arc<tokio::sync::Mutex<()>>,
+    queue: Arc<tokio::sync::Mutex<Spell>>,
     /// Nanoseconds since the Unix epoch when a task of this process got the lock; 0 while none holds it.
     held_since: AtomicU64,
+    /// The task that got it; not kept if no warning would be heard.
+    held_by: Mutex<Option<Worker>>,
     /// Where to strike this slot off; `None` for a lock without a name.
     entry: Option<(Key, &'static Registry)>,
-    /// Unknown before the first try.
+    /// Unknown while the directory is not there.
     pace: OnceLock<Pace>,
     handover: Handover<Parcel>,
 }
@@ -43,7 +47,7 @@ pub(crate) struct Slot {
 #[must_use]
 pub(crate) struct Turn {
     slot: Arc<Slot>,
-    _place: OwnedMutexGuard<()>,
+    place: OwnedMutexGuard<Spell>,
 }
 
 impl Registry {
@@ -102,6 +106,7 @@ impl Slot {
         Self {
             queue: Arc::default(),
             held_since: AtomicU64::new(0),
+            held_by: Mutex::default(),
             entry,
             pace: OnceLock::new(),
             handover: Handover::new(),
@@ -116,7 +121,7 @@ impl Slot {
     /// The turn at once, unless another task has it or is queued for it.
     pub(crate) fn try_turn(self: &Arc<Self>) -> Option<Turn> {
         let place = Arc::clone(&self.queue).try_lock_owned().ok()?;
-        Some(Turn { slot: Arc::clone(self), _place: place })
+        Some(Turn { slot: Arc::clone(self), place })
     }
 
     /// The turn, in the order of asking. Cancel safe: a task that goes away leaves the queue.
@@ -128,7 +133,7 @@ impl Slot {
         // Dropped before `waiting`, if our caller goes away: it must not have the turn when that looks for one.
         let place = Arc::clone(&self.queue).lock_owned().await;
         waiting.arrive();
-        Turn { slot: Arc::clone(self), _place: place }
+        Turn { slot: Arc::clone(self), place }
     }
 
     pub(crate) fn handover(&self) -> &Handover<Parcel> {
@@ -140,13 +145,23 @@ impl Slot {
         self.handover.pass(parcel, turn, || Caretaker::watch(Arc::downgrade(self)), || self.try_turn())
     }
 
-    /// How tries for this lock are made, once one has been.
+    /// How tries for this lock are made, once that is known.
     pub(crate) fn pace(&self) -> Option<Pace> {
         self.pace.get().copied()
     }
 
-    pub(crate) fn set_pace(&self, find: impl FnOnce() -> Pace) {
-        self.pace.get_or_init(find);
+    pub(crate) fn set_pace(&self, pace: Pace) {
+        // The first to know says it.
+        let _ = self.pace.set(pace);
+    }
+
+    /// Whether `worker` got the lock that this process holds.
+    pub(crate) fn is_held_by(&self, worker: Worker) -> bool {
+        self.held_since().is_some() && *self.held_by() == Some(worker)
+    }
+
+    fn held_by(&self) -> MutexGuard<'_, Option<Worker>> {
+        self.held_by.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When a task of this process got the lock it holds.
@@ -154,6 +169,22 @@ impl Slot {
         match self.held_since.load(Ordering::Acquire) {
             0 => None,
             nanoseconds => Some(SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds)),
+        }
+    }
+}
+
+/// Who can wait for himself: a task, or a thread that blocks on a future.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Worker {
+    Task(tokio::task::Id),
+    Thread(std::thread::ThreadId),
+}
+
+impl Worker {
+    pub(crate) fn current() -> Self {
+        match tokio::task::try_id() {
+            Some(id) => Self::Task(id),
+            None => Self::Thread(std::thread::current().id()),
         }
     }
 }
@@ -195,6 +226,10 @@ impl Drop for Slot {
 }
 
 impl Turn {
+    pub(crate) fn spell(&mut self) -> &mut Spell {
+        &mut self.place
+    }
+
     /// The held lock, if another task of this process has left it.
     pub(crate) fn take_parcel(&self) -> Option<Parcel> {
         self.slot.handover.take()
@@ -203,6 +238,9 @@ impl Turn {
     pub(crate) fn set_held(&self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let nanoseconds = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        if trace::warnings_are_heard() {
+            *self.slot.held_by() = Some(Worker::current());
+        }
         self.slot.held_since.store(nanoseconds.max(1), Ordering::Release);
     }
 

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{Level, Span, debug, debug_span, enabled, info, warn};
 
 use crate::error::{LockError, LostReason};
@@ -22,6 +23,10 @@ pub(crate) fn waiting_is_heard() -> bool {
     enabled!(target: TARGET, Level::INFO)
 }
 
+pub(crate) fn warnings_are_heard() -> bool {
+    enabled!(target: TARGET, Level::WARN)
+}
+
 pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>) {
     info!(
         target: TARGET,
@@ -33,14 +38,31 @@ pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>
     );
 }
 
-pub(crate) fn acquired(target: &Target) {
-    debug!(target: TARGET, path = %target.path.display(), kind = %target.kind, "acquired");
-}
-
-pub(crate) fn taken_over(target: &Target, pid: u32) {
+pub(crate) fn waiting_for_itself(target: &Target, waited: Duration) {
     warn!(
         target: TARGET,
         path = %target.path.display(),
+        waited = ?waited,
+        "waiting for a lock that this very task has obtained: a deadlock, unless it gave the guard away",
+    );
+}
+
+pub(crate) fn acquired(target: &Target, started: Instant) {
+    debug!(
+        target: TARGET,
+        path = %target.path.display(),
+        kind = %target.kind,
+        waited = ?started.elapsed(),
+        "acquired",
+    );
+}
+
+pub(crate) fn taken_over(target: &Target, pid: u32, started: Instant) {
+    warn!(
+        target: TARGET,
+        path = %target.path.display(),
+        kind = %target.kind,
+        waited = ?started.elapsed(),
         holder.pid = pid,
         "acquired by takeover: the last holder died with the lock",
     );
@@ -52,6 +74,10 @@ pub(crate) fn released(target: &Target, held_for: Duration) {
 
 pub(crate) fn lost(target: &Target, reason: LostReason) {
     warn!(target: TARGET, path = %target.path.display(), reason = %reason, "lost the lock while it was held");
+}
+
+pub(crate) fn work_failed(target: &Target, error: &dyn std::fmt::Display) {
+    warn!(target: TARGET, path = %target.path.display(), %error, "the work under the lock failed; standing by again");
 }
 
 pub(crate) fn release_failed(target: &Target, error: &LockError) {

@@ -152,7 +152,13 @@ fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
 
 #[cfg(windows)]
 fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
-    let path = path.to_string_lossy().replace('\\', "/");
+    let path = path.to_string_lossy();
+    // A path that skips Windows' rewriting stands for the same file as without the prefix.
+    let path = match path.strip_prefix(r"\\?\UNC\") {
+        Some(share) => format!(r"\\{share}"),
+        None => path.strip_prefix(r"\\?\").unwrap_or(&path).to_owned(),
+    };
+    let path = path.replace('\\', "/");
     match path.as_bytes() {
         [drive, b':', b'/', ..] if drive.is_ascii_alphabetic() => format!("/{path}").into_bytes().into(),
         _ => path.into_bytes().into(),

@@ -1,11 +1,10 @@
-//! flock(2) on a file that stays, as flock(1) and PEAK's `FLockFile` use it.
+//! A lock on a file that stays: flock(2), as flock(1) and PEAK's `FLockFile` use it, and on Windows `LockFileEx`.
 //!
 //! The record in the file is news, not proof. It is written only into a file that is empty or already holds such a
 //! record, never truncated: locking a data file is a legitimate use. The file stays at release, because unlinking it
 //! would split the lock between those who wait on the old inode and those who come to the new one.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -28,23 +27,24 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
             Some(file) => file,
             None => Arc::new(open(target)?),
         };
-        let locked = sys::try_lock_exclusive(&file).map_err(|error| super::lock_failed(target, &*file, error))?;
-        let stat = sys::stat(&file).map_err(|error| LockError::io(&target.path, "look at lock file", error))?;
-        if let Some(what) = stat.irregular() {
-            return Err(LockError::not_a_lock_file(&target.path, format!("it is {what}")));
-        }
+        let locked = sys::try_lock_exclusive(&file);
+        // First of all what it is: a device may be what cannot be locked.
+        let stat = stat(target, &file)?;
+        let locked = locked.map_err(|error| super::lock_failed(target, error))?;
         // Whoever locked the file before us may have lost its name meanwhile; the lock is where the name is.
         if (locked || was_kept) && Identity(stat).check(&target.path).is_err() {
             continue;
         }
         if locked {
-            let wrote = write_record(&file, &stat);
+            let found = find_record(&file, &stat);
+            let wrote = found.is_some() && record::write(&file, &record::flock(std::process::id())).is_ok();
             let held = Held { file, stat, wrote, armed: true };
-            return Ok(Outcome::Acquired { held: super::Held::Flock(held), taken_over: None });
+            // Who releases blanks his record, if he lives to do so.
+            return Ok(Outcome::Acquired { held: super::Held::Flock(Box::new(held)), taken_over: found.flatten() });
         }
         // A holder's lock is exclusive. If a shared one can be had, a question is in the way, or a foreign shared lock,
         // which will still be there at the next look.
-        if !super::is_locked(&file).map_err(|error| super::lock_failed(target, &file, error))? {
+        if !super::is_locked(&file).map_err(|error| super::lock_failed(target, error))? {
             return Ok(Outcome::Unclear(Contended::by_lock(file)));
         }
         return Ok(Outcome::Busy(Contended::by_lock(file)));
@@ -54,30 +54,31 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
 
 /// Who holds the lock: the writer of the record while somebody has the file locked.
 pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
-    let dir = sys::Dir::open(target.parent_and_name().0)
-        .map_err(|error| LockError::io(&target.path, "open the directory of lock file", error))?;
-    let file = match dir.open_file(target.parent_and_name().1) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(open_failed(target, error)),
+    let Some(file) = sys::open_existing(&target.path).map_err(|error| open_failed(target, error))? else {
+        return Ok(None);
     };
-    let failed = |error| LockError::io(&target.path, "look at lock file", error);
-    let stat = sys::stat(&file).map_err(failed)?;
-    if let Some(what) = stat.irregular() {
-        return Err(LockError::not_a_lock_file(&target.path, format!("it is {what}")));
-    }
+    let stat = stat(target, &file)?;
     let known = sys::flock_holder(&stat);
-    let record = Record::of(&file).map_err(failed)?;
+    let record = Record::of(&file).map_err(|error| LockError::io(&target.path, "read lock file", error))?;
     let recorded = match record {
         Record::Flock(pid) => pid,
         _ => None,
     };
-    let held = known.is_some() || super::is_locked(&file).map_err(|error| super::lock_failed(target, &file, error))?;
+    let held = known.is_some() || super::is_locked(&file).map_err(|error| super::lock_failed(target, error))?;
     if !held {
         return Ok(None);
     }
     let since = recorded.map(|_| SystemTime::UNIX_EPOCH + stat.modified);
     Ok(Some(Holder::look_up(recorded.or(known).unwrap_or(0), since)))
+}
+
+/// The state of the file, which is to be a regular one.
+fn stat(target: &Target, file: &File) -> Result<Stat, LockError> {
+    let stat = sys::stat(file).map_err(|error| LockError::io(&target.path, "look at lock file", error))?;
+    match stat.irregular() {
+        Some(what) => Err(LockError::not_a_lock_file(&target.path, format!("it is {what}"))),
+        None => Ok(stat),
+    }
 }
 
 fn open(target: &Target) -> Result<File, LockError> {
@@ -91,14 +92,16 @@ fn open_failed(target: &Target, error: std::io::Error) -> LockError {
     }
 }
 
-/// Writes our record where that harms nothing; says whether it did. The lock does not depend on it.
-fn write_record(file: &File, stat: &Stat) -> bool {
-    let may_write = match stat.size {
-        0 => true,
-        size if size == record::FLOCK_LEN as u64 => matches!(Record::of(file), Ok(Record::Flock(_))),
-        _ => false,
-    };
-    may_write && file.write_all_at(&record::flock(std::process::id()), 0).is_ok()
+/// The PID in the record, if there is one; `None` where a record would harm other content.
+fn find_record(file: &File, stat: &Stat) -> Option<Option<u32>> {
+    match stat.size {
+        0 => Some(None),
+        size if size == record::FLOCK_LEN as u64 => match Record::of_flock(file) {
+            Ok(Record::Flock(pid)) => Some(pid),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// The lock, held.
@@ -111,11 +114,17 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
     pub(super) fn identity(&self) -> Identity {
         Identity(self.stat)
     }
 
     pub(super) fn release(mut self, path: &Path) -> Result<(), LockError> {
+        self.blank();
+        // After the write: a look before it would make the kernel give the file yet another time stamp.
         let checked = self.identity().check(path);
         let unlocked = self.unlock().map_err(|error| LockError::io(path, "unlock", error));
         checked.map_err(|reason| LockError::lost(path, reason))?;
@@ -130,10 +139,14 @@ impl Held {
     /// the close that follows is the event that waiters see.
     fn unlock(&mut self) -> std::io::Result<()> {
         self.armed = false;
-        if self.wrote {
-            let _ = self.file.write_all_at(&record::FLOCK_BLANK, 0);
-        }
+        self.blank();
         sys::unlock(&self.file)
+    }
+
+    fn blank(&mut self) {
+        if std::mem::take(&mut self.wrote) {
+            let _ = record::write(&self.file, &record::FLOCK_BLANK);
+        }
     }
 }
 

@@ -14,9 +14,7 @@ use crate::holder::Holder;
 use crate::kind::LockKind;
 use crate::sys;
 
-#[cfg(unix)]
 pub(crate) mod flock;
-#[cfg(unix)]
 mod record;
 #[cfg(unix)]
 pub(crate) mod shlock;
@@ -52,7 +50,6 @@ pub(crate) struct Contended {
     pub(crate) foreign: Option<u32>,
 }
 
-#[cfg(unix)]
 impl Contended {
     fn by_lock(file: Arc<File>) -> Self {
         Self { file: Some(file), foreign: None }
@@ -65,9 +62,8 @@ impl Contended {
 pub(crate) enum Held {
     Null,
     #[cfg(unix)]
-    Shlock(shlock::Held),
-    #[cfg(unix)]
-    Flock(flock::Held),
+    Shlock(Box<shlock::Held>),
+    Flock(Box<flock::Held>),
 }
 
 impl Target {
@@ -86,8 +82,9 @@ impl Target {
             return Err(LockError::unsupported(path, kind, reason));
         }
         // Path::file_name() looks past these endings, which name a directory.
-        let ends_in_separator = bytes.last().is_some_and(|&byte| std::path::is_separator(byte.into()));
-        if ends_in_separator || bytes == b"." || bytes.ends_with(b"/.") || path.file_name().is_none() {
+        let is_separator = |&byte: &u8| std::path::is_separator(byte.into());
+        let without_dot = bytes.strip_suffix(b".").filter(|before| before.last().is_none_or(is_separator));
+        if bytes.last().is_some_and(is_separator) || without_dot.is_some() || path.file_name().is_none() {
             return Err(invalid("it does not end in a file name"));
         }
         let absolute = std::path::absolute(path).map_err(|error| LockError::io(path, "make absolute", error))?;
@@ -108,8 +105,7 @@ impl Target {
         match self.kind {
             #[cfg(unix)]
             LockKind::Shlock => shlock::attempt(self, last),
-            #[cfg(unix)]
-            LockKind::Flock => flock::attempt(self, last),
+            LockKind::Flock | LockKind::WinFlock => flock::attempt(self, last),
             _ => {
                 drop(last);
                 Ok(Outcome::Acquired { held: Held::Null, taken_over: None })
@@ -140,22 +136,20 @@ impl Target {
         match self.kind {
             #[cfg(unix)]
             LockKind::Shlock => shlock::holder(self),
-            #[cfg(unix)]
-            LockKind::Flock => flock::holder(self),
+            LockKind::Flock | LockKind::WinFlock => flock::holder(self),
             _ => Ok(None),
         }
     }
 }
 
 impl Held {
-    /// What the path must lead to as long as the lock is ours; `None` for a lock without a file.
-    pub(crate) fn identity(&self) -> Option<Identity> {
+    /// The lock file, and what the path must lead to as long as the lock is ours; `None` for a lock without a file.
+    pub(crate) fn file(&self) -> Option<(&Arc<File>, Identity)> {
         match self {
             Self::Null => None,
             #[cfg(unix)]
-            Self::Shlock(held) => Some(held.identity()),
-            #[cfg(unix)]
-            Self::Flock(held) => Some(held.identity()),
+            Self::Shlock(held) => Some((held.file(), held.identity())),
+            Self::Flock(held) => Some((held.file(), held.identity())),
         }
     }
 
@@ -168,7 +162,6 @@ impl Held {
             }
             #[cfg(unix)]
             Self::Shlock(held) => held.release(&target.path),
-            #[cfg(unix)]
             Self::Flock(held) => held.release(&target.path),
         }
     }
@@ -179,7 +172,6 @@ impl Held {
             Self::Null => {}
             #[cfg(unix)]
             Self::Shlock(held) => held.abandon(),
-            #[cfg(unix)]
             Self::Flock(held) => held.abandon(),
         }
     }
@@ -204,7 +196,6 @@ impl Identity {
 
 /// Whether somebody else has an exclusive flock on the file. A mere question: a try that meets our shared lock tells it
 /// from a holder's.
-#[cfg(unix)]
 fn is_locked(file: &File) -> std::io::Result<bool> {
     let free = sys::try_lock_shared(file)?;
     if free {
@@ -213,19 +204,17 @@ fn is_locked(file: &File) -> std::io::Result<bool> {
     Ok(!free)
 }
 
-#[cfg(unix)]
-fn lock_failed(target: &Target, file: &impl std::os::fd::AsFd, error: std::io::Error) -> LockError {
+fn lock_failed(target: &Target, error: std::io::Error) -> LockError {
     if sys::is_lock_unsupported(&error) {
-        let reason = format!("flock(2) does not work on {} ({error}); use a local file system", place_name(file));
+        let reason = format!("files cannot be locked on {} ({error}); use a local file system", place_name(target));
         return LockError::unsupported(&target.path, target.kind, reason);
     }
     LockError::io(&target.path, "lock", error)
 }
 
-/// What an open file or directory lives on, for an error.
-#[cfg(unix)]
-fn place_name(file: &impl std::os::fd::AsFd) -> String {
-    match sys::filesystem(file) {
+/// What the lock file lives on, for an error.
+fn place_name(target: &Target) -> String {
+    match target.filesystem() {
         Ok(filesystem) => filesystem.to_string(),
         Err(_) => "this file system".into(),
     }

@@ -1,8 +1,9 @@
 //! The text in a lock file: who holds it. Pure reading and writing of bytes, and the reading of an open file.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
+use std::io::{self, Write};
+
+use crate::sys;
 
 /// A shlock record: the PID as HoneyDanBer UUCP writes it, right-aligned in ten columns, then a tail of white space
 /// that says that the holder also keeps an flock(2) on this inode. INN's and NetBSD's shlock and PEAK read the PID
@@ -39,15 +40,14 @@ impl Record {
     /// Reads the record of an open file.
     pub(crate) fn of(file: &File) -> io::Result<Self> {
         let mut bytes = [0; LIMIT + 1];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            match file.read_at(&mut bytes[filled..], filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let filled = read(file, &mut bytes)?;
+        Ok(Self::parse(&bytes[..filled]))
+    }
+
+    /// Of an open file of [`FLOCK_LEN`] bytes that may hold the record of an flock lock: with one call.
+    pub(crate) fn of_flock(file: &File) -> io::Result<Self> {
+        let mut bytes = [0; FLOCK_LEN];
+        let filled = read(file, &mut bytes)?;
         Ok(Self::parse(&bytes[..filled]))
     }
 
@@ -71,10 +71,37 @@ impl Record {
         }
     }
 
+    #[cfg(unix)]
     pub(crate) fn pid(self) -> Option<u32> {
         match self {
             Self::Shlock(pid) | Self::Foreign(pid) | Self::Flock(Some(pid)) => Some(pid),
             Self::Blank | Self::Flock(None) | Self::Garbage => None,
+        }
+    }
+}
+
+/// Reads from the start of the file until `bytes` are full or the file ends; says how far it got.
+fn read(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match sys::read_at(file, &mut bytes[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// Writes to the start of the file: one call, which for so few bytes is all or nothing on a local file system.
+pub(super) fn write(file: &File, bytes: &[u8]) -> io::Result<()> {
+    loop {
+        match sys::write_at(file, bytes, 0) {
+            Ok(count) if count == bytes.len() => return Ok(()),
+            Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }
@@ -98,7 +125,7 @@ pub(crate) fn flock(pid: u32) -> [u8; FLOCK_LEN] {
 
 fn with_tail<const LEN: usize>(pid: u32, tail: &[u8]) -> [u8; LEN] {
     let mut record = [0; LEN];
-    record[..10].copy_from_slice(format!("{pid:>10}").as_bytes());
+    write!(&mut record[..10], "{pid:>10}").expect("ten columns hold every PID");
     record[10..].copy_from_slice(tail);
     record
 }

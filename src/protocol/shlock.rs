@@ -47,7 +47,7 @@ pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockE
         }
         match place.acquire()? {
             Made::Held(held) => {
-                return Ok(Outcome::Acquired { held: super::Held::Shlock(held), taken_over });
+                return Ok(Outcome::Acquired { held: super::Held::Shlock(Box::new(held)), taken_over });
             }
             Made::Changed => {}
             Made::Unclear => return Ok(Outcome::Unclear(Contended::default())),
@@ -287,8 +287,13 @@ impl<'a> Place<'a> {
             Err(error) => return Err(self.link_failed("link stale lock file", error)),
         }
         // Another breaker (INN's) links before it unlinks, as we do: with more than our own link, one of us must yield.
+        // Where links cannot be explained, their number tells nothing. But nobody starts to break a file with so many
+        // links, so it is enough to look whether somebody had started before.
+        let unexplained = seen.links != 1;
+        let yields = unexplained && self.is_being_broken(&seen)?;
         let linked = self.dir.stat(self.name).map_err(|error| self.failed("look at", error))?;
-        let alone = linked.is_some_and(|now| now.is_same_file(&seen) && now.links == seen.links + 1);
+        let is_ours = |now: Stat| now.is_same_file(&seen) && (unexplained || now.links == 2);
+        let alone = !yields && linked.is_some_and(is_ours);
         if alone {
             self.dir.unlink(self.name).map_err(|error| {
                 let _ = self.dir.unlink(&private);
@@ -306,17 +311,35 @@ impl<'a> Place<'a> {
                 self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
             }
         }
-        let names = match self.dir.names() {
-            // Where the directory may not be listed, the file's age decides.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
-            names => names.map_err(|error| self.failed("list the directory of", error))?,
-        };
-        for name in names {
-            if shlock_temporary(&name).is_some_and(|pid| !pid_exists(pid)) && self.names(&name, stale)? {
+        for (name, peer) in self.peers_names()?.unwrap_or_default() {
+            if !pid_exists(peer.pid) && self.names(&name, stale)? {
                 self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
             }
         }
         Ok(())
+    }
+
+    /// Whether another program, still alive, has a link to the file with which it breaks the lock; `true` if that cannot
+    /// be seen.
+    fn is_being_broken(&self, stale: &Stat) -> Result<bool, LockError> {
+        let Some(names) = self.peers_names()? else {
+            return Ok(true);
+        };
+        for (name, peer) in names {
+            if peer.breaks && pid_exists(peer.pid) && self.names(&name, stale)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Private names of INN's and NetBSD's shlock in the directory; `None` where it may not be listed.
+    fn peers_names(&self) -> Result<Option<Vec<(OsString, PeersName)>>, LockError> {
+        let names = match self.dir.names() {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            names => names.map_err(|error| self.failed("list the directory of", error))?,
+        };
+        Ok(Some(names.into_iter().filter_map(|name| PeersName::parse(&name).map(|parsed| (name, parsed))).collect()))
     }
 
     /// Makes the lock file privately and gives it the name, if that is free.
@@ -337,7 +360,8 @@ impl<'a> Place<'a> {
         }
         let Private { name, file } = private;
         drop(name);
-        let held = Held { dir: Arc::clone(&self.dir), name: self.name.to_owned(), file, stat, armed: true };
+        let held =
+            Held { dir: Arc::clone(&self.dir), name: self.name.to_owned(), file: Arc::new(file), stat, armed: true };
         if !self.names(self.name, &held.stat)? {
             return Ok(Made::Changed);
         }
@@ -451,7 +475,7 @@ impl<'a> Place<'a> {
     }
 
     fn lock_failed(&self, error: io::Error) -> LockError {
-        super::lock_failed(self.target, &self.dir, error)
+        super::lock_failed(self.target, error)
     }
 
     fn link_failed(&self, action: &'static str, error: io::Error) -> LockError {
@@ -459,7 +483,7 @@ impl<'a> Place<'a> {
             return LockError::unsupported(
                 &self.target.path,
                 self.target.kind,
-                format!("{} has no hard links for us ({error}); use the flock kind", super::place_name(&self.dir)),
+                format!("{} has no hard links for us ({error}); use the flock kind", super::place_name(self.target)),
             );
         }
         self.failed(action, error)
@@ -471,12 +495,16 @@ impl<'a> Place<'a> {
 pub(crate) struct Held {
     dir: Arc<Dir>,
     name: OsString,
-    file: File,
+    file: Arc<File>,
     stat: Stat,
     armed: bool,
 }
 
 impl Held {
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
     pub(super) fn identity(&self) -> Identity {
         Identity(self.stat)
     }
@@ -534,11 +562,21 @@ fn private_name(name: &OsStr, purpose: &str) -> OsString {
     private
 }
 
-/// The PID in a name that INN's or NetBSD's shlock gives its private links: `shlock<pid>`, `shlock<pid>x`, `shlock<pid>-2`.
-fn shlock_temporary(name: &OsStr) -> Option<u32> {
-    let rest = name.to_str()?.strip_prefix("shlock")?;
-    let digits = rest.strip_suffix("x").or_else(|| rest.strip_suffix("-2")).unwrap_or(rest);
-    record::parse_pid(digits.as_bytes())
+/// A private name of INN's or NetBSD's shlock: `shlock<pid>` for the file it makes, `shlock<pid>x` or `shlock<pid>-2` for
+/// the one it breaks.
+#[derive(Debug, PartialEq, Eq)]
+struct PeersName {
+    pid: u32,
+    breaks: bool,
+}
+
+impl PeersName {
+    fn parse(name: &OsStr) -> Option<Self> {
+        let rest = name.to_str()?.strip_prefix("shlock")?;
+        let breaking = rest.strip_suffix("x").or_else(|| rest.strip_suffix("-2"));
+        let pid = record::parse_pid(breaking.unwrap_or(rest).as_bytes())?;
+        Some(Self { pid, breaks: breaking.is_some() })
+    }
 }
 
 #[cfg(test)]
@@ -553,11 +591,11 @@ mod tests {
 
     #[test]
     fn only_the_other_programs_names_are_purged() {
-        for (name, pid) in [("shlock42", 42), ("shlock42x", 42), ("shlock42-2", 42)] {
-            assert_eq!(shlock_temporary(OsStr::new(name)), Some(pid), "{name}");
+        for (name, breaks) in [("shlock42", false), ("shlock42x", true), ("shlock42-2", true)] {
+            assert_eq!(PeersName::parse(OsStr::new(name)), Some(PeersName { pid: 42, breaks }), "{name}");
         }
         for name in ["shlock", "shlock0", "shlock42y", "shlock 42", "shlock42xx", "xshlock42"] {
-            assert_eq!(shlock_temporary(OsStr::new(name)), None, "{name}");
+            assert_eq!(PeersName::parse(OsStr::new(name)), None, "{name}");
         }
     }
 }

@@ -1,18 +1,31 @@
 //! What the protocols need of the operating system, said once; the implementations stand behind this switch.
 //!
-//! **Everywhere**
-//! - [`process_existence`]: does a process with this PID exist, and can a zombie be told from it?
+//! Every descriptor and handle stays in this process: close-on-exec, or not inheritable, from its first instant. No call
+//! follows a symbolic link in the last component of a path, and none waits for somebody else's lock.
 //!
-//! **Unix** (used by `protocol::shlock` and `protocol::flock`). Every descriptor is close-on-exec from its first
-//! instant, no call follows a symbolic link in the last component, and none waits for somebody else's lock.
+//! **Everywhere**
+//! - [`open_or_create`]: the file that stays, made if need be; read-only where it may not be written.
+//!   [`open_existing`]: the same file, only to look. What an open's error says about the thing at the path:
+//!   [`irregular_from_open`].
+//! - [`stat`] of an open file and [`stat_path`] of a name, with what tells files apart, [`Stat::is_same_file`], and
+//!   regular ones from others, [`Stat::irregular`].
+//! - [`read_at`], [`write_at`]: at an offset, as far as one call gets.
+//! - [`try_lock_exclusive`], [`try_lock_shared`], [`unlock`]: the lock that the kernel keeps on an open file, and takes
+//!   away when its holder dies. `false` means somebody else holds it; every other failure is an error.
+//!   [`is_lock_unsupported`]: that the file system has no such locks.
+//! - [`filesystem_at`]: what a path lives on. [`FileSystem::Memory`] and [`FileSystem::Local`] promise that a free lock
+//!   proves that nobody, on any machine, holds it, and that looking and locking touch nothing but memory.
+//! - [`process_existence`]: does a process with this PID exist, and can a zombie be told from it? [`flock_holder`]:
+//!   whom the kernel lists as the one who locked a file.
+//!
+//! **Unix**, for `protocol::shlock`
 //! - [`Dir`]: an open directory; `open_file`, `create_new`, `create_unnamed` (no name until `link`; an error where the
 //!   platform or the file system has no such files), `stat` (of a name), `link` (of an *open file*, by descriptor
 //!   where the platform can, to a new name), `unlink`, `names`.
-//! - [`stat`] of an open file, with what tells files apart: [`Stat::is_same_file`].
-//! - [`try_lock_exclusive`], [`try_lock_shared`], [`unlock`]: flock(2) on an open file. `false` means somebody else
-//!   holds it; every other failure is an error.
-//! - [`filesystem`]: what an open file lives on. [`FileSystem::Memory`] and [`FileSystem::Local`] promise that a free
-//!   `flock` proves that nobody, on any machine, holds it.
+//! - `filesystem`: what an open file lives on. `is_link_unsupported`: that a file cannot have two names there.
+//!
+//! **Linux**, for `wait`
+//! - `process_descriptor`: becomes readable when a process ends.
 
 use std::fmt;
 
@@ -31,15 +44,16 @@ compile_error!("tokio-lockfile supports Unix and Windows");
 
 /// What can be said of a PID without looking at the process's status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "no platform has all of them")]
 pub(crate) enum Existence {
     Gone,
     Alive,
-    #[cfg_attr(windows, expect(dead_code, reason = "Windows has no zombies"))]
     AliveOrZombie,
 }
 
 /// What a file lives on, as far as locks care.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(dead_code, reason = "no platform has all of them")]
 pub(crate) enum FileSystem {
     /// On this machine, and in its memory: no call touches a disk.
     Memory,
@@ -51,6 +65,7 @@ pub(crate) enum FileSystem {
 
 impl FileSystem {
     /// Whether a free `flock` proves that its holder is dead.
+    #[cfg(unix)]
     pub(crate) fn flock_is_proof(&self) -> bool {
         matches!(self, Self::Memory | Self::Local)
     }

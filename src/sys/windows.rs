@@ -1,3 +1,223 @@
 //! Windows.
+#![expect(unsafe_code, reason = "this is the one file that may call the system directly")]
 
-compile_error!("Windows is not supported yet");
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::mem::zeroed;
+use std::os::windows::fs::{FileExt, OpenOptionsExt};
+use std::os::windows::io::AsRawHandle;
+use std::path::Path;
+use std::time::Duration;
+
+use windows_sys::Win32::Foundation::{
+    CloseHandle, ERROR_ACCESS_DENIED, ERROR_FILE_NOT_FOUND, ERROR_INVALID_FUNCTION, ERROR_IO_PENDING,
+    ERROR_LOCK_VIOLATION, ERROR_NOT_SUPPORTED, FILETIME, WAIT_OBJECT_0,
+};
+use windows_sys::Win32::Storage::FileSystem::{
+    BY_HANDLE_FILE_INFORMATION, FILE_ATTRIBUTE_DIRECTORY, FILE_ATTRIBUTE_REPARSE_POINT, FILE_FLAG_BACKUP_SEMANTICS,
+    FILE_FLAG_OPEN_REPARSE_POINT, FILE_READ_ATTRIBUTES, FILE_SHARE_DELETE, FILE_SHARE_READ, FILE_SHARE_WRITE,
+    FILE_TYPE_DISK, GetFileInformationByHandle, GetFileType, LOCKFILE_EXCLUSIVE_LOCK, LOCKFILE_FAIL_IMMEDIATELY,
+    LockFileEx, UnlockFileEx,
+};
+use windows_sys::Win32::System::IO::OVERLAPPED;
+use windows_sys::Win32::System::Threading::{
+    OpenProcess, PROCESS_QUERY_LIMITED_INFORMATION, PROCESS_SYNCHRONIZE, WaitForSingleObject,
+};
+
+use super::{Existence, FileSystem};
+
+/// The byte that is locked, at 2⁶²: far behind the record, because nobody else can read locked bytes, and within the
+/// range that std, fs4 and Cargo lock, which is the whole file.
+const LOCKED_BYTE: u64 = 1 << 62;
+
+/// Nobody can delete or rename a file that is open without `FILE_SHARE_DELETE`: a held lock cannot be lost that way.
+const SHARED: u32 = FILE_SHARE_READ | FILE_SHARE_WRITE;
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).share_mode(SHARED).custom_flags(FILE_FLAG_OPEN_REPARSE_POINT);
+    options
+}
+
+/// Opens the file that stays (`protocol::flock`), made if it is not there yet. Where it may not be written, it is
+/// opened for reading; `LockFileEx` asks for no more.
+pub(crate) fn open_or_create(path: &Path, _mode: u32) -> io::Result<File> {
+    let opened = options().write(true).create(true).open(path);
+    match opened {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+                return Err(io::ErrorKind::IsADirectory.into());
+            }
+            options().open(path).map_err(|_| error)
+        }
+        opened => opened,
+    }
+}
+
+/// The file at `path`, for reading; `None` if there is none in its directory.
+pub(crate) fn open_existing(path: &Path) -> io::Result<Option<File>> {
+    match options().open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.raw_os_error() == Some(ERROR_FILE_NOT_FOUND as i32) => Ok(None),
+        Err(_) if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) => {
+            Err(io::ErrorKind::IsADirectory.into())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Identity and state of a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stat {
+    volume: u32,
+    index: u64,
+    pub(crate) size: u64,
+    /// When the content last changed, since the Unix epoch.
+    pub(crate) modified: Duration,
+    attributes: u32,
+    is_on_disk: bool,
+}
+
+impl Stat {
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.volume, self.index) == (other.volume, other.index)
+    }
+
+    /// What the file is if it is not a regular one, as it is called in an error.
+    pub(crate) fn irregular(&self) -> Option<&'static str> {
+        match self.attributes {
+            _ if !self.is_on_disk => Some("a device"),
+            attributes if attributes & FILE_ATTRIBUTE_REPARSE_POINT != 0 => Some("a symbolic link"),
+            attributes if attributes & FILE_ATTRIBUTE_DIRECTORY != 0 => Some("a directory"),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) fn stat(file: &File) -> io::Result<Stat> {
+    let handle = file.as_raw_handle();
+    // SAFETY: the handle is open as long as `file` is borrowed.
+    let is_on_disk = unsafe { GetFileType(handle) } == FILE_TYPE_DISK;
+    // SAFETY: the structure is plain integers, for which zero is a value.
+    let mut found: BY_HANDLE_FILE_INFORMATION = unsafe { zeroed() };
+    // SAFETY: the handle is open, and `found` is ours to write.
+    if is_on_disk && unsafe { GetFileInformationByHandle(handle, &mut found) } == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let wide = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+    Ok(Stat {
+        volume: found.dwVolumeSerialNumber,
+        index: wide(found.nFileIndexHigh, found.nFileIndexLow),
+        size: wide(found.nFileSizeHigh, found.nFileSizeLow),
+        modified: since_unix_epoch(found.ftLastWriteTime),
+        attributes: found.dwFileAttributes,
+        is_on_disk,
+    })
+}
+
+/// A `FILETIME` counts tenths of microseconds since 1601.
+fn since_unix_epoch(time: FILETIME) -> Duration {
+    const EPOCH: u64 = 11_644_473_600 * 10_000_000;
+    let ticks = u64::from(time.dwHighDateTime) << 32 | u64::from(time.dwLowDateTime);
+    Duration::from_nanos(ticks.saturating_sub(EPOCH).saturating_mul(100))
+}
+
+/// The file that a path stands for, its last component not followed; `None` if there is none.
+pub(crate) fn stat_path(path: &Path) -> io::Result<Option<Stat>> {
+    let opened = OpenOptions::new()
+        .access_mode(FILE_READ_ATTRIBUTES)
+        .share_mode(SHARED | FILE_SHARE_DELETE)
+        .custom_flags(FILE_FLAG_OPEN_REPARSE_POINT | FILE_FLAG_BACKUP_SEMANTICS)
+        .open(path);
+    match opened {
+        Ok(file) => stat(&file).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+    file.seek_read(bytes, offset)
+}
+
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    file.seek_write(bytes, offset)
+}
+
+/// What an error of an open says about the thing that stands at the path.
+pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
+    (error.kind() == io::ErrorKind::IsADirectory).then_some("a directory")
+}
+
+/// Whether the file system cannot lock files at all.
+pub(crate) fn is_lock_unsupported(error: &io::Error) -> bool {
+    let code = error.raw_os_error().map(|code| code as u32);
+    matches!(code, Some(ERROR_INVALID_FUNCTION | ERROR_NOT_SUPPORTED))
+}
+
+fn locked_byte() -> OVERLAPPED {
+    // SAFETY: the structure is plain integers and a null handle, for which zero is a value.
+    let mut place: OVERLAPPED = unsafe { zeroed() };
+    place.Anonymous.Anonymous.Offset = LOCKED_BYTE as u32;
+    place.Anonymous.Anonymous.OffsetHigh = (LOCKED_BYTE >> 32) as u32;
+    place
+}
+
+pub(crate) fn try_lock_exclusive(file: &File) -> io::Result<bool> {
+    try_lock(file, LOCKFILE_EXCLUSIVE_LOCK | LOCKFILE_FAIL_IMMEDIATELY)
+}
+
+pub(crate) fn try_lock_shared(file: &File) -> io::Result<bool> {
+    try_lock(file, LOCKFILE_FAIL_IMMEDIATELY)
+}
+
+fn try_lock(file: &File, flags: u32) -> io::Result<bool> {
+    let mut place = locked_byte();
+    // SAFETY: the handle is open and synchronous, so the call is over, and `place` no longer in use, when it returns.
+    if unsafe { LockFileEx(file.as_raw_handle(), flags, 0, 1, 0, &mut place) } != 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error().map(|code| code as u32) {
+        // ERROR_ACCESS_DENIED is another answer of a lock that is held (seen by other lock libraries in contention).
+        Some(ERROR_LOCK_VIOLATION | ERROR_IO_PENDING | ERROR_ACCESS_DENIED) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+pub(crate) fn unlock(file: &File) -> io::Result<()> {
+    let mut place = locked_byte();
+    // SAFETY: as in `try_lock`.
+    match unsafe { UnlockFileEx(file.as_raw_handle(), 0, 1, 0, &mut place) } {
+        0 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn process_existence(pid: u32) -> Existence {
+    if pid == 0 {
+        return Existence::Gone;
+    }
+    // SAFETY: no pointers.
+    let process = unsafe { OpenProcess(PROCESS_SYNCHRONIZE | PROCESS_QUERY_LIMITED_INFORMATION, 0, pid) };
+    if process.is_null() {
+        let denied = io::Error::last_os_error().raw_os_error() == Some(ERROR_ACCESS_DENIED as i32);
+        return if denied { Existence::Alive } else { Existence::Gone };
+    }
+    // A process that has ended exists as long as somebody has it open.
+    // SAFETY: the handle is open.
+    let has_ended = unsafe { WaitForSingleObject(process, 0) } == WAIT_OBJECT_0;
+    // SAFETY: the handle is ours, and not used again.
+    unsafe { CloseHandle(process) };
+    if has_ended { Existence::Gone } else { Existence::Alive }
+}
+
+/// No file system is known well enough to try in line on it, or to wait for its events.
+pub(crate) fn filesystem_at(_path: &Path) -> io::Result<FileSystem> {
+    Ok(FileSystem::Other("this file system".into()))
+}
+
+/// No such list.
+pub(crate) fn flock_holder(_stat: &Stat) -> Option<u32> {
+    None
+}

@@ -27,6 +27,9 @@ use crate::blocking;
 use crate::kind::LockKind;
 use crate::sys;
 
+/// What tells that a file has lost its name, or has got another.
+const NAME_CHANGES: WatchFlags = WatchFlags::ATTRIB.union(WatchFlags::MOVE_SELF).union(WatchFlags::DELETE_SELF);
+
 /// How often a driver looks after the watches.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -61,16 +64,32 @@ impl Signal {
 }
 
 impl Watch {
-    /// A watch on `file` and, if given, on a process; `None` where events cannot be had. The file has to be looked at
-    /// once more before anybody waits for a [`sign`](Self::sign).
-    pub(crate) fn new(kind: LockKind, file: &Arc<File>, holder: Option<u32>) -> Option<Self> {
+    /// For the release of the lock that `file` stands for, or the end of its holder, if given; `None` where events
+    /// cannot be had. The file has to be looked at once more before anybody waits for a [`sign`](Self::sign).
+    pub(crate) fn for_release(kind: LockKind, file: &Arc<File>, holder: Option<u32>) -> Option<Self> {
+        // Holders made by us and by shlock(1) unlink the file or close what they wrote; flock(1) holds its lock through
+        // a descriptor for reading.
+        let closing = match kind {
+            LockKind::Flock => WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE,
+            _ => WatchFlags::CLOSE_WRITE,
+        };
+        let process = holder.and_then(sys::process_descriptor);
+        Self::new(file, NAME_CHANGES | closing, process)
+    }
+
+    /// For the loss of `file`'s name; otherwise as [`for_release`](Self::for_release).
+    pub(crate) fn for_loss(file: &Arc<File>) -> Option<Self> {
+        Self::new(file, NAME_CHANGES, None)
+    }
+
+    fn new(file: &Arc<File>, events: WatchFlags, process: Option<OwnedFd>) -> Option<Self> {
         let runtime = Handle::try_current().ok()?;
-        let (descriptor, signal, driver) = Watches::get().add(kind, file, &runtime)?;
+        let (descriptor, signal, driver) = Watches::get().add(events, file, &runtime)?;
         // Outside the lock: a runtime that is shutting down drops the driver here and now.
         if let Some(driver) = driver {
             runtime.spawn(driver.drive());
         }
-        let process = holder.and_then(sys::process_descriptor).and_then(register).map(Box::new);
+        let process = process.and_then(register).map(Box::new);
         Some(Self { file: Arc::clone(file), descriptor, signal, process })
     }
 
@@ -82,14 +101,19 @@ impl Watch {
     pub(crate) async fn sign(&mut self) -> Sign {
         match &self.process {
             None => self.signal.notify.notified().await,
-            Some(process) => tokio::select! {
-                () = self.signal.notify.notified() => {}
-                _ = process.readable() => {
+            Some(process) => {
+                let ended = Box::pin(async {
+                    tokio::select! {
+                        () = self.signal.notify.notified() => false,
+                        _ = process.readable() => true,
+                    }
+                });
+                if ended.await {
                     // It stays readable for ever.
                     self.process = None;
                     return Sign::Event;
                 }
-            },
+            }
         }
         match self.signal.is_event.swap(false, Ordering::AcqRel) {
             true => Sign::Event,
@@ -134,14 +158,14 @@ impl Watches {
         WATCHES.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&mut self, kind: LockKind, file: &File, runtime: &Handle) -> Option<(i32, Arc<Signal>, Option<Driver>)> {
+    fn add(&mut self, events: WatchFlags, file: &File, runtime: &Handle) -> Option<(i32, Arc<Signal>, Option<Driver>)> {
         let inotify = match &self.inotify {
             Some(inotify) => Arc::clone(inotify),
             None => Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?),
         };
         // By descriptor: the name may stand for another file by now.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let descriptor = inotify::add_watch(&*inotify, path, events(kind) | WatchFlags::MASK_ADD).ok()?;
+        let descriptor = inotify::add_watch(&*inotify, path, events | WatchFlags::MASK_ADD).ok()?;
         let driver = match self.driven.contains(&runtime.id()) {
             true => None,
             false => {
@@ -225,16 +249,6 @@ impl Watches {
             self.watched.clear();
             self.retired.clear();
         }
-    }
-}
-
-/// What tells that a lock may be free. Holders made by us and by shlock(1) unlink the file (`ATTRIB`) or close what
-/// they wrote; flock(1) holds its lock through a descriptor for reading.
-fn events(kind: LockKind) -> WatchFlags {
-    let events = WatchFlags::ATTRIB | WatchFlags::MOVE_SELF | WatchFlags::DELETE_SELF | WatchFlags::CLOSE_WRITE;
-    match kind {
-        LockKind::Flock => events | WatchFlags::CLOSE_NOWRITE,
-        _ => events,
     }
 }
 

@@ -1,5 +1,6 @@
-//! The one wait, for every kind: try, watch, try again, sleep until there is a sign. No thread is parked meanwhile.
+//! The one wait for a lock, for every kind: try, watch, try again, sleep until there is a sign. No thread is parked meanwhile.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -10,7 +11,7 @@ use crate::guard::LockGuard;
 use crate::lock::LockFile;
 use crate::protocol::{Contended, Outcome};
 use crate::registry::Turn;
-use crate::trace;
+use crate::spell;
 
 mod backoff;
 #[cfg(target_os = "linux")]
@@ -19,20 +20,22 @@ mod events;
 #[cfg(not(target_os = "linux"))]
 #[path = "no_events.rs"]
 mod events;
+mod loss;
 mod pace;
+mod report;
 
-use backoff::Backoff;
+pub(crate) use backoff::Backoff;
 use events::Watch;
+pub(crate) use loss::lost;
 pub(crate) use pace::Pace;
+use report::Report;
 
 /// Why a watch woke its wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sign {
     /// Something happened to the file, or to the process that holds it.
-    #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
     Event,
     /// Nothing that is known of: a look for safety's sake.
-    #[cfg_attr(not(target_os = "linux"), expect(dead_code))]
     Probe,
 }
 
@@ -43,6 +46,9 @@ const SECOND_LOOKS: u32 = 5;
 /// event, a moment before its locks go.
 const AFTER_EVENT: [Duration; 3] = [Duration::from_millis(1), Duration::from_millis(5), Duration::from_millis(20)];
 
+/// Whoever has lost so many races for the lock since it began to wait lets nobody go first any more.
+const RACES_WAIVED: u32 = 4;
+
 /// What came of one try.
 enum Tried {
     Acquired(LockGuard),
@@ -51,45 +57,72 @@ enum Tried {
 
 /// Tries once.
 pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGuard>, LockError> {
+    let started = Instant::now();
     if let Some(parcel) = turn.take_parcel() {
-        return Ok(Some(LockGuard::received(lock.clone(), turn, parcel)));
+        return Ok(Some(LockGuard::received(lock.clone(), turn, parcel, started)));
     }
-    Ok(match attempt_from(lock, turn, Contended::default()).await? {
+    Ok(match attempt_from(lock, turn, Contended::default(), started).await? {
         Tried::Acquired(guard) => Some(guard),
         Tried::Busy(..) => None,
     })
 }
 
-/// Tries until it is ours.
-pub(crate) async fn obtain(lock: &LockFile, mut turn: Turn) -> Result<LockGuard, LockError> {
-    if let Some(parcel) = turn.take_parcel() {
-        return Ok(LockGuard::received(lock.clone(), turn, parcel));
-    }
-    let mut lookout = Lookout::new(lock);
+/// Queues behind the other tasks of this process, then tries until it is ours.
+pub(crate) async fn obtain(lock: &LockFile) -> Result<LockGuard, LockError> {
     let mut report = Report::new();
+    let mut turn = report.during(lock, pin!(lock.slot().turn())).await;
+    if let Some(parcel) = turn.take_parcel() {
+        return Ok(LockGuard::received(lock.clone(), turn, parcel, report.started()));
+    }
+    if turn.spell().is_unfair(std::time::Instant::now()) {
+        Box::pin(step_aside(lock, spell::PAUSE)).await?;
+    }
+    let had_rivals = turn.spell().forget_rivals();
+    let mut lookout = Lookout::new(lock);
     let mut last = Contended::default();
+    let mut lost_races = 0;
     loop {
-        match attempt_from(lock, turn, last).await? {
+        match attempt_from(lock, turn, last, report.started()).await? {
             Tried::Acquired(guard) => return Ok(guard),
             Tried::Busy(back, contended) => (turn, last) = (back, contended),
         }
-        report.when_due(lock).await;
-        lookout.pause(&last).await;
+        turn.spell().end(lost_races > 0);
+        if report.during(lock, pin!(lookout.pause(&last))).await == Sign::Event {
+            // Events reach processes always in the same order, so the first would win every race if nobody waived one.
+            let is_patient = (had_rivals || lost_races > 0) && lost_races <= fastrand::u32(0..RACES_WAIVED);
+            if is_patient {
+                Box::pin(step_aside(lock, spell::PAUSE / 2)).await?;
+            }
+            lost_races += 1;
+        }
     }
 }
 
-async fn attempt_from(lock: &LockFile, mut turn: Turn, mut last: Contended) -> Result<Tried, LockError> {
+/// Lets other processes try first.
+async fn step_aside(lock: &LockFile, pause: Duration) -> Result<(), LockError> {
+    // On the pool, because Tokio's timers count in milliseconds.
+    let aside = blocking::run(move || std::thread::sleep(pause)).await;
+    aside.map_err(|error| LockError::io(&lock.target().path, "wait for", error))
+}
+
+/// One try, on from what the `last` one found. The wait for the lock began at `started`.
+async fn attempt_from(
+    lock: &LockFile,
+    mut turn: Turn,
+    mut last: Contended,
+    started: Instant,
+) -> Result<Tried, LockError> {
     for look in 0.. {
         let outcome;
         (turn, outcome) = try_once(lock, turn, last).await?;
         match outcome {
             Outcome::Acquired { held, taken_over } => {
-                return Ok(Tried::Acquired(LockGuard::new(lock.clone(), turn, held, taken_over)));
+                return Ok(Tried::Acquired(LockGuard::new(lock.clone(), turn, held, taken_over, started)));
             }
             Outcome::Unclear(contended) if look < SECOND_LOOKS => last = contended,
             Outcome::Unclear(contended) | Outcome::Busy(contended) => return Ok(Tried::Busy(turn, contended)),
         }
-        sleep(Duration::from_micros(fastrand::u64(1_000..2_000))).await;
+        Box::pin(sleep(Duration::from_micros(fastrand::u64(1_000..2_000)))).await;
     }
     unreachable!("the last look returns")
 }
@@ -98,14 +131,18 @@ async fn attempt_from(lock: &LockFile, mut turn: Turn, mut last: Contended) -> R
 async fn try_once(lock: &LockFile, turn: Turn, last: Contended) -> Result<(Turn, Outcome), LockError> {
     let target = lock.target();
     match lock.slot().pace() {
-        Some(Pace::Inline) => return Ok((turn, target.attempt(last)?)),
-        Some(Pace::LookInline) if target.is_still_held(&last) => return Ok((turn, Outcome::Busy(last))),
-        _ => {}
+        Some(Pace::Inline) => Ok((turn, target.attempt(last)?)),
+        Some(Pace::LookInline) if target.is_still_held(&last) => Ok((turn, Outcome::Busy(last))),
+        _ => Box::pin(try_on_pool(lock, turn, last)).await,
     }
-    let (lock, path) = (lock.clone(), &target.path);
+}
+
+async fn try_on_pool(lock: &LockFile, turn: Turn, last: Contended) -> Result<(Turn, Outcome), LockError> {
+    let path = &lock.target().path;
+    let lock = lock.clone();
     // The turn goes along: if our caller goes away, no other task tries before this try has ended.
     let tried = blocking::run(move || {
-        lock.slot().set_pace(|| Pace::of(lock.target()));
+        lock.find_pace();
         (turn, lock.target().attempt(last))
     });
     let (turn, outcome) = tried.await.map_err(|error| LockError::io(path, "try for", error))?;
@@ -113,6 +150,9 @@ async fn try_once(lock: &LockFile, turn: Turn, last: Contended) -> Result<(Turn,
 }
 
 /// What a wait does between two tries.
+///
+/// Ten thousand waits are to cost little, so what a wait seldom needs is boxed: a future is as large as the largest of
+/// its states.
 struct Lookout<'a> {
     lock: &'a LockFile,
     watch: Option<Watch>,
@@ -127,60 +167,39 @@ impl<'a> Lookout<'a> {
     }
 
     /// Returns when the lock may be free: watch, then try, then sleep, so that no release falls between.
-    async fn pause(&mut self, contended: &Contended) {
-        let has_events = self.lock.slot().pace().is_some_and(|pace| pace != Pace::Poll);
-        let file = contended.file.as_ref().filter(|_| has_events && !self.lock.target().options.poll_only);
-        let Some(file) = file else {
+    async fn pause(&mut self, contended: &Contended) -> Sign {
+        let Some(file) = contended.file.as_ref().filter(|_| has_events(self.lock)) else {
             self.watch = None;
-            return sleep(self.backoff.next()).await;
+            Box::pin(sleep(self.backoff.next())).await;
+            return Sign::Probe;
         };
         match &mut self.watch {
-            Some(watch) if watch.is_on(file) => match AFTER_EVENT.get(self.looks) {
-                Some(&delay) => match timeout(delay, watch.sign()).await {
-                    Ok(Sign::Event) => self.looks = 0,
-                    Ok(Sign::Probe) => {}
-                    Err(_) => self.looks += 1,
-                },
-                None => {
-                    if watch.sign().await == Sign::Event {
-                        self.looks = 0;
-                    }
+            Some(watch) if watch.is_on(file) => {
+                let sign = match AFTER_EVENT.get(self.looks) {
+                    Some(&delay) => Box::pin(timeout(delay, watch.sign())).await.ok(),
+                    None => Some(watch.sign().await),
+                };
+                match sign {
+                    Some(Sign::Event) => self.looks = 0,
+                    Some(Sign::Probe) => {}
+                    None => self.looks += 1,
                 }
-            },
+                sign.unwrap_or(Sign::Probe)
+            }
             _ => {
-                self.watch = Watch::new(self.lock.kind(), file, contended.foreign);
+                self.watch = Watch::for_release(self.lock.kind(), file, contended.foreign);
                 match &self.watch {
                     // Look once more: it may have been released before the watch was there.
                     Some(_) => self.looks = AFTER_EVENT.len(),
-                    None => sleep(self.backoff.next()).await,
+                    None => Box::pin(sleep(self.backoff.next())).await,
                 }
+                Sign::Probe
             }
         }
     }
 }
 
-/// Says who is waited for: first after a second, then at growing intervals.
-struct Report {
-    started: Instant,
-    interval: Duration,
-    due: Instant,
-}
-
-impl Report {
-    fn new() -> Self {
-        let started = Instant::now();
-        let interval = Duration::from_secs(1);
-        Self { started, interval, due: started + interval }
-    }
-
-    async fn when_due(&mut self, lock: &LockFile) {
-        let now = Instant::now();
-        if now < self.due || !trace::waiting_is_heard() {
-            return;
-        }
-        self.interval = (self.interval * 2).min(Duration::from_secs(600));
-        self.due = now + self.interval;
-        let holder = lock.holder().await.ok().flatten();
-        trace::waiting(lock.target(), now - self.started, holder.as_ref());
-    }
+/// Whether changes of the lock file can be had as events.
+fn has_events(lock: &LockFile) -> bool {
+    lock.slot().pace().is_some_and(|pace| pace != Pace::Poll) && !lock.target().options.poll_only
 }

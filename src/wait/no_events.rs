@@ -12,7 +12,11 @@ use crate::kind::LockKind;
 pub(crate) struct Watch(Infallible);
 
 impl Watch {
-    pub(crate) fn new(_kind: LockKind, _file: &Arc<File>, _holder: Option<u32>) -> Option<Self> {
+    pub(crate) fn for_release(_kind: LockKind, _file: &Arc<File>, _holder: Option<u32>) -> Option<Self> {
+        None
+    }
+
+    pub(crate) fn for_loss(_file: &Arc<File>) -> Option<Self> {
         None
     }
 

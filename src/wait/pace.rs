@@ -16,14 +16,15 @@ pub(crate) enum Pace {
 }
 
 impl Pace {
-    /// Looks at the file system, so only for the blocking pool.
-    pub(crate) fn of(target: &Target) -> Self {
-        match (target.kind, target.filesystem()) {
-            (LockKind::Null, _) | (_, Ok(FileSystem::Memory)) | (LockKind::Flock, Ok(FileSystem::Local)) => {
-                Self::Inline
-            }
-            (_, Ok(FileSystem::Local)) => Self::LookInline,
-            _ => Self::Poll,
+    /// Looks at the file system, which may block; `None` while the directory is not there.
+    pub(crate) fn of(target: &Target) -> Option<Self> {
+        if target.kind == LockKind::Null {
+            return Some(Self::Inline);
         }
+        Some(match (target.kind, target.filesystem().ok()?) {
+            (_, FileSystem::Memory) | (LockKind::Flock, FileSystem::Local) => Self::Inline,
+            (_, FileSystem::Local) => Self::LookInline,
+            _ => Self::Poll,
+        })
     }
 }

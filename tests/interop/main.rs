@@ -7,6 +7,7 @@
 #![cfg(unix)]
 
 mod faults;
+mod grace;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};

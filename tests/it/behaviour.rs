@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::timeout;
-use tokio_lockfile::{LockError, LockFile, LockKind, LostReason};
+use tokio_lockfile::{LockError, LockFile, LockKind};
 
-use crate::support::{each_file_kind, each_kind, take};
+use crate::support::{FILE_KINDS, each_file_kind, each_kind, take};
 
 #[tokio::test]
 async fn one_holder_at_a_time() {
@@ -152,56 +152,13 @@ async fn the_holder_is_known() {
 }
 
 #[tokio::test]
-async fn a_removed_file_is_a_lost_lock() {
-    each_file_kind(|kind, path| async move {
-        let lock = kind(&path);
-        let guard = take(&lock).await;
-        std::fs::remove_file(&path).unwrap();
-        assert!(!guard.is_held());
-        assert_eq!(guard.lost().await, LostReason::Removed);
-        assert!(matches!(guard.release().await, Err(LockError::Lost { reason: LostReason::Removed, .. })));
-        take(&lock).await.release().await.unwrap();
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_replaced_file_is_left_alone() {
-    each_file_kind(|kind, path| async move {
-        let guard = take(&kind(&path)).await;
-        let other = path.with_extension("other");
-        std::fs::write(&other, "not yours").unwrap();
-        std::fs::rename(&other, &path).unwrap();
-        assert_eq!(guard.lost().await, LostReason::Replaced);
-        assert!(matches!(guard.release().await, Err(LockError::Lost { reason: LostReason::Replaced, .. })));
-        assert_eq!(std::fs::read(&path).unwrap(), b"not yours");
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn run_stops_the_work_when_the_lock_is_lost() {
-    each_file_kind(|kind, path| async move {
-        let lock = kind(&path);
-        assert_eq!(take(&lock).await.run(async { 42 }).await.unwrap(), 42);
-        let endless = async {
-            std::fs::remove_file(&path).unwrap();
-            std::future::pending::<()>().await;
-        };
-        assert!(matches!(take(&lock).await.run(endless).await, Err(LockError::Lost { .. })));
-        take(&lock).await.release().await.unwrap();
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn nothing_is_left_in_the_directory() {
     each_file_kind(|kind, path| async move {
         let lock = kind(&path);
         drop(take(&lock).await);
         let left: BTreeSet<_> =
             std::fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
-        let expected = if lock.kind() == LockKind::Flock { vec![path] } else { vec![] };
+        let expected = if lock.kind() == LockKind::Shlock { vec![] } else { vec![path] };
         assert_eq!(left, BTreeSet::from_iter(expected));
     })
     .await;
@@ -210,8 +167,8 @@ async fn nothing_is_left_in_the_directory() {
 #[test]
 fn a_guard_may_be_dropped_outside_a_runtime() {
     let dir = tempfile::tempdir().unwrap();
-    for url in ["shlockfile", "flockfile"].map(|scheme| format!("{scheme}:{}", dir.path().join(scheme).display())) {
-        let lock = LockFile::open(&url).unwrap();
+    for (number, kind) in FILE_KINDS.iter().enumerate() {
+        let lock = kind(&dir.path().join(number.to_string()));
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let guard = runtime.block_on(take(&lock));
         drop(runtime);
@@ -225,7 +182,7 @@ async fn a_handle_knows_itself() {
     let lock = LockFile::new("relative.lock").unwrap();
     let path = std::env::current_dir().unwrap().join("relative.lock");
     assert_eq!(lock.path(), Some(path.as_path()));
-    assert_eq!(lock.kind(), LockKind::Shlock);
+    assert_eq!(lock.kind(), if cfg!(windows) { LockKind::WinFlock } else { LockKind::Shlock });
     let same = LockFile::open(&lock.url().to_string()).unwrap();
     assert_eq!((same.path(), same.kind(), same.url()), (lock.path(), lock.kind(), lock.url()));
     assert_eq!(LockFile::null().path(), None);
@@ -248,4 +205,31 @@ fn types_are_what_services_need() {
     sends(lock.obtain());
     sends(lock.obtain_timeout(Duration::ZERO));
     sends(lock.holder());
+}
+
+#[test]
+fn threads_without_a_runtime() {
+    let dir = tempfile::tempdir().unwrap();
+    let file_locks = FILE_KINDS.iter().enumerate().map(|(number, kind)| kind(&dir.path().join(number.to_string())));
+    for lock in file_locks.chain([LockFile::null()]) {
+        let guard = lock.blocking_attempt().unwrap().unwrap();
+        assert!(lock.blocking_attempt().unwrap().is_none());
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let lock = lock.clone();
+                std::thread::spawn(move || drop(lock.blocking_obtain().unwrap()))
+            })
+            .collect();
+        drop(guard);
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(!lock.locked());
+    }
+}
+
+#[tokio::test]
+#[should_panic(expected = "from within a runtime")]
+async fn blocking_inside_a_runtime_panics() {
+    let _ = LockFile::null().blocking_attempt();
 }

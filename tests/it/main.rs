@@ -1,11 +1,19 @@
 //! Behaviour of every kind, on a machine that has only Rust.
-#![cfg(unix)]
 
+#[cfg(unix)]
 mod bad_input;
 mod behaviour;
+#[cfg(unix)]
 mod fuzz;
+mod logging;
+#[cfg(unix)]
+mod loss;
 mod processes;
+#[cfg(unix)]
 mod shlock;
+mod singleton;
 mod support;
 #[cfg(target_os = "linux")]
 mod waiting;
+#[cfg(windows)]
+mod windows;

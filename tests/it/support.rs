@@ -15,14 +15,19 @@ pub(crate) const HANG: Duration = Duration::from_secs(20);
 /// One kind of lock: makes a handle on `path`, anew at each call.
 pub(crate) type Kind = fn(&Path) -> LockFile;
 
+/// The kinds of this platform that are tied to a file.
+#[cfg(unix)]
+pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::shlock(path).unwrap(), |path| LockFile::flock(path).unwrap()];
+#[cfg(windows)]
+pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::winflock(path).unwrap()];
+
 /// Runs one behaviour over every kind that is tied to a file.
 pub(crate) async fn each_file_kind<F: Future<Output = ()>>(behaviour: impl Fn(Kind, PathBuf) -> F) {
-    let kinds: [Kind; 2] = [|path| LockFile::shlock(path).unwrap(), |path| LockFile::flock(path).unwrap()];
-    for kind in kinds {
+    for kind in FILE_KINDS {
         let dir = TempDir::new().unwrap();
         let path = dir.path().join("x.lock");
         println!("kind {:?}", kind(&path).kind());
-        tokio::time::timeout(HANG, behaviour(kind, path)).await.expect("hangs");
+        tokio::time::timeout(HANG, behaviour(*kind, path)).await.expect("hangs");
     }
 }
 
@@ -32,7 +37,8 @@ pub(crate) async fn each_kind<F: Future<Output = ()>>(behaviour: impl Fn(LockFil
     let null = LockFile::null();
     behaviour(null.clone(), null).await;
     let unique = tempfile::TempDir::new().unwrap();
-    let named = || LockFile::open(&format!("nulllockfile:{}", unique.path().display())).unwrap();
+    let name = unique.path().file_name().unwrap().to_str().unwrap();
+    let named = || LockFile::open(&format!("nulllockfile:{name}")).unwrap();
     behaviour(named(), named()).await;
 }
 
@@ -50,10 +56,22 @@ pub(crate) struct Holder {
 
 const ROLE: &str = "TOKIO_LOCKFILE_TEST_HOLD";
 
+/// The test binary. On a machine of another architecture, where .ci/platforms runs it, with its emulator in front.
+fn this_program() -> Command {
+    let program = std::env::current_exe().unwrap();
+    let Ok(emulator) = std::env::var("TOKIO_LOCKFILE_TEST_EMULATOR") else {
+        return Command::new(program);
+    };
+    let mut words = emulator.split(' ');
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).arg(program);
+    command
+}
+
 impl Holder {
     /// Starts a process that waits for the lock. It holds it once [`has_it`](Self::has_it) returns.
     pub(crate) fn start(lock: &LockFile) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut child = this_program()
             .args(["support::hold_for_parent", "--exact", "--nocapture", "--test-threads=1"])
             .env(ROLE, lock.url().to_string())
             .stdin(Stdio::piped())
@@ -90,6 +108,7 @@ impl Holder {
     }
 
     /// Kills the process without taking its exit status: it stays a zombie until the answer is dropped.
+    #[cfg(unix)]
     pub(crate) fn kill_to_zombie(mut self) -> Child {
         self.child.kill().unwrap();
         let pid = rustix::process::Pid::from_child(&self.child);
@@ -123,11 +142,8 @@ pub(crate) fn in_own_process(test: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;
     }
-    let test_run = Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(ALONE, "1")
-        .output()
-        .unwrap();
+    let test_run =
+        this_program().args([test, "--exact", "--nocapture", "--test-threads=1"]).env(ALONE, "1").output().unwrap();
     let printed = String::from_utf8_lossy(&test_run.stdout);
     assert!(printed.contains("1 passed"), "{printed}{}", String::from_utf8_lossy(&test_run.stderr));
     false

@@ -87,8 +87,7 @@ impl Dir {
     }
 }
 
-/// Opens the file at `path` for reading and writing, with `flags` added.
-fn open_read_write(path: &Path, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
+fn open(path: &Path, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     retry_on_intr(|| rustix::fs::open(path, flags, Mode::from_raw_mode(mode as _)))
 }
@@ -96,21 +95,38 @@ fn open_read_write(path: &Path, flags: OFlags, mode: u32) -> rustix::io::Result<
 /// Opens the file that stays (`protocol::flock`), made if it is not there yet. Where it may not be written, it is
 /// opened for reading; flock(2) asks for no more on a local file system.
 pub(crate) fn open_or_create(path: &Path, mode: u32) -> io::Result<File> {
-    let opened = match open_read_write(path, OFlags::RDWR | OFlags::CREATE, mode) {
+    let opened = match open(path, OFlags::RDWR | OFlags::CREATE, mode) {
         // In a sticky directory fs.protected_regular refuses O_CREAT for other users' files (proc_sys_fs(5)).
-        Err(Errno::ACCESS) => match open_read_write(path, OFlags::RDWR, 0) {
-            Err(Errno::ACCESS) => open_read_write(path, OFlags::RDONLY, 0),
+        Err(Errno::ACCESS) => match open(path, OFlags::RDWR, 0) {
+            Err(Errno::ACCESS) => open(path, OFlags::RDONLY, 0),
             // Nothing is there, and nothing may be made: that is what was refused.
             Err(Errno::NOENT) => Err(Errno::ACCESS),
             other => other,
         },
-        Err(Errno::ROFS) => match open_read_write(path, OFlags::RDONLY, 0) {
+        Err(Errno::ROFS) => match open(path, OFlags::RDONLY, 0) {
             Err(Errno::NOENT) => Err(Errno::ROFS),
             other => other,
         },
         other => other,
     };
     Ok(opened?.into())
+}
+
+/// The file at `path`, for reading; `None` if there is none in its directory.
+pub(crate) fn open_existing(path: &Path) -> io::Result<Option<File>> {
+    match open(path, OFlags::RDONLY, 0) {
+        Ok(file) => Ok(Some(file.into())),
+        Err(Errno::NOENT) if path.parent().is_none_or(Path::exists) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, bytes, offset)
+}
+
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::write_at(file, bytes, offset)
 }
 
 /// Identity and state of a file.

@@ -1,0 +1,50 @@
+//! The wait of a holder: for the loss of the lock.
+
+use std::fs::File;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::events::Watch;
+use super::{Pace, has_events};
+use crate::blocking;
+use crate::error::LostReason;
+use crate::lock::LockFile;
+use crate::protocol::Identity;
+
+/// How often to look where no event tells.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Resolves when `path` no longer leads to the lock file that is held.
+pub(crate) async fn lost(lock: &LockFile, file: &Arc<File>, identity: Identity) -> LostReason {
+    let mut watch = None;
+    loop {
+        match check(lock, identity).await {
+            Some(Ok(())) => {}
+            Some(Err(reason)) => return reason,
+            None => return pending().await,
+        }
+        match &mut watch {
+            Some(watch) => _ = Watch::sign(watch).await,
+            None if has_events(lock) => {
+                watch = Watch::for_loss(file);
+                if watch.is_none() {
+                    sleep(LOOK_AGAIN).await;
+                }
+            }
+            None => sleep(LOOK_AGAIN).await,
+        }
+    }
+}
+
+/// `None` when the runtime shuts down.
+async fn check(lock: &LockFile, identity: Identity) -> Option<Result<(), LostReason>> {
+    let path = &lock.target().path;
+    if lock.slot().pace().is_some_and(|pace| pace != Pace::Poll) {
+        return Some(identity.check(path));
+    }
+    let path = Arc::clone(path);
+    blocking::run(move || identity.check(&path)).await.ok()
+}

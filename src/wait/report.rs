@@ -1,0 +1,64 @@
+//! What a wait says of itself: that it goes on, and who is waited for.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::lock::LockFile;
+use crate::registry::Worker;
+use crate::trace;
+
+/// After how long a wait speaks up. Then the intervals double.
+const FIRST: Duration = Duration::from_secs(1);
+
+/// The longest interval.
+const LAST: Duration = Duration::from_secs(600);
+
+pub(super) struct Report {
+    started: Instant,
+    interval: Duration,
+    /// Time since the start.
+    due: Duration,
+    /// The task that waits; `None` if nobody listens.
+    worker: Option<Worker>,
+}
+
+impl Report {
+    pub(super) fn new() -> Self {
+        let worker = trace::warnings_are_heard().then(Worker::current);
+        Self { started: Instant::now(), interval: FIRST, due: FIRST, worker }
+    }
+
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Awaits `future`, which is part of the wait, and speaks up meanwhile.
+    pub(super) async fn during<F: Future>(&mut self, lock: &LockFile, mut future: Pin<&mut F>) -> F::Output {
+        if self.worker.is_none() {
+            return future.await;
+        }
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut future => return done,
+                () = Box::pin(self.speak_when_due(lock)) => {}
+            }
+        }
+    }
+
+    /// Cancel safe: what was not said stays due.
+    async fn speak_when_due(&mut self, lock: &LockFile) {
+        sleep(self.due.saturating_sub(self.started.elapsed())).await;
+        if self.worker.is_some_and(|worker| lock.slot().is_held_by(worker)) {
+            trace::waiting_for_itself(lock.target(), self.started.elapsed());
+        } else if trace::waiting_is_heard() {
+            let holder = lock.holder().await.ok().flatten();
+            trace::waiting(lock.target(), self.started.elapsed(), holder.as_ref());
+        }
+        self.interval = (self.interval * 2).min(LAST);
+        self.due = self.started.elapsed() + self.interval;
+    }
+}

@@ -1,0 +1,238 @@
+//! Where a worker finds itself, and how it is run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio_lockfile::{LockFile, LockGuard};
+
+use crate::worker::{BEGIN, END, ROLE};
+
+/// Bounds a hang.
+pub(crate) const HANG: Duration = Duration::from_secs(20);
+
+/// The calls that matter, as strace names them.
+pub(crate) const CALLS: &[&str] = &[
+    "openat",
+    "open",
+    "flock",
+    "fstat",
+    "newfstatat",
+    "lstat",
+    "pread64",
+    "pwrite64",
+    "write",
+    "linkat",
+    "unlinkat",
+    "getdents64",
+    "pidfd_open",
+    "poll",
+    "close",
+    "inotify_init1",
+    "inotify_add_watch",
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Shlock,
+    Flock,
+}
+
+/// What is at the lock's name when the worker comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scene {
+    /// Nothing, or an idle file.
+    Free,
+    /// A dead holder's file.
+    Stale,
+    /// A dead foreign holder's file, with the links of a dead breaker.
+    Litter,
+    /// A file that is held; the worker tries once.
+    Held,
+    /// The same; the worker waits.
+    Waiting,
+}
+
+pub(crate) const SCENES: [Scene; 5] = [Scene::Free, Scene::Stale, Scene::Litter, Scene::Held, Scene::Waiting];
+
+/// One run's directory.
+pub(crate) struct Stage {
+    dir: TempDir,
+    pub(crate) kind: Kind,
+    pub(crate) scene: Scene,
+    /// The holder in a scene that has one: this process.
+    holder: Option<LockGuard>,
+}
+
+/// A place where something is injected: the `number`-th call of that name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Boundary {
+    pub(crate) call: &'static str,
+    pub(crate) number: usize,
+}
+
+fn dead_pid() -> u32 {
+    let mut child = Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    child.id()
+}
+
+impl Stage {
+    pub(crate) fn new(kind: Kind, scene: Scene) -> Self {
+        let dir = TempDir::new_in("/dev/shm").unwrap();
+        fs::create_dir(dir.path().join("locks")).unwrap();
+        fs::write(dir.path().join("report"), "").unwrap();
+        let mut stage = Self { dir, kind, scene, holder: None };
+        let path = stage.path();
+        match (scene, kind) {
+            (Scene::Free, _) => {}
+            (Scene::Stale, Kind::Shlock) => fs::write(path, format!("{:>10}\t \t\n", dead_pid())).unwrap(),
+            (Scene::Stale | Scene::Litter, Kind::Flock) => {
+                fs::write(path, format!("{:>10}\t\t \t\t\n", dead_pid())).unwrap()
+            }
+            (Scene::Litter, Kind::Shlock) => {
+                let dead = dead_pid();
+                fs::write(&path, format!("{dead}\n")).unwrap();
+                fs::hard_link(&path, path.with_file_name(format!("shlock{dead}x"))).unwrap();
+                fs::hard_link(&path, path.with_file_name(".x.lock.tokio-lockfile.break")).unwrap();
+            }
+            (Scene::Held | Scene::Waiting, _) => stage.holder = Some(stage.take().expect("nobody is there")),
+        }
+        stage
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        self.dir.path().join("locks/x.lock")
+    }
+
+    fn lock(&self) -> LockFile {
+        match self.kind {
+            Kind::Shlock => LockFile::shlock(self.path()),
+            Kind::Flock => LockFile::flock(self.path()),
+        }
+        .unwrap()
+    }
+
+    /// One try of this process.
+    pub(crate) fn take(&self) -> Option<LockGuard> {
+        self.lock().blocking_attempt().unwrap()
+    }
+
+    /// Lets the holder of the scene release.
+    pub(crate) fn release_holder(&mut self) {
+        self.holder.take().inspect(|guard| assert!(guard.is_held(), "the holder was harmed"));
+    }
+
+    /// What the worker has said so far.
+    pub(crate) fn report(&self) -> String {
+        fs::read_to_string(self.dir.path().join("report")).unwrap()
+    }
+
+    /// Starts the worker under strace with these options.
+    pub(crate) fn start(&self, options: &[String]) -> Child {
+        let way = if self.scene == Scene::Waiting { "obtain" } else { "attempt" };
+        Command::new("strace")
+            .arg("-o")
+            .arg(self.dir.path().join("trace"))
+            .args(options)
+            .arg(std::env::current_exe().unwrap())
+            .args([ROLE, way, &self.lock().url().to_string()])
+            .arg(self.dir.path().join("report"))
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("strace(1) is installed")
+    }
+
+    /// Runs the worker to its end; in a scene where it waits, it is let in once it is asleep.
+    pub(crate) fn run(&mut self, options: &[String]) {
+        let mut child = self.start(options);
+        if self.scene == Scene::Waiting {
+            wait_until(|| is_asleep(child.id()) || child.try_wait().unwrap().is_some());
+            self.release_holder();
+        }
+        child.wait().unwrap();
+    }
+
+    /// The calls between the worker's marks, in their order.
+    pub(crate) fn trace(&self) -> Vec<(Boundary, String)> {
+        let trace = fs::read_to_string(self.dir.path().join("trace")).unwrap();
+        let mut counts = std::collections::HashMap::new();
+        let mut inside = false;
+        let mut calls = Vec::new();
+        for line in trace.lines() {
+            let Some(&call) = CALLS.iter().find(|call| line.starts_with(&format!("{call}("))) else {
+                inside = !line.contains(END) && (inside || line.contains(BEGIN));
+                continue;
+            };
+            let number = counts.entry(call).and_modify(|count| *count += 1).or_insert(1);
+            if inside {
+                calls.push((Boundary { call, number: *number }, line.to_owned()));
+            }
+            inside = !line.contains(END) && (inside || line.contains(BEGIN));
+        }
+        calls
+    }
+
+    /// That the next to come gets the lock, and leaves nothing behind. Says after how long it got it.
+    pub(crate) fn is_in_order(&mut self, after: &str) -> Duration {
+        self.release_holder();
+        let started = Instant::now();
+        // A second try, because of the first a killed process's last descriptor may be in the way.
+        let guard = self.take().or_else(|| self.take()).unwrap_or_else(|| panic!("stuck after {after}"));
+        let delay = started.elapsed();
+        drop(guard);
+        let names: Vec<_> =
+            fs::read_dir(self.path().parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let expected: &[&str] = if self.kind == Kind::Flock { &["x.lock"] } else { &[] };
+        assert_eq!(names, expected, "left behind after {after}");
+        delay
+    }
+}
+
+/// All places in a scene where something can be injected.
+pub(crate) fn boundaries(kind: Kind, scene: Scene) -> Vec<Boundary> {
+    let mut stage = Stage::new(kind, scene);
+    stage.run(&[]);
+    let calls: Vec<Boundary> = stage.trace().into_iter().map(|(boundary, _)| boundary).collect();
+    assert!(calls.len() >= 5, "{kind:?} {scene:?}: {calls:?}");
+    calls
+}
+
+pub(crate) fn each_scene(mut act: impl FnMut(Kind, Scene)) {
+    for kind in [Kind::Shlock, Kind::Flock] {
+        for scene in SCENES {
+            act(kind, scene);
+        }
+    }
+}
+
+pub(crate) fn wait_until(mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < HANG, "hangs");
+        std::thread::yield_now();
+    }
+}
+
+/// The worker of this strace.
+pub(crate) fn worker_of(strace: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{strace}/task/{strace}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
+/// Whether the worker of this strace watches a file.
+pub(crate) fn is_asleep(strace: u32) -> bool {
+    let Some(worker) = worker_of(strace) else { return false };
+    let watches = |path: &Path| fs::read_to_string(path).is_ok_and(|info| info.contains("inotify wd:"));
+    let infos = fs::read_dir(format!("/proc/{worker}/fdinfo")).into_iter().flatten().flatten();
+    infos.map(|entry| entry.path()).any(|path| watches(&path))
+}
+
+/// Whether the process is stopped.
+pub(crate) fn has_stopped(process: u32) -> bool {
+    fs::read_to_string(format!("/proc/{process}/stat"))
+        .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['T', 't'])))
+}

@@ -1,0 +1,53 @@
+//! Stopped after every system call, while another process comes.
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::stage::{
+    Boundary, Kind, Scene, Stage, boundaries, each_scene, has_stopped, is_asleep, wait_until, worker_of,
+};
+
+pub(crate) fn run() {
+    let mut tried = 0;
+    each_scene(|kind, scene| {
+        for boundary in boundaries(kind, scene) {
+            stop(kind, scene, boundary);
+            tried += 1;
+        }
+    });
+    println!("stopped at {tried} boundaries, and nobody was robbed or harmed");
+}
+
+fn stop(kind: Kind, scene: Scene, Boundary { call, number }: Boundary) {
+    let place = format!("{kind:?} {scene:?}: stopped at {call} {number}");
+    let mut stage = Stage::new(kind, scene);
+    let mut child = stage.start(&["-e".into(), format!("inject={call}:signal=STOP:when={number}")]);
+    let strace = child.id();
+    let mut has_ended = move || child.try_wait().unwrap().is_some();
+    let is_stopped = || worker_of(strace).is_some_and(has_stopped);
+    wait_until(|| {
+        if scene == Scene::Waiting && !is_stopped() && is_asleep(strace) {
+            stage.release_holder();
+        }
+        is_stopped() || has_ended()
+    });
+
+    // Another comes, and keeps what it gets until the stopped one has had its chance.
+    let is_releasing = stage.report().contains("held");
+    stage.release_holder();
+    let other = stage.take();
+    let mut resume = || {
+        // Again and again, because a stop may be on its way yet.
+        let pid = worker_of(strace).and_then(|worker| Pid::from_raw(worker as i32));
+        pid.inspect(|pid| _ = kill_process(*pid, Signal::CONT));
+        has_ended()
+    };
+    if let Some(guard) = other {
+        wait_until(|| resume() || scene == Scene::Waiting && !is_stopped() && is_asleep(strace));
+        assert!(guard.is_held(), "{place}: a successor was harmed");
+        assert!(is_releasing || !stage.report().contains("held"), "{place}: two holders");
+        drop(guard);
+    }
+    wait_until(resume);
+    assert!(!stage.report().contains("error"), "{place}: {}", stage.report());
+    stage.is_in_order(&place);
+}

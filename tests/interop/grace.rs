@@ -1,0 +1,71 @@
+//! The thirty seconds of grace. No program can set a file's ctime, so these wait for them; side by side.
+
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use tokio_lockfile::LockFile;
+
+use crate::{place, take};
+
+const GRACE: Duration = Duration::from_secs(31);
+
+fn dead_pid() -> u32 {
+    let mut child = Command::new("true").spawn().unwrap();
+    child.wait().unwrap();
+    child.id()
+}
+
+fn link(path: &Path, name: &str) {
+    std::fs::hard_link(path, path.with_file_name(name)).unwrap();
+}
+
+#[tokio::test]
+async fn a_blank_file_is_stale_after_it() {
+    let (_dir, path) = place();
+    std::fs::write(&path, "").unwrap();
+    let lock = LockFile::shlock(&path).unwrap();
+    assert!(lock.attempt().await.unwrap().is_none());
+    tokio::time::sleep(GRACE).await;
+    take(&lock).await.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn links_of_no_known_program_do_not_matter_after_it_and_stay() {
+    let (_dir, path) = place();
+    std::fs::write(&path, format!("{}\n", dead_pid())).unwrap();
+    link(&path, "precious");
+    let lock = LockFile::shlock(&path).unwrap();
+    assert!(lock.attempt().await.unwrap().is_none());
+    tokio::time::sleep(GRACE).await;
+    take(&lock).await.release().await.unwrap();
+    assert!(path.with_file_name("precious").exists());
+}
+
+/// The model found this: INN, restarted with an old PID, removes one link, adds another, and so has as many as before.
+#[tokio::test]
+async fn a_living_breaker_is_not_overtaken_after_it() {
+    struct Alive(Child);
+    impl Drop for Alive {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+    let scene = |suffix| {
+        let (dir, path) = place();
+        std::fs::write(&path, format!("{}\n", dead_pid())).unwrap();
+        let breaker = Alive(Command::new("sleep").arg("600").spawn().unwrap());
+        link(&path, &format!("shlock{}{suffix}", breaker.0.id()));
+        (dir, path, breaker)
+    };
+    let scenes = ["x", "-2"].map(scene);
+    tokio::time::sleep(GRACE).await;
+    for (_dir, path, breaker) in scenes {
+        let lock = LockFile::shlock(&path).unwrap();
+        assert!(lock.attempt().await.unwrap().is_none());
+        assert!(path.exists());
+        drop(breaker);
+        take(&lock).await.release().await.unwrap();
+    }
+}

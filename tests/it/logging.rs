@@ -1,0 +1,193 @@
+//! What is logged, and when: a recording subscriber listens.
+//!
+//! Each test has a process of its own, because tracing's cache of who is interested in what takes a subscriber of one
+//! thread for nobody's when another thread asks first.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio_lockfile::{LockError, LockFile};
+use tracing::field::{Field, Visit};
+use tracing::span::Attributes;
+use tracing::subscriber::DefaultGuard;
+use tracing::{Event, Id, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+use crate::support::{Holder, each_file_kind, in_own_process, take};
+
+/// An event or a new span.
+#[derive(Debug, Clone)]
+struct Entry {
+    level: Level,
+    target: String,
+    /// `message` too.
+    fields: BTreeMap<String, String>,
+    /// The span it is in.
+    span: Option<&'static str>,
+}
+
+impl Visit for Entry {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.fields.insert(field.name().into(), format!("{value:?}"));
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+struct Recorder {
+    events: Arc<Mutex<Vec<Entry>>>,
+    spans: Arc<Mutex<Vec<(&'static str, Entry)>>>,
+}
+
+impl<S: Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>> Layer<S> for Recorder {
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let metadata = event.metadata();
+        let span = context.event_span(event).map(|span| span.name());
+        let mut entry = entry(metadata, span);
+        event.record(&mut entry);
+        self.events.lock().unwrap().push(entry);
+    }
+
+    fn on_new_span(&self, attributes: &Attributes<'_>, _id: &Id, _context: Context<'_, S>) {
+        let mut entry = entry(attributes.metadata(), None);
+        attributes.record(&mut entry);
+        self.spans.lock().unwrap().push((attributes.metadata().name(), entry));
+    }
+}
+
+fn entry(metadata: &tracing::Metadata<'_>, span: Option<&'static str>) -> Entry {
+    Entry { level: *metadata.level(), target: metadata.target().into(), fields: BTreeMap::new(), span }
+}
+
+impl Recorder {
+    /// Listens on this thread until the answer is dropped.
+    fn listen() -> (Self, DefaultGuard) {
+        let recorder = Self::default();
+        let listening = tracing::subscriber::set_default(tracing_subscriber::registry().with(recorder.clone()));
+        (recorder, listening)
+    }
+
+    /// The events of this crate with `word` in their message.
+    fn about(&self, word: &str) -> Vec<Entry> {
+        let events = self.events.lock().unwrap();
+        let ours = events.iter().filter(|event| event.target.starts_with("tokio_lockfile"));
+        ours.filter(|event| event.fields["message"].contains(word)).cloned().collect()
+    }
+
+    fn only(&self, word: &str) -> Entry {
+        let [entry] = &self.about(word)[..] else { panic!("{word}: {:?}", self.events) };
+        entry.clone()
+    }
+}
+
+#[tokio::test]
+async fn acquired_and_released() {
+    if !in_own_process("logging::acquired_and_released") {
+        return;
+    }
+    each_file_kind(|kind, path| async move {
+        let (recorder, _listening) = Recorder::listen();
+        let guard = kind(&path).obtain().await.unwrap();
+        assert!(tracing::Span::current().is_none());
+        guard.release().await.unwrap();
+        let (acquired, released) = (recorder.only("acquired"), recorder.only("released"));
+        assert_eq!((acquired.level, released.level), (Level::DEBUG, Level::DEBUG));
+        for (entry, names) in
+            [(&acquired, &["kind", "message", "path", "waited"][..]), (&released, &["held_for", "message", "path"])]
+        {
+            assert_eq!(entry.fields["path"], path.display().to_string());
+            assert_eq!(entry.fields.keys().collect::<Vec<_>>(), names);
+        }
+        assert_eq!((acquired.span, released.span), (Some("obtain"), None));
+        let spans = recorder.spans.lock().unwrap();
+        let [("obtain", span)] = &spans[..] else { panic!("{spans:?}") };
+        assert_eq!(span.level, Level::DEBUG);
+        assert_eq!(span.fields.keys().collect::<Vec<_>>(), ["kind", "path"]);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_wait_names_the_holder_at_growing_intervals() {
+    if !in_own_process("logging::a_long_wait_names_the_holder_at_growing_intervals") {
+        return;
+    }
+    each_file_kind(|kind, path| async move {
+        let (recorder, _listening) = Recorder::listen();
+        let lock = kind(&path);
+        let holder = Holder::holding(&lock);
+        let error = lock.obtain_timeout(Duration::from_secs(12)).await.unwrap_err();
+        assert!(matches!(error, LockError::TimedOut { .. }), "{error:?}");
+        let waiting = recorder.about("waiting");
+        // After 1, 3 and 7 seconds.
+        assert_eq!(waiting.len(), 3, "{waiting:?}");
+        for entry in waiting {
+            assert_eq!(entry.level, Level::INFO);
+            assert_eq!(entry.span, Some("obtain"));
+            assert_eq!(entry.fields["holder.pid"], holder.pid().to_string());
+            assert!(entry.fields.contains_key("holder.name"), "{entry:?}");
+            assert!(entry.fields["message"].contains(&format!("held by pid {} (", holder.pid())), "{entry:?}");
+        }
+        holder.release();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_takeover_is_a_warning() {
+    if !in_own_process("logging::a_takeover_is_a_warning") {
+        return;
+    }
+    each_file_kind(|kind, path| async move {
+        let (recorder, _listening) = Recorder::listen();
+        let lock = kind(&path);
+        let holder = Holder::holding(&lock);
+        let pid = holder.pid();
+        holder.kill();
+        take(&lock).await.release().await.unwrap();
+        let acquired = recorder.only("acquired");
+        assert_eq!(acquired.level, Level::WARN);
+        assert_eq!(acquired.fields["holder.pid"], pid.to_string());
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_lost_lock_is_a_warning_also_at_a_drop() {
+    if !in_own_process("logging::a_lost_lock_is_a_warning_also_at_a_drop") {
+        return;
+    }
+    each_file_kind(|kind, path| async move {
+        let (recorder, _listening) = Recorder::listen();
+        let guard = take(&kind(&path)).await;
+        std::fs::remove_file(&path).unwrap();
+        drop(guard);
+        let lost = recorder.only("lost");
+        assert_eq!(lost.level, Level::WARN);
+        assert_eq!(lost.fields["reason"], "the lock file was removed");
+        assert_eq!(recorder.about("released").len(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_waits_for_itself_is_warned_and_only_that_one() {
+    if !in_own_process("logging::a_task_that_waits_for_itself_is_warned_and_only_that_one") {
+        return;
+    }
+    let (recorder, _listening) = Recorder::listen();
+    let lock = LockFile::null();
+    let guard = lock.obtain().await.unwrap();
+    assert!(lock.obtain_timeout(Duration::from_secs(2)).await.is_err());
+    let warning = recorder.only("waiting");
+    assert_eq!(warning.level, Level::WARN);
+    assert!(warning.fields["message"].contains("this very task"), "{warning:?}");
+
+    let other = tokio::spawn(async move { lock.obtain_timeout(Duration::from_secs(2)).await.is_err() });
+    assert!(other.await.unwrap());
+    assert_eq!(recorder.about("waiting").len(), 2);
+    assert_eq!(recorder.about("waiting")[1].level, Level::INFO);
+    drop(guard);
+}

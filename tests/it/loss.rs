@@ -1,0 +1,78 @@
+//! A lock file that somebody removes or replaces while the lock is held. Windows refuses that.
+
+use std::time::{Duration, Instant};
+
+use tokio_lockfile::{LockError, LostReason};
+
+use crate::support::{each_file_kind, take};
+
+#[tokio::test]
+async fn a_removed_file_is_a_lost_lock() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let guard = take(&lock).await;
+        std::fs::remove_file(&path).unwrap();
+        assert!(!guard.is_held());
+        assert_eq!(guard.lost().await, LostReason::Removed);
+        assert!(matches!(guard.release().await, Err(LockError::Lost { reason: LostReason::Removed, .. })));
+        take(&lock).await.release().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_replaced_file_is_left_alone() {
+    each_file_kind(|kind, path| async move {
+        let guard = take(&kind(&path)).await;
+        let other = path.with_extension("other");
+        std::fs::write(&other, "not yours").unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        assert_eq!(guard.lost().await, LostReason::Replaced);
+        assert!(matches!(guard.release().await, Err(LockError::Lost { reason: LostReason::Replaced, .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"not yours");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn run_stops_the_work_when_the_lock_is_lost() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        assert_eq!(take(&lock).await.run(async { 42 }).await.unwrap(), 42);
+        let endless = async {
+            std::fs::remove_file(&path).unwrap();
+            std::future::pending::<()>().await;
+        };
+        assert!(matches!(take(&lock).await.run(endless).await, Err(LockError::Lost { .. })));
+        take(&lock).await.release().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_removed_file_stops_the_work_within_fifty_milliseconds() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let mut delays = Vec::new();
+        for _ in 0..11 {
+            let (sender, working) = tokio::sync::oneshot::channel();
+            let remover = std::thread::spawn({
+                let path = path.clone();
+                move || {
+                    working.blocking_recv().unwrap();
+                    std::fs::remove_file(&path).unwrap();
+                    Instant::now()
+                }
+            });
+            let work = async {
+                sender.send(()).unwrap();
+                std::future::pending::<()>().await;
+            };
+            assert!(matches!(take(&lock).await.run(work).await, Err(LockError::Lost { .. })));
+            delays.push(Instant::now().saturating_duration_since(remover.join().unwrap()));
+        }
+        delays.sort_unstable();
+        assert!(delays[5] < Duration::from_millis(50), "{delays:?}");
+    })
+    .await;
+}

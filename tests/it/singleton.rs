@@ -1,0 +1,134 @@
+//! A singleton: one works, the others stand by.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio_lockfile::{LockFile, Restart, Singleton, SingletonError};
+
+use crate::support::take;
+
+/// Ends where the work ends; the lock must still be held then.
+struct Witness(LockFile, Arc<AtomicUsize>);
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        assert!(self.0.locked(), "released before the work has stopped");
+        self.1.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn singleton(lock: &LockFile) -> Singleton {
+    Singleton::new(lock.clone()).pause(Duration::from_secs(5), Duration::from_secs(5))
+}
+
+#[tokio::test]
+async fn the_result_of_the_work_ends_it() {
+    let lock = LockFile::null();
+    let done = singleton(&lock).run(|| async { Ok::<_, String>(42) }, pending()).await;
+    assert_eq!(done.unwrap(), Some(42));
+    assert!(!lock.locked());
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_work_is_restarted_after_a_pause_in_which_others_can_have_the_lock() {
+    let lock = LockFile::null();
+    let terms = Arc::new(AtomicUsize::new(0));
+    let task = tokio::spawn({
+        let (singleton, terms) = (singleton(&lock), Arc::clone(&terms));
+        async move {
+            let work = || async {
+                match terms.fetch_add(1, Ordering::SeqCst) {
+                    0 => Err("first"),
+                    1 => panic!("second"),
+                    _ => Ok("third"),
+                }
+            };
+            singleton.run(work, pending()).await
+        }
+    });
+    for term in 1..=2 {
+        while terms.load(Ordering::SeqCst) < term || lock.locked() {
+            tokio::task::yield_now().await;
+        }
+        take(&lock).await.release().await.unwrap();
+        tokio::time::advance(Duration::from_secs(5)).await;
+    }
+    assert_eq!(task.await.unwrap().unwrap(), Some("third"));
+}
+
+#[tokio::test]
+async fn failed_work_that_is_not_restarted_ends_it() {
+    let lock = LockFile::null();
+    let never = singleton(&lock).restart(Restart::Never);
+    let failed = never.run(|| async { Err::<(), _>("no") }, pending()).await;
+    assert!(matches!(failed, Err(SingletonError::Work("no"))));
+    let panicking =
+        tokio::spawn(async move { never.run(|| async { panic!() as Result<(), String> }, pending()).await });
+    assert!(panicking.await.unwrap_err().is_panic());
+    assert!(!lock.locked());
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_lost_lock_stops_the_work_and_it_stands_by_again() {
+    crate::support::each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let (terms, ends) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+        let work = || async {
+            let _witness = Witness(lock.clone(), Arc::clone(&ends));
+            if terms.fetch_add(1, Ordering::SeqCst) == 0 {
+                std::fs::remove_file(&path).unwrap();
+                pending().await
+            }
+            Ok::<_, String>(())
+        };
+        let quick = Singleton::new(lock.clone()).pause(Duration::from_millis(1), Duration::from_millis(1));
+        assert_eq!(quick.run(work, pending()).await.unwrap(), Some(()));
+        assert_eq!(ends.load(Ordering::SeqCst), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_it_while_it_stands_by_and_while_it_works() {
+    let lock = LockFile::null();
+    let guard = take(&lock).await;
+    let work = || async { unreachable!() as Result<(), String> };
+    assert_eq!(singleton(&lock).run(work, async {}).await.unwrap(), None);
+    drop(guard);
+
+    let (ends, (started, shutdown)) = (Arc::new(AtomicUsize::new(0)), oneshot::channel());
+    let mut started = Some(started);
+    let work = || {
+        started.take().unwrap().send(()).unwrap();
+        let witness = Witness(lock.clone(), Arc::clone(&ends));
+        async move {
+            let _witness = witness;
+            pending::<Result<(), String>>().await
+        }
+    };
+    assert_eq!(singleton(&lock).run(work, async { shutdown.await.unwrap() }).await.unwrap(), None);
+    assert_eq!(ends.load(Ordering::SeqCst), 1);
+    assert!(!lock.locked());
+}
+
+#[tokio::test]
+async fn work_can_end_well_in_its_grace() {
+    let lock = LockFile::null();
+    let (token, started) = (Notify::new(), Notify::new());
+    let work = || async {
+        started.notify_one();
+        token.notified().await;
+        tokio::task::yield_now().await;
+        Ok::<_, String>("tidy")
+    };
+    let shutdown = async {
+        started.notified().await;
+        token.notify_one();
+    };
+    let patient = singleton(&lock).grace(Duration::from_secs(3600));
+    assert_eq!(patient.run(work, shutdown).await.unwrap(), Some("tidy"));
+}

@@ -1,0 +1,107 @@
+//! The shlock protocol in a model: every interleaving of its system calls, with a crash possible before each.
+//!
+//! ```text
+//! cargo test --test model
+//! cargo test --release --test model -- --include-ignored --nocapture    # the large ones, too
+//! ```
+//!
+//! The search is a plain one of our own, because "never stuck" is a question to the whole graph, backwards: from which
+//! states can a lock be had at all?
+
+#[path = "mod.rs"]
+#[allow(dead_code, reason = "the names of the calls are for tests/crash")]
+mod model;
+
+use model::protocol::Kind::{self, Inn, NetBsd, Ours, Peak};
+use model::protocol::{Model, Without};
+use model::search::Found;
+
+fn search(kinds: &[Kind], without: Without) -> Found {
+    let mut model = Model::new(kinds);
+    model.without = without;
+    let found = model.search();
+    let steps = found.violation.as_ref().map(Vec::len);
+    println!("{kinds:?} {without:?}: {} states, {} stuck, violation after {steps:?} steps", found.states, found.stuck);
+    found
+}
+
+fn is_safe_and_never_stuck(kinds: &[Kind]) {
+    let found = search(kinds, Without::default());
+    assert!(found.violation.is_none() && found.stuck == 0, "{kinds:?}");
+}
+
+#[test]
+fn two_of_ours() {
+    is_safe_and_never_stuck(&[Ours, Ours]);
+}
+
+#[test]
+#[ignore = "large"]
+fn three_of_ours() {
+    is_safe_and_never_stuck(&[Ours, Ours, Ours]);
+}
+
+#[test]
+#[ignore = "large"]
+fn ours_beside_inn() {
+    is_safe_and_never_stuck(&[Ours, Inn]);
+}
+
+#[test]
+#[ignore = "large"]
+fn ours_beside_netbsd() {
+    is_safe_and_never_stuck(&[Ours, NetBsd]);
+}
+
+/// The positive control: a search that does not find this finds nothing.
+#[test]
+fn peak_has_two_holders() {
+    assert!(search(&[Peak, Peak], Without::default()).violation.is_some());
+}
+
+#[test]
+#[ignore = "large"]
+fn inn_and_netbsd_alone_are_safe_and_can_be_stuck_for_ever() {
+    for kind in [Inn, NetBsd] {
+        let found = search(&[kind, kind], Without::default());
+        assert!(found.violation.is_none());
+        assert_ne!(found.stuck, 0);
+    }
+}
+
+#[track_caller]
+fn is_unsafe(kinds: &[Kind], without: Without) {
+    assert!(search(kinds, without).violation.is_some());
+}
+
+#[test]
+fn two_holders_without_a_look_after_flock() {
+    is_unsafe(&[Ours, Ours], Without { look_after_flock: true, ..Without::default() });
+}
+
+#[test]
+fn two_holders_with_flock_after_link() {
+    is_unsafe(&[Ours, Ours], Without { flock_before_link: true, ..Without::default() });
+}
+
+#[test]
+fn two_holders_with_unlock_before_unlink() {
+    is_unsafe(&[Ours, Ours], Without { unlink_before_unlock: true, ..Without::default() });
+}
+
+#[test]
+fn two_holders_without_link_discipline_beside_inn() {
+    is_unsafe(&[Ours, Inn], Without { link_discipline: true, ..Without::default() });
+}
+
+#[test]
+fn two_holders_without_a_look_for_breakers_beside_inn() {
+    is_unsafe(&[Ours, Inn], Without { look_for_breakers: true, ..Without::default() });
+}
+
+#[test]
+#[ignore = "large"]
+fn stuck_for_ever_without_the_purge_beside_inn() {
+    let found = search(&[Ours, Inn], Without { purge: true, ..Without::default() });
+    assert_ne!(found.stuck, 0);
+}

@@ -1,0 +1,81 @@
+//! Every state that can be reached, and from which of them a lock can still be had.
+
+use std::collections::HashMap;
+
+use super::protocol::{At, Chance, Model};
+use super::state::{PROCESSES, Process, State};
+
+/// What the search through a model found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) states: usize,
+    /// The steps to the first state with two holders, or with a holder whose name is gone: who went on to what.
+    pub(crate) violation: Option<Vec<(Process, At)>>,
+    /// How many states there are from which nobody gets the lock any more, however the rest goes without another crash.
+    pub(crate) stuck: usize,
+}
+
+impl Model {
+    /// Breadth first, until a violation or to the end.
+    pub(crate) fn search(&self) -> Found {
+        let start = self.start().normal(At::compares_ages);
+        let mut numbers = HashMap::from([(start, 0_u32)]);
+        let mut states = vec![start];
+        let mut parents = vec![0_u32];
+        // What happens in due course, backwards: (to, from).
+        let mut edges = Vec::new();
+        let mut next = 0;
+        while next < states.len() {
+            let state = states[next];
+            if self.is_violated(&state) {
+                return Found { states: states.len(), violation: Some(path(&states, &parents, next)), stuck: 0 };
+            }
+            for (successor, chance) in self.successors(&state) {
+                let successor = successor.normal(At::compares_ages);
+                let number = *numbers.entry(successor).or_insert_with(|| {
+                    states.push(successor);
+                    parents.push(next as u32);
+                    states.len() as u32 - 1
+                });
+                if chance == Chance::Course {
+                    edges.push((number, next as u32));
+                }
+            }
+            next += 1;
+        }
+        drop(numbers);
+        Found { states: states.len(), violation: None, stuck: stuck(&states, edges) }
+    }
+}
+
+fn path(states: &[State<At>], parents: &[u32], mut number: usize) -> Vec<(Process, At)> {
+    let mut steps = Vec::new();
+    while number != 0 {
+        let parent = parents[number] as usize;
+        let (before, after) = (&states[parent].processes, &states[number].processes);
+        steps.extend((0..PROCESSES).filter_map(|process| {
+            let (was, is) = (before[process]?.at, after[process]?.at);
+            (was != is).then_some((process, is))
+        }));
+        number = parent;
+    }
+    steps.reverse();
+    steps
+}
+
+fn stuck(states: &[State<At>], mut edges: Vec<(u32, u32)>) -> usize {
+    edges.sort_unstable();
+    let mut can = vec![false; states.len()];
+    let holds = |state: &State<At>| state.processes.iter().flatten().any(|local| local.at.is_held());
+    let mut pending: Vec<u32> = (0..states.len() as u32).filter(|&number| holds(&states[number as usize])).collect();
+    pending.iter().for_each(|&number| can[number as usize] = true);
+    while let Some(to) = pending.pop() {
+        let first = edges.partition_point(|&(target, _)| target < to);
+        for &(_, from) in edges[first..].iter().take_while(|&&(target, _)| target == to) {
+            if !std::mem::replace(&mut can[from as usize], true) {
+                pending.push(from);
+            }
+        }
+    }
+    can.iter().filter(|&&can| !can).count()
+}

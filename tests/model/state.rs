@@ -1,0 +1,270 @@
+//! The world: one directory, its inodes, and the processes that work in it.
+
+/// As many processes as a model can have.
+pub(crate) const PROCESSES: usize = 4;
+
+/// As many inodes as they can have in use at a time.
+const INODES: usize = 9;
+
+/// As many links as dead peers can have left on files that matter.
+const LITTER: usize = 2;
+
+pub(crate) type Process = usize;
+pub(crate) type Inode = u8;
+
+/// What a lock file says; the PID is `None` if no process can have it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub(crate) enum Record {
+    #[default]
+    Blank,
+    /// With our tail: the holder keeps an flock.
+    Marked(Option<u8>),
+    /// The PID alone.
+    Foreign(Option<u8>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub(crate) struct File {
+    pub(crate) record: Record,
+    /// Who has it locked with LOCK_EX.
+    pub(crate) locked_by: Option<u8>,
+    /// Who has it locked with LOCK_SH: a bit for each.
+    pub(crate) shared_by: u8,
+    /// For which peers it has changed since they made their temporary file: a bit for each.
+    pub(crate) changed_since: u8,
+    /// Whether it last changed more than thirty seconds ago.
+    pub(crate) is_old: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Name {
+    Lock,
+    /// Ours, one for all: what a breaker calls the stale file.
+    Breaking,
+    /// A peer's `shlock<pid>`.
+    Temporary(u8),
+    /// A peer's `shlock<pid>x` (INN) or `shlock<pid>-2` (NetBSD).
+    Second(u8),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Local<At> {
+    pub(crate) at: At,
+    /// The open or remembered lock file.
+    pub(crate) file: Option<Inode>,
+    /// The file it makes, or holds the lock with.
+    pub(crate) made: Option<Inode>,
+    /// The open private file of another.
+    pub(crate) private: Option<Inode>,
+    /// The link count it has seen.
+    pub(crate) links: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct State<At> {
+    lock: Option<Inode>,
+    breaking: Option<Inode>,
+    temporary: [Option<Inode>; PROCESSES],
+    second: [Option<Inode>; PROCESSES],
+    /// Peers' names of PIDs that nobody has any more.
+    litter: [Option<Inode>; LITTER],
+    files: [File; INODES],
+    pub(crate) processes: [Option<Local<At>>; PROCESSES],
+}
+
+impl<At: Copy> State<At> {
+    pub(crate) fn new(at: impl Iterator<Item = At>) -> Self {
+        let mut processes = [const { None }; PROCESSES];
+        for (place, at) in processes.iter_mut().zip(at) {
+            *place = Some(Local { at, file: None, made: None, private: None, links: 0 });
+        }
+        let none = [None; PROCESSES];
+        Self {
+            lock: None,
+            breaking: None,
+            temporary: none,
+            second: none,
+            litter: [None; LITTER],
+            files: Default::default(),
+            processes,
+        }
+    }
+
+    pub(crate) fn local(&self, process: Process) -> &Local<At> {
+        self.processes[process].as_ref().expect("takes part")
+    }
+
+    pub(crate) fn local_mut(&mut self, process: Process) -> &mut Local<At> {
+        self.processes[process].as_mut().expect("takes part")
+    }
+
+    fn slot(&mut self, name: Name) -> &mut Option<Inode> {
+        match name {
+            Name::Lock => &mut self.lock,
+            Name::Breaking => &mut self.breaking,
+            Name::Temporary(process) => &mut self.temporary[process as usize],
+            Name::Second(process) => &mut self.second[process as usize],
+        }
+    }
+
+    /// stat(2), open(2).
+    pub(crate) fn look_up(&self, name: Name) -> Option<Inode> {
+        match name {
+            Name::Lock => self.lock,
+            Name::Breaking => self.breaking,
+            Name::Temporary(process) => self.temporary[process as usize],
+            Name::Second(process) => self.second[process as usize],
+        }
+    }
+
+    pub(crate) fn file(&self, inode: Inode) -> &File {
+        &self.files[inode as usize]
+    }
+
+    pub(crate) fn file_mut(&mut self, inode: Inode) -> &mut File {
+        &mut self.files[inode as usize]
+    }
+
+    /// A fresh inode without a name.
+    pub(crate) fn create(&mut self) -> Inode {
+        let is_free = |inode: &Inode| self.references().all(|used| used != *inode);
+        let free = (0..INODES as Inode).find(is_free).expect("the model has inodes enough");
+        self.files[free as usize] = File::default();
+        free
+    }
+
+    /// link(2); `false` is EEXIST.
+    pub(crate) fn link(&mut self, inode: Inode, name: Name) -> bool {
+        if self.look_up(name).is_some() {
+            return false;
+        }
+        *self.slot(name) = Some(inode);
+        self.touch(inode);
+        true
+    }
+
+    /// unlink(2).
+    pub(crate) fn unlink(&mut self, name: Name) {
+        if let Some(inode) = self.slot(name).take() {
+            self.touch(inode);
+        }
+    }
+
+    /// Removes what dead peers have left of a file, where `is_dead` says whose names are meant.
+    pub(crate) fn purge(&mut self, inode: Inode, is_dead: impl Fn(Process) -> bool) {
+        let mut purged = false;
+        let names = self.temporary.iter_mut().enumerate().chain(self.second.iter_mut().enumerate());
+        let dead = names.filter(|(process, _)| is_dead(*process)).map(|(_, name)| name);
+        for name in dead.chain(&mut self.litter).filter(|name| **name == Some(inode)) {
+            *name = None;
+            purged = true;
+        }
+        if purged {
+            self.touch(inode);
+        }
+    }
+
+    /// A dead process's PID goes out of use. `false` if that leaves more than the model can hold.
+    pub(crate) fn retire(&mut self, process: Process) -> bool {
+        for file in &mut self.files {
+            match &mut file.record {
+                Record::Marked(pid) | Record::Foreign(pid) if *pid == Some(process as u8) => *pid = None,
+                _ => {}
+            }
+        }
+        for left in [self.temporary[process].take(), self.second[process].take()] {
+            // A file that nobody can come to otherwise does not matter.
+            if left.is_some_and(|left| self.references().any(|used| used == left)) {
+                match self.litter.iter_mut().find(|place| place.is_none()) {
+                    Some(place) => *place = left,
+                    None => return false,
+                }
+            }
+        }
+        true
+    }
+
+    /// The inode's ctime is now.
+    fn touch(&mut self, inode: Inode) {
+        let file = self.file_mut(inode);
+        (file.changed_since, file.is_old) = (u8::MAX, false);
+    }
+
+    pub(crate) fn links(&self, inode: Inode) -> u8 {
+        self.names().filter(|&found| found == Some(inode)).count() as u8
+    }
+
+    /// flock(2) with LOCK_EX | LOCK_NB.
+    pub(crate) fn try_lock(&mut self, process: Process, inode: Inode) -> bool {
+        let file = self.file_mut(inode);
+        let is_free = file.locked_by.is_none() && file.shared_by == 0;
+        if is_free {
+            file.locked_by = Some(process as u8);
+        }
+        is_free
+    }
+
+    /// flock(2) with LOCK_SH | LOCK_NB.
+    pub(crate) fn try_share(&mut self, process: Process, inode: Inode) -> bool {
+        let file = self.file_mut(inode);
+        if file.locked_by.is_none() {
+            file.shared_by |= 1 << process;
+        }
+        file.locked_by.is_none()
+    }
+
+    /// flock(2) with LOCK_UN.
+    pub(crate) fn unlock(&mut self, process: Process, inode: Inode) {
+        let file = self.file_mut(inode);
+        file.shared_by &= !(1 << process);
+        file.locked_by = file.locked_by.filter(|&by| by != process as u8);
+    }
+
+    /// The kernel closes what the process has open.
+    pub(crate) fn close_all(&mut self, process: Process) {
+        for inode in 0..INODES as u8 {
+            self.unlock(process, inode);
+        }
+        let local = self.local_mut(process);
+        (local.file, local.made, local.private, local.links) = (None, None, None, 0);
+    }
+
+    fn names(&self) -> impl Iterator<Item = Option<Inode>> {
+        [self.lock, self.breaking].into_iter().chain(self.temporary).chain(self.second).chain(self.litter)
+    }
+
+    fn references(&self) -> impl Iterator<Item = Inode> {
+        let open = self.processes.iter().flatten().flat_map(|local| [local.file, local.made, local.private]);
+        self.names().chain(open).flatten()
+    }
+
+    /// The same state for states that differ only in how inodes are numbered, or in what nobody will ask for:
+    /// `compares_ages` says for whom it matters what has changed.
+    pub(crate) fn normal(&self, compares_ages: impl Fn(At) -> bool) -> Self {
+        let mut number = [None; INODES];
+        let mut files = [File::default(); INODES];
+        let mut next = 0;
+        let asks = |process: Process| self.processes[process].is_some_and(|local| compares_ages(local.at));
+        let asking = (0..PROCESSES).filter(|&process| asks(process)).fold(0, |bits, process| bits | 1 << process);
+        for inode in self.references() {
+            if number[inode as usize].is_none() {
+                number[inode as usize] = Some(next);
+                files[next as usize] = self.files[inode as usize];
+                files[next as usize].changed_since &= asking;
+                files[next as usize].is_old &= self.lock == Some(inode);
+                next += 1;
+            }
+        }
+        let renumber = |inode: Option<Inode>| inode.and_then(|inode| number[inode as usize]);
+        let mut normal = Self { files, ..*self };
+        (normal.lock, normal.breaking) = (renumber(self.lock), renumber(self.breaking));
+        (normal.temporary, normal.second) = (self.temporary.map(renumber), self.second.map(renumber));
+        normal.litter = self.litter.map(renumber);
+        normal.litter.sort_unstable();
+        for local in normal.processes.iter_mut().flatten() {
+            (local.file, local.made, local.private) =
+                (renumber(local.file), renumber(local.made), renumber(local.private));
+        }
+        normal
+    }
+}
