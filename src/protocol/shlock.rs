@@ -275,6 +275,11 @@ impl<'a> Place<'a> {
                 return Ok(Broken::Busy);
             }
         }
+        self.unlink_stale(stale, &seen)
+    }
+
+    /// The end of a break: INN's discipline.
+    fn unlink_stale(&self, stale: Stale, seen: &Stat) -> Result<Broken, LockError> {
         let private = self.breaking();
         match self.dir.link(&stale.file, Some(self.name), &private) {
             Ok(()) => {}
@@ -290,9 +295,9 @@ impl<'a> Place<'a> {
         // Where links cannot be explained, their number tells nothing. But nobody starts to break a file with so many
         // links, so it is enough to look whether somebody had started before.
         let unexplained = seen.links != 1;
-        let yields = unexplained && self.is_being_broken(&seen)?;
+        let yields = unexplained && self.is_being_broken(seen)?;
         let linked = self.dir.stat(self.name).map_err(|error| self.failed("look at", error))?;
-        let is_ours = |now: Stat| now.is_same_file(&seen) && (unexplained || now.links == 2);
+        let is_ours = |now: Stat| now.is_same_file(seen) && (unexplained || now.links == 2);
         let alone = !yields && linked.is_some_and(is_ours);
         if alone {
             self.dir.unlink(self.name).map_err(|error| {
@@ -597,5 +602,38 @@ mod tests {
         for name in ["shlock", "shlock0", "shlock42y", "shlock 42", "shlock42xx", "xshlock42"] {
             assert_eq!(PeersName::parse(OsStr::new(name)), None, "{name}");
         }
+    }
+    /// A stale lock file, and the descriptor through which a breaker has looked at it.
+    fn found_stale(place: &Place) -> (Stale, Stat) {
+        std::fs::write(&place.target.path, record::shlock(4_194_305)).unwrap();
+        let Found::Stale(stale) = place.contend(None).unwrap() else { panic!("not stale") };
+        let seen = place.stat(&stale.file).unwrap();
+        (stale, seen)
+    }
+
+    #[test]
+    fn a_breaker_who_comes_too_late_starts_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::new(LockKind::Shlock, &dir.path().join("x.lock"), Default::default()).unwrap();
+        let place = Place::open(&target).unwrap();
+        let (stale, seen) = found_stale(&place);
+        std::fs::remove_file(&target.path).unwrap();
+        assert!(matches!(place.unlink_stale(stale, &seen), Ok(Broken::Changed)));
+        assert_eq!(place.dir.names().unwrap().len(), 2, "only . and .. are left");
+    }
+
+    /// Where the stale file cannot be linked by its descriptor any more, it is linked by name.
+    #[test]
+    fn a_breaker_who_comes_too_late_leaves_the_next_breaker_his_private_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::new(LockKind::Shlock, &dir.path().join("x.lock"), Default::default()).unwrap();
+        let place = Place::open(&target).unwrap();
+        let (late, late_seen) = found_stale(&place);
+        std::fs::remove_file(&target.path).unwrap();
+        let (next, next_seen) = found_stale(&place);
+        assert!(!matches!(place.unlink_stale(late, &late_seen).unwrap(), Broken::Done(_)));
+        assert!(place.names(&place.breaking(), &next_seen).unwrap(), "removed without its file's lock");
+        assert!(matches!(place.break_stale(next), Ok(Broken::Done(4_194_305))));
+        assert_eq!(place.dir.names().unwrap().len(), 2, "only . and .. are left");
     }
 }
