@@ -289,6 +289,8 @@ impl<'a> Place<'a> {
                     Cleared::InUse => Broken::Unclear,
                 });
             }
+            // Another program has broken the lock.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Broken::Changed),
             Err(error) => return Err(self.link_failed("link stale lock file", error)),
         }
         // Another breaker (INN's) links before it unlinks, as we do: with more than our own link, one of us must yield.
@@ -300,12 +302,15 @@ impl<'a> Place<'a> {
         let is_ours = |now: Stat| now.is_same_file(seen) && (unexplained || now.links == 2);
         let alone = !yields && linked.is_some_and(is_ours);
         if alone {
-            self.dir.unlink(self.name).map_err(|error| {
+            self.unlink(self.name).inspect_err(|_| {
                 let _ = self.dir.unlink(&private);
-                self.failed("remove stale lock file", error)
             })?;
+        } else if !self.names(&private, seen)? {
+            // The stale file was gone and what has its name now was linked, by name. Only its lock allows to remove that.
+            self.clear(&private)?;
+            return Ok(Broken::Changed);
         }
-        self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error))?;
+        self.unlink(&private)?;
         Ok(if alone { Broken::Done(stale.pid) } else { Broken::Unclear })
     }
 
@@ -313,12 +318,12 @@ impl<'a> Place<'a> {
     fn purge(&self, stale: &Stat) -> Result<(), LockError> {
         for name in [self.breaking(), self.making()] {
             if self.names(&name, stale)? {
-                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
+                self.unlink(&name)?;
             }
         }
         for (name, peer) in self.peers_names()?.unwrap_or_default() {
             if !pid_exists(peer.pid) && self.names(&name, stale)? {
-                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
+                self.unlink(&name)?;
             }
         }
         Ok(())
@@ -424,7 +429,7 @@ impl<'a> Place<'a> {
         }
         let _probe = Probe(Some(Arc::new(file)));
         if self.names(private, &stat)? {
-            self.dir.unlink(private).map_err(|error| self.failed("remove a private file of", error))?;
+            self.unlink(private)?;
         }
         Ok(Cleared::Gone)
     }
@@ -469,6 +474,16 @@ impl<'a> Place<'a> {
     fn names(&self, name: &OsStr, file: &Stat) -> Result<bool, LockError> {
         let found = self.dir.stat(name).map_err(|error| self.failed("look at", error))?;
         Ok(found.is_some_and(|found| found.is_same_file(file)))
+    }
+
+    /// Removes a name of a dead process's file, if another program has not done so just now.
+    fn unlink(&self, name: &OsStr) -> Result<(), LockError> {
+        match self.dir.unlink(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(self.failed("remove a dead process's name of", error))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn stat(&self, file: &File) -> Result<Stat, LockError> {
