@@ -70,7 +70,7 @@ const CAMPAIGNS: [Campaign; 4] = [
             delayed(Role::Peak),
             delayed(Role::Peak),
         ],
-        share: 20,
+        share: 10,
     },
 ];
 
