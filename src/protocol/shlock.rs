@@ -278,6 +278,11 @@ impl<'a> Place<'a> {
                 return Ok(Broken::Busy);
             }
         }
+        self.unlink_stale(stale, &seen)
+    }
+
+    /// The end of a break: INN's discipline.
+    fn unlink_stale(&self, stale: Stale, seen: &Stat) -> Result<Broken, LockError> {
         let private = self.breaking();
         match self.dir.link(&stale.file, Some(self.name), &private) {
             Ok(()) => {}
@@ -295,17 +300,20 @@ impl<'a> Place<'a> {
         // Where links cannot be explained, their number tells nothing. But nobody starts to break a file with so many
         // links, so it is enough to look whether somebody had started before.
         let unexplained = seen.links != 1;
-        let yields = unexplained && self.is_being_broken(&seen)?;
+        let yields = unexplained && self.is_being_broken(seen)?;
         let linked = self.dir.stat(self.name).map_err(|error| self.failed("look at", error))?;
-        let is_ours = |now: Stat| now.is_same_file(&seen) && (unexplained || now.links == 2);
+        let is_ours = |now: Stat| now.is_same_file(seen) && (unexplained || now.links == 2);
         let alone = !yields && linked.is_some_and(is_ours);
         if alone {
-            self.dir.unlink(self.name).map_err(|error| {
+            self.unlink(self.name).inspect_err(|_| {
                 let _ = self.dir.unlink(&private);
-                self.failed("remove stale lock file", error)
             })?;
+        } else if !self.names(&private, seen)? {
+            // Where only names can be linked, what has the stale file's name by now was. Only its lock allows to remove that.
+            self.clear(&private)?;
+            return Ok(Broken::Changed);
         }
-        self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error))?;
+        self.unlink(&private)?;
         Ok(if alone { Broken::Done(stale.pid) } else { Broken::Unclear })
     }
 
@@ -313,12 +321,12 @@ impl<'a> Place<'a> {
     fn purge(&self, stale: &Stat) -> Result<(), LockError> {
         for name in [self.breaking(), self.making()] {
             if self.names(&name, stale)? {
-                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
+                self.unlink(&name)?;
             }
         }
         for (name, peer) in self.peers_names()?.unwrap_or_default() {
             if !pid_exists(peer.pid) && self.names(&name, stale)? {
-                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
+                self.unlink(&name)?;
             }
         }
         Ok(())
@@ -424,7 +432,7 @@ impl<'a> Place<'a> {
         }
         let _probe = Probe(Some(Arc::new(file)));
         if self.names(private, &stat)? {
-            self.dir.unlink(private).map_err(|error| self.failed("remove a private file of", error))?;
+            self.unlink(private)?;
         }
         Ok(Cleared::Gone)
     }
@@ -469,6 +477,11 @@ impl<'a> Place<'a> {
     fn names(&self, name: &OsStr, file: &Stat) -> Result<bool, LockError> {
         let found = self.dir.stat(name).map_err(|error| self.failed("look at", error))?;
         Ok(found.is_some_and(|found| found.is_same_file(file)))
+    }
+
+    /// Removes a name of a dead process's file.
+    fn unlink(&self, name: &OsStr) -> Result<(), LockError> {
+        self.dir.unlink(name).map_err(|error| self.failed("remove a dead process's name of", error))
     }
 
     fn stat(&self, file: &File) -> Result<Stat, LockError> {
@@ -602,5 +615,24 @@ mod tests {
         for name in ["shlock", "shlock0", "shlock42y", "shlock 42", "shlock42xx", "xshlock42"] {
             assert_eq!(PeersName::parse(OsStr::new(name)), None, "{name}");
         }
+    }
+
+    /// A stale lock file, and the descriptor through which a breaker has looked at it.
+    fn found_stale(place: &Place) -> (Stale, Stat) {
+        std::fs::write(&place.target.path, record::shlock(4_194_305)).unwrap();
+        let Found::Stale(stale) = place.contend(None).unwrap() else { panic!("not stale") };
+        let seen = place.stat(&stale.file).unwrap();
+        (stale, seen)
+    }
+
+    #[test]
+    fn a_breaker_who_comes_too_late_starts_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::new(LockKind::Shlock, &dir.path().join("x.lock"), Default::default()).unwrap();
+        let place = Place::open(&target).unwrap();
+        let (stale, seen) = found_stale(&place);
+        std::fs::remove_file(&target.path).unwrap();
+        assert!(matches!(place.unlink_stale(stale, &seen), Ok(Broken::Changed)));
+        assert_eq!(place.dir.names().unwrap().len(), 2, "only . and .. are left");
     }
 }

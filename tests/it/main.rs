@@ -3,6 +3,8 @@
 #[cfg(unix)]
 mod bad_input;
 mod behaviour;
+#[cfg(unix)]
+mod fuzz;
 mod logging;
 #[cfg(unix)]
 mod loss;

@@ -1,124 +1,241 @@
-//! Who starts the workers, kills them and stops them.
+//! Starts the workers of one campaign, stops and kills them at random, and adds up what they saw.
 
-use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
 
-use crate::witness::{condemned, log};
-use crate::worker::{MARK, Role};
+use crate::arena::{Arena, Tally};
+use crate::worker::{self, Role};
 
-/// Nobody takes the lock for so long only if it is stuck.
-const STUCK: Duration = Duration::from_secs(30);
+/// Bounds a hang. Nothing takes this long when all is well: the longest legitimate wait is a stopped worker's.
+const HANG: Duration = Duration::from_secs(60);
 
-pub(crate) struct Campaign {
-    name: &'static str,
-    roles: &'static [Role],
+/// The calls at which a delayed worker is held up.
+const DANGEROUS: &str = "flock,link,linkat,unlink,unlinkat,kill";
+
+/// A place in the crew. When its process is killed, another one is started in its place.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Member {
+    pub(crate) role: Role,
+    /// Whether strace holds it up at each dangerous call.
+    pub(crate) delayed: bool,
 }
 
+/// What came of a campaign.
 #[derive(Debug, Default)]
-pub(crate) struct Found {
-    pub(crate) acquisitions: u64,
+pub(crate) struct Outcome {
+    pub(crate) seen: Tally,
+    pub(crate) acquired_by_role: Vec<(Role, u64)>,
+    pub(crate) pauses: u64,
     pub(crate) kills: u64,
-    pub(crate) stops: u64,
-    pub(crate) violations: usize,
     pub(crate) lost_updates: u64,
+    pub(crate) duration: Duration,
+}
+
+impl Outcome {
+    pub(crate) fn violations(&self) -> u64 {
+        self.seen.violations + self.lost_updates
+    }
 }
 
 struct Worker {
+    member: Member,
+    instance: u64,
     child: Child,
-    id: String,
-    role: Role,
 }
 
 impl Worker {
-    fn start(role: Role, dir: &Path, number: u64) -> Self {
-        let id = number.to_string();
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args([MARK, &format!("{role:?}")])
-            .arg(dir)
-            .arg(&id)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { child, id, role }
-    }
-
-    /// Says first that it is going to die: what it leaves is nobody's then.
-    fn kill(&mut self, dir: &Path) {
-        fs::write(condemned(dir, &self.id), "").unwrap();
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+    /// Every worker leads a process group, in which are the programs that it runs.
+    fn group(&self) -> Pid {
+        Pid::from_child(&self.child)
     }
 
     fn signal(&self, signal: Signal) {
-        let _ = kill_process(Pid::from_child(&self.child), signal);
+        kill_process_group(self.group(), signal).unwrap();
+    }
+
+    /// Waits until all processes of the group are gone, those that became ours by their parent's death too.
+    fn reap(&self) {
+        while waitpgid(self.group(), WaitOptions::empty()).is_ok() {}
     }
 }
 
-impl Campaign {
-    pub(crate) fn new(name: &'static str, roles: &'static [Role]) -> Self {
-        Self { name, roles }
-    }
+pub(crate) struct Supervisor<'a> {
+    dir: &'a Path,
+    arena: Arena,
+    crew: Vec<Worker>,
+    started: u64,
+    outcome: Outcome,
+}
 
-    /// Until the lock has been taken so often, or `is_enough`.
-    pub(crate) fn run(&self, target: u64, is_enough: impl Fn(&Found) -> bool) -> Found {
-        let dir = TempDir::new_in("/dev/shm").unwrap();
-        let dir = dir.path();
-        fs::create_dir(dir.join("locks")).unwrap();
-        fs::write(dir.join("counter"), [0; 8]).unwrap();
-        let started = Instant::now();
-        let mut next_id = 0..;
-        let mut start = |role| Worker::start(role, dir, next_id.next().expect("endless"));
-        let mut workers: Vec<Worker> = self.roles.iter().map(|&role| start(role)).collect();
-        let mut found = Found::default();
-        let (mut finished, mut progress) = (0, Instant::now());
-        while found.acquisitions < target && !is_enough(&found) {
-            std::thread::sleep(Duration::from_micros(fastrand::u64(100..10_000)));
-            let victim = &mut workers[fastrand::usize(0..self.roles.len())];
-            assert!(victim.child.try_wait().unwrap().is_none(), "{}: a worker has failed", self.name);
-            if fastrand::bool() {
-                victim.kill(dir);
-                finished += acquisitions(dir, &victim.id);
-                fs::remove_file(log(dir, &victim.id)).ok();
-                *victim = start(victim.role);
-                found.kills += 1;
-            } else {
-                victim.signal(Signal::STOP);
-                std::thread::sleep(Duration::from_micros(fastrand::u64(100..5_000)));
-                victim.signal(Signal::CONT);
-                found.stops += 1;
-            }
-            let before = found.acquisitions;
-            found.acquisitions = finished + workers.iter().map(|worker| acquisitions(dir, &worker.id)).sum::<u64>();
-            found.violations = violations(dir);
-            if found.acquisitions > before {
-                progress = Instant::now();
-            }
-            assert!(progress.elapsed() < STUCK, "{}: stuck", self.name);
+impl<'a> Supervisor<'a> {
+    /// Starts the crew in a fresh directory.
+    pub(crate) fn start(dir: &'a Path, crew: &[Member]) -> Self {
+        let arena = Arena::create(dir);
+        let mut supervisor = Self { dir, arena, crew: Vec::new(), started: 0, outcome: Outcome::default() };
+        for &member in crew {
+            worker::prepare(member.role, dir);
+            let worker = supervisor.spawn(member);
+            supervisor.crew.push(worker);
         }
-        for worker in &mut workers {
-            worker.kill(dir);
-            found.kills += 1;
+        supervisor
+    }
+
+    /// Lets the crew fight for so many acquisitions, then ends it.
+    pub(crate) fn run(mut self, acquisitions: u64) -> Outcome {
+        let began = Instant::now();
+        let (mut acquired, mut progress) = (0, Instant::now());
+        while acquired < acquisitions {
+            for _ in 0..16 {
+                self.disturb();
+            }
+            let now = self.acquired();
+            if now > acquired {
+                (acquired, progress) = (now, Instant::now());
+            }
+            assert!(progress.elapsed() < HANG, "nobody gets the lock any more: {}", self.scene());
         }
-        found.acquisitions = finished + workers.iter().map(|worker| acquisitions(dir, &worker.id)).sum::<u64>();
-        found.violations = violations(dir);
-        let counted = u64::from_le_bytes(fs::read(dir.join("counter")).unwrap().try_into().unwrap());
-        // Who is killed between the counter and his log has counted once more.
-        assert!(counted <= found.acquisitions + found.kills);
-        found.lost_updates = found.acquisitions.saturating_sub(counted);
-        println!("{}: {found:?} in {:.1?}", self.name, started.elapsed());
-        found
+        self.arena.end();
+        while !self.crew.is_empty() {
+            self.await_end(0);
+            let ended = self.crew.remove(0);
+            self.add_up(&ended);
+        }
+        let (recorded, counted) = (self.outcome.seen.acquired, self.arena.counter());
+        // A killed worker may have written the counter without recording it. More than that nobody can have written.
+        assert!(counted <= recorded + self.outcome.seen.undecided, "{counted} {:?}", self.outcome);
+        self.outcome.lost_updates = recorded.saturating_sub(counted);
+        self.outcome.duration = began.elapsed();
+        std::mem::take(&mut self.outcome)
+    }
+
+    /// Stops a worker for a moment, or kills one, or both.
+    fn disturb(&mut self) {
+        random_sleep(..2_000);
+        let victim = self.victim();
+        if !self.is_at_work(victim) {
+            return;
+        }
+        let (stop, kill) =
+            [(true, false), (true, false), (true, false), (true, true), (false, true)][fastrand::usize(..5)];
+        if stop {
+            self.crew[victim].signal(Signal::STOP);
+            random_sleep(100..5_000);
+            self.outcome.pauses += 1;
+        }
+        if kill {
+            self.kill(victim);
+            // Those who are breaking the dead one's lock by now are worth another blow.
+            random_sleep(..1_000);
+            let second = fastrand::usize(..self.crew.len());
+            if second != victim && fastrand::bool() && self.is_at_work(second) {
+                self.kill(second);
+                self.replace(second);
+            }
+            self.replace(victim);
+        } else if stop {
+            self.crew[victim].signal(Signal::CONT);
+        }
+    }
+
+    /// Whether the worker has got through its start.
+    fn is_at_work(&mut self, place: usize) -> bool {
+        if let Some(status) = self.crew[place].child.try_wait().unwrap() {
+            panic!("{:?} ended early, {status}: {}", self.crew[place].member, self.scene());
+        }
+        self.arena.is_ready(self.crew[place].instance)
+    }
+
+    fn kill(&mut self, place: usize) {
+        let worker = &self.crew[place];
+        // Before the kill, so that nobody takes the marker of a dead instance for that of a live one.
+        self.arena.condemn(worker.instance);
+        worker.signal(Signal::KILL);
+        worker.reap();
+        self.outcome.kills += 1;
+    }
+
+    fn replace(&mut self, place: usize) {
+        let replacement = self.spawn(self.crew[place].member);
+        let dead = std::mem::replace(&mut self.crew[place], replacement);
+        self.add_up(&dead);
+    }
+
+    /// Anybody, half of the time whoever is in the section: the others are in the midst of their tries.
+    fn victim(&self) -> usize {
+        let inside = self.arena.marked().filter(|_| fastrand::bool());
+        let inside = self.crew.iter().position(|worker| Some(worker.instance) == inside);
+        inside.unwrap_or_else(|| fastrand::usize(..self.crew.len()))
+    }
+
+    fn spawn(&mut self, member: Member) -> Worker {
+        use std::os::unix::process::CommandExt;
+        self.started += 1;
+        let program = std::env::current_exe().unwrap();
+        let mut command = match member.delayed {
+            true => {
+                let delay = fastrand::u32(100..600);
+                let mut strace = Command::new("strace");
+                strace.args(["-f", "-qq", "-o", "/dev/null", "--seccomp-bpf"]);
+                strace.args(["-e", &format!("trace={DANGEROUS}")]);
+                strace.args(["-e", &format!("inject={DANGEROUS}:delay_enter={delay}")]);
+                strace.arg(program);
+                strace
+            }
+            false => Command::new(program),
+        };
+        command.args(["worker", member.role.name()]).arg(self.dir).arg(self.started.to_string());
+        let child = command.process_group(0).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Worker { member, instance: self.started, child }
+    }
+
+    fn await_end(&mut self, place: usize) {
+        let (began, member) = (Instant::now(), self.crew[place].member);
+        loop {
+            match self.crew[place].child.try_wait().unwrap() {
+                Some(status) => return assert!(status.success(), "{member:?}: {status}"),
+                None => std::thread::sleep(Duration::from_millis(1)),
+            }
+            assert!(began.elapsed() < HANG, "{member:?} does not end: {}", self.scene());
+        }
+    }
+
+    fn add_up(&mut self, worker: &Worker) {
+        let tally = self.arena.tally(worker.instance);
+        self.outcome.seen += tally;
+        let by_role = &mut self.outcome.acquired_by_role;
+        match by_role.iter_mut().find(|(role, _)| *role == worker.member.role) {
+            Some((_, acquired)) => *acquired += tally.acquired,
+            None => by_role.push((worker.member.role, tally.acquired)),
+        }
+    }
+
+    fn acquired(&self) -> u64 {
+        let living: u64 = self.crew.iter().map(|worker| self.arena.tally(worker.instance).acquired).sum();
+        self.outcome.seen.acquired + living
+    }
+
+    /// What there is to see when something is wrong.
+    fn scene(&self) -> String {
+        let lock = self.arena.lock();
+        let names: Vec<_> =
+            std::fs::read_dir(lock.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let record = std::fs::read(&lock).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        format!("files {names:?}, record {record:?}, {:?}", self.outcome)
     }
 }
 
-fn acquisitions(dir: &Path, id: &str) -> u64 {
-    fs::metadata(log(dir, id)).map_or(0, |log| log.len())
+impl Drop for Supervisor<'_> {
+    fn drop(&mut self) {
+        for worker in &self.crew {
+            let _ = kill_process_group(worker.group(), Signal::KILL);
+            worker.reap();
+        }
+    }
 }
 
-fn violations(dir: &Path) -> usize {
-    fs::read_to_string(dir.join("violations")).map_or(0, |lines| lines.lines().count())
+fn random_sleep(microseconds: impl std::ops::RangeBounds<u64>) {
+    std::thread::sleep(Duration::from_micros(fastrand::u64(microseconds)));
 }

@@ -1,104 +1,203 @@
-//! Who competes for the lock.
+//! What the processes do that fight over the lock: take it, go through the section, let it go, until it is over.
 
-use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::time::timeout;
-use tokio_lockfile::{LockFile, pid_exists};
+use rustix::process::{Pid, test_kill_process};
+use tokio_lockfile::{LockFile, LockGuard};
 
-use crate::witness::Witness;
+use crate::arena::{Arena, Instance};
 
-pub(crate) const MARK: &str = "--worker";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
+    /// Ours.
     Shlock,
+    /// Ours.
     Flock,
-    /// INN's shlock(1), of the variable SHLOCK.
-    Inn,
-    /// util-linux's flock(1).
+    /// INN's shlock(1).
+    InnShlock,
+    /// flock(1) of util-linux.
     Flock1,
-    /// PEAK's algorithm as it stands.
+    /// The port of PEAK's `SHLockFile`.
     Peak,
 }
 
-const ROLES: [Role; 5] = [Role::Shlock, Role::Flock, Role::Inn, Role::Flock1, Role::Peak];
+impl Role {
+    const ALL: [Self; 5] = [Self::Shlock, Self::Flock, Self::InnShlock, Self::Flock1, Self::Peak];
 
-pub(crate) fn run(role: &str, dir: &Path, id: &str) {
-    let role = ROLES.into_iter().find(|known| format!("{known:?}") == role).expect("a role");
-    let mut witness = Witness::new(dir, id);
-    let path = dir.join("locks/x.lock");
-    match role {
-        Role::Shlock => ours(&LockFile::shlock(path).unwrap(), &mut witness),
-        Role::Flock => ours(&LockFile::flock(path).unwrap(), &mut witness),
-        Role::Inn => loop {
-            let shlock = std::env::var_os("SHLOCK").expect("SHLOCK is to name INN's shlock(1)");
-            let mut command = Command::new(shlock);
-            command.arg("-f").arg(&path).args(["-p", &std::process::id().to_string()]).stderr(Stdio::null());
-            if command.status().unwrap().success() {
-                witness.work();
-                std::fs::remove_file(&path).unwrap();
-            }
-        },
-        Role::Flock1 => loop {
-            // It locks the open file that we share, and leaves the lock to us.
-            let file = File::options().create(true).append(true).open(&path).unwrap();
-            let locked = Command::new("flock").args(["-x", "0"]).stdin(file.try_clone().unwrap()).status().unwrap();
-            assert!(locked.success());
-            witness.work();
-        },
-        Role::Peak => loop {
-            if peak_attempt(&path, id).unwrap_or(false) {
-                witness.work();
-                let _ = std::fs::remove_file(&path);
-            }
-        },
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Shlock => "our shlock",
+            Self::Flock => "our flock",
+            Self::InnShlock => "shlock(1)",
+            Self::Flock1 => "flock(1)",
+            Self::Peak => "naive PEAK",
+        }
     }
 }
 
-/// Takes and releases in every way there is.
-fn ours(lock: &LockFile, witness: &mut Witness) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        loop {
-            let guard = match fastrand::u32(0..10) {
-                0..5 => lock.obtain().await.unwrap(),
-                5 => match timeout(Duration::from_micros(fastrand::u64(0..2_000)), lock.obtain()).await {
-                    Ok(guard) => guard.unwrap(),
-                    Err(_) => continue,
-                },
-                _ => match lock.attempt().await.unwrap() {
-                    Some(guard) => guard,
-                    None => {
-                        tokio::task::yield_now().await;
-                        continue;
-                    }
-                },
-            };
-            witness.work();
-            match fastrand::bool() {
-                true => guard.release().await.unwrap(),
-                false => drop(guard),
-            }
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A worker process, until it is over.
+pub(crate) fn work(role: &str, dir: &Path, number: u64) {
+    let role = Role::ALL.into_iter().find(|known| known.name() == role).unwrap();
+    let instance = Instance { arena: Arena::open(dir), number };
+    instance.begin();
+    runtime().block_on(async {
+        match role {
+            Role::Shlock => ours(instance, |path| LockFile::shlock(path).unwrap()).await,
+            Role::Flock => ours(instance, |path| LockFile::flock(path).unwrap()).await,
+            Role::InnShlock => inn_shlock(&instance, dir).await,
+            Role::Flock1 => flock1(&instance, dir),
+            Role::Peak => peak(&instance, dir).await,
         }
     });
 }
 
-/// Link a file with the PID; where the name is taken by a dead process, remove it and link again.
-fn peak_attempt(path: &Path, id: &str) -> io::Result<bool> {
-    let temporary = path.with_file_name(format!("temporary.{id}"));
-    std::fs::write(&temporary, format!("{}\n", std::process::id()))?;
-    let mut taken = std::fs::hard_link(&temporary, path).is_ok();
-    if !taken {
-        let holder = std::fs::read_to_string(path)?.trim().parse().unwrap_or(0);
-        if !pid_exists(holder) {
-            std::fs::remove_file(path)?;
-            taken = std::fs::hard_link(&temporary, path).is_ok();
+/// The process that flock(1) runs: through the section once.
+pub(crate) fn section(dir: &Path, number: u64) {
+    runtime().block_on(Instance { arena: Arena::open(dir), number }.section());
+}
+
+/// Some processes have two tasks, each with a handle of its own on the same lock.
+async fn ours(instance: Instance, open: fn(&Path) -> LockFile) {
+    let instance = Rc::new(instance);
+    let local = tokio::task::LocalSet::new();
+    let start = |_| {
+        let instance = Rc::clone(&instance);
+        local.spawn_local(async move {
+            let lock = open(&instance.arena.lock());
+            while !instance.arena.is_over() {
+                take_a_turn(&lock, &instance).await;
+            }
+        })
+    };
+    let tasks: Vec<_> = (0..1 + u8::from(instance.number % 4 == 0)).map(start).collect();
+    local.await;
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+async fn take_a_turn(lock: &LockFile, instance: &Instance) {
+    let Some(guard) = take(lock).await else {
+        return pause();
+    };
+    instance.section().await;
+    if !guard.is_held() {
+        instance.violation();
+    }
+    if fastrand::bool() {
+        drop(guard);
+    } else if guard.release().await.is_err() {
+        instance.violation();
+    }
+}
+
+/// Every way to come by a lock, and to give up.
+async fn take(lock: &LockFile) -> Option<LockGuard> {
+    let moment = Duration::from_micros(fastrand::u64(..3_000));
+    match fastrand::u8(..8) {
+        0 => lock.attempt().await.unwrap(),
+        1 => tokio::time::timeout(moment, lock.obtain()).await.ok().map(Result::unwrap),
+        2 => {
+            lock.holder().await.unwrap();
+            lock.attempt().await.unwrap()
+        }
+        _ => Some(lock.obtain().await.unwrap()),
+    }
+}
+
+/// Before the next try of a program that does not wait.
+fn pause() {
+    std::thread::sleep(Duration::from_micros(fastrand::u64(..500)));
+}
+
+/// A library to preload, see `age.c`.
+const AGE: &str = "age.so";
+
+/// Makes what the role needs in the campaign's directory.
+pub(crate) fn prepare(role: Role, dir: &Path) {
+    if role == Role::InnShlock {
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stress/age.c");
+        let mut compile = Command::new("cc");
+        compile.args(["-shared", "-fPIC", source, "-o"]).arg(dir.join(AGE));
+        assert!(compile.status().unwrap().success(), "{compile:?}");
+    }
+}
+
+/// Half of the tries take a dead process's lock for an old one and break it; the others leave that to ours.
+async fn inn_shlock(instance: &Instance, dir: &Path) {
+    let program = std::env::var_os("SHLOCK").expect("SHLOCK is to name INN's shlock(1)");
+    let (lock, own_pid) = (instance.arena.lock(), std::process::id().to_string());
+    while !instance.arena.is_over() {
+        let mut shlock = Command::new(&program);
+        shlock.arg("-f").arg(&lock).args(["-p", &own_pid]).stderr(Stdio::null());
+        if fastrand::bool() {
+            shlock.env("LD_PRELOAD", dir.join(AGE));
+        }
+        if !shlock.status().unwrap().success() {
+            pause();
+            continue;
+        }
+        instance.section().await;
+        // shlock(1) has no call to release: its users unlink the file, which must still be theirs.
+        match std::fs::read_to_string(&lock) {
+            Ok(record) if record.trim() == own_pid => std::fs::remove_file(&lock).unwrap(),
+            _ => instance.violation(),
         }
     }
-    std::fs::remove_file(&temporary)?;
-    Ok(taken)
+}
+
+fn flock1(instance: &Instance, dir: &Path) {
+    const BUSY: i32 = 75;
+    while !instance.arena.is_over() {
+        let mut flock = Command::new("flock");
+        flock.args(["-E", &BUSY.to_string()]);
+        if fastrand::bool() {
+            flock.arg("-n");
+        }
+        flock.arg(instance.arena.lock()).arg(std::env::current_exe().unwrap());
+        flock.arg("section").arg(dir).arg(instance.number.to_string());
+        match flock.status().unwrap().code() {
+            Some(0) => {}
+            Some(BUSY) => pause(),
+            other => panic!("{flock:?}: {other:?}"),
+        }
+    }
+}
+
+async fn peak(instance: &Instance, dir: &Path) {
+    let (lock, temporary) = (instance.arena.lock(), dir.join(format!("peak-{}", instance.number)));
+    while !instance.arena.is_over() {
+        std::fs::write(&temporary, format!("{}\n", std::process::id())).unwrap();
+        let taken = peak_attempt(&lock, &temporary);
+        std::fs::remove_file(&temporary).unwrap();
+        if !taken {
+            pause();
+            continue;
+        }
+        instance.section().await;
+        let _ = std::fs::remove_file(&lock);
+    }
+}
+
+/// What is wrong with it: between the look at the PID and the unlink, the file may have become another holder's.
+fn peak_attempt(lock: &Path, temporary: &Path) -> bool {
+    for _ in 0..2 {
+        if std::fs::hard_link(temporary, lock).is_ok() {
+            return true;
+        }
+        let holder =
+            std::fs::read_to_string(lock).ok().and_then(|record| Pid::from_raw(record.trim().parse().unwrap()));
+        if holder.is_none_or(|pid| test_kill_process(pid).is_ok()) {
+            return false;
+        }
+        let _ = std::fs::remove_file(lock);
+    }
+    false
 }

@@ -1,0 +1,270 @@
+//! Arbitrary bytes in the lock file, arbitrary URLs and arbitrary paths. Half of the contents are a record or nearly
+//! one, so that every branch of the reading is reached; each test ends with a check that it was.
+
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::TestRunner;
+use tokio_lockfile::{LockError, LockFile, LockUrl, check_lock, pid_exists};
+
+/// What our records have behind the PID in ten columns.
+const SHLOCK_TAIL: &str = "\t \t\n";
+const FLOCK_TAIL: &str = "\t\t \t\t\n";
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..Default::default() }
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A PID that lives, PIDs that no process can have (Linux ends at 2²²), and what only looks like a PID.
+fn pid_text() -> impl Strategy<Value = String> {
+    let own = std::process::id().to_string();
+    prop_oneof![
+        4 => select(vec![own, "1".into(), "4194305".into(), "2147483647".into(), "0004194305".into()]),
+        1 => select(vec!["", "0", "00", "-1", "+1", "2147483648", "4294967297", "99999999999999999999", "1 2", "0x1"])
+            .prop_map(String::from),
+        1 => "[0-9]{1,12}",
+    ]
+}
+
+fn white_space() -> impl Strategy<Value = String> {
+    prop_oneof!["[ \t\n\r\x0b\x0c]{0,8}", select(vec!["", "\n", SHLOCK_TAIL, FLOCK_TAIL]).prop_map(String::from)]
+}
+
+/// A record of some program, the PID right-aligned or not, with one of the tails that mean something.
+fn record() -> impl Strategy<Value = Vec<u8>> {
+    let aligned = (pid_text(), white_space()).prop_map(|(pid, tail)| format!("{pid:>10}{tail}"));
+    let loose = (white_space(), pid_text(), white_space()).prop_map(|(head, pid, tail)| format!("{head}{pid}{tail}"));
+    prop_oneof![2 => aligned, 1 => loose].prop_map(String::into_bytes)
+}
+
+/// A record with one byte changed, cut off, or with bytes after it.
+fn near_record() -> impl Strategy<Value = Vec<u8>> {
+    let odd_byte = || prop_oneof![select(b"\0 \t\n0+-x".to_vec()), any::<u8>()];
+    prop_oneof![
+        (record(), any::<prop::sample::Index>(), odd_byte()).prop_map(|(mut bytes, at, byte)| {
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes
+        }),
+        (record(), any::<prop::sample::Index>()).prop_map(|(mut bytes, at)| {
+            bytes.truncate(at.index(bytes.len() + 1));
+            bytes
+        }),
+        (record(), odd_byte(), 0..260_usize).prop_map(|(mut bytes, byte, count)| {
+            bytes.extend(std::iter::repeat_n(byte, count));
+            bytes
+        }),
+    ]
+}
+
+fn content() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        3 => record(),
+        3 => near_record(),
+        1 => prop_oneof![select(vec![0, 1, 13, 14, 15, 16, 17]), 0..300_usize].prop_map(|len| vec![0; len]),
+        2 => vec(any::<u8>(), 0..40),
+        1 => vec(any::<u8>(), 0..2_000),
+    ]
+}
+
+/// What a shlock try may do with a file of this content, which nobody has locked.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// A record whose holder is dead.
+    Break,
+    /// A record whose holder lives, or a file whose maker may still be at work.
+    Respect,
+    /// None of a lock's.
+    Refuse,
+}
+
+fn verdict(bytes: &[u8]) -> Verdict {
+    let is_blank = bytes.iter().all(|&byte| byte == 0) && bytes.len() != 16 && bytes.len() <= 256;
+    match pid(bytes) {
+        _ if is_blank => Verdict::Respect,
+        Some(_) if is_our_record(bytes, FLOCK_TAIL) => Verdict::Refuse,
+        Some(_) if is_our_record(bytes, SHLOCK_TAIL) => Verdict::Break,
+        Some(pid) if pid_exists(pid) => Verdict::Respect,
+        Some(_) => Verdict::Break,
+        None => Verdict::Refuse,
+    }
+}
+
+fn is_our_record(bytes: &[u8], tail: &str) -> bool {
+    pid(bytes).is_some_and(|pid| bytes == format!("{pid:>10}{tail}").as_bytes())
+}
+
+/// The PID in a text that is nothing else but white space.
+fn pid(bytes: &[u8]) -> Option<u32> {
+    let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= 256)?;
+    let digits = text.trim_matches([' ', '\t', '\n', '\r', '\x0c']);
+    let pid: i32 = digits.parse().ok()?;
+    (pid > 0 && !digits.starts_with('+')).then_some(pid as u32)
+}
+
+/// Everything about a file that a try which leaves it alone must not change.
+fn state(path: &Path) -> (Vec<u8>, u64, u64, u32, i64, i64) {
+    let stat = std::fs::symlink_metadata(path).unwrap();
+    (std::fs::read(path).unwrap(), stat.ino(), stat.nlink(), stat.mode(), stat.mtime(), stat.mtime_nsec())
+}
+
+#[test]
+fn shlock_breaks_a_dead_holders_record_and_leaves_any_other_file_alone() {
+    let (dir, runtime) = (tempfile::tempdir().unwrap(), runtime());
+    let path = dir.path().join("x.lock");
+    let lock = LockFile::shlock(&path).unwrap();
+    let seen = [const { Cell::new(0) }; 3];
+    let result = TestRunner::new(config(1_500)).run(&content(), |bytes| {
+        std::fs::write(&path, &bytes).unwrap();
+        let before = state(&path);
+        let verdict = verdict(&bytes);
+        let is_refusal = |error: &LockError| matches!(error, LockError::NotALockFile { .. });
+
+        let alive = check_lock(&path);
+        let holder = runtime.block_on(lock.holder());
+        prop_assert_eq!(&state(&path), &before, "after questions");
+        match &verdict {
+            Verdict::Break => {
+                prop_assert!(!alive.unwrap());
+                prop_assert_eq!(holder.unwrap(), None);
+                let guard = runtime.block_on(lock.attempt()).unwrap().expect("the holder is dead");
+                runtime.block_on(guard.release()).unwrap();
+            }
+            Verdict::Respect => {
+                prop_assert_eq!(alive.unwrap(), !bytes.iter().all(|&byte| byte == 0));
+                holder.unwrap();
+                prop_assert!(runtime.block_on(lock.attempt()).unwrap().is_none());
+                prop_assert_eq!(&state(&path), &before, "after a try");
+            }
+            Verdict::Refuse => {
+                prop_assert!(is_refusal(&alive.unwrap_err()));
+                prop_assert!(is_refusal(&holder.unwrap_err()));
+                prop_assert!(is_refusal(&runtime.block_on(lock.attempt()).unwrap_err()));
+                prop_assert_eq!(&state(&path), &before, "after a try");
+            }
+        }
+        let left = std::fs::read_dir(dir.path()).unwrap().count();
+        prop_assert_eq!(left, usize::from(verdict != Verdict::Break));
+        let seen = &seen[verdict as usize];
+        seen.set(seen.get() + 1);
+        // A file of its own for each case: inodes tell whether it was replaced.
+        let _ = std::fs::remove_file(&path);
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+    assert!(seen.iter().all(|seen| seen.get() > 50), "each verdict comes up: {seen:?}");
+}
+
+#[test]
+fn flock_takes_a_file_of_any_content_and_writes_only_where_a_record_belongs() {
+    let (dir, runtime) = (tempfile::tempdir().unwrap(), runtime());
+    let path = dir.path().join("x.lock");
+    let lock = LockFile::flock(&path).unwrap();
+    let seen = [const { Cell::new(0) }; 2];
+    let result = TestRunner::new(config(1_500)).run(&content(), |bytes| {
+        std::fs::write(&path, &bytes).unwrap();
+        let before = state(&path);
+        let is_record = bytes.is_empty() || bytes == [0; 16] || is_our_record(&bytes, FLOCK_TAIL);
+
+        prop_assert_eq!(runtime.block_on(lock.holder()).unwrap(), None);
+        let guard = runtime.block_on(lock.attempt()).unwrap().expect("nobody has it");
+        let holder = runtime.block_on(lock.holder()).unwrap().expect("held");
+        prop_assert!(!is_record || holder.pid() == std::process::id());
+        let held = state(&path);
+        runtime.block_on(guard.release()).unwrap();
+        let after = state(&path);
+        if is_record {
+            let record = format!("{:>10}{FLOCK_TAIL}", std::process::id());
+            prop_assert_eq!(&held.0, record.as_bytes());
+            prop_assert_eq!((&after.0[..], after.1, after.3), (&[0; 16][..], before.1, before.3));
+        } else {
+            prop_assert_eq!(&held, &before);
+            prop_assert_eq!(&after, &before);
+        }
+        prop_assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        let seen = &seen[usize::from(is_record)];
+        seen.set(seen.get() + 1);
+        std::fs::remove_file(&path).unwrap();
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+    assert!(seen.iter().all(|seen| seen.get() > 50), "records and other contents come up: {seen:?}");
+}
+
+fn url() -> impl Strategy<Value = String> {
+    let scheme = select(vec!["lockfile", "shlockfile", "FlockFile", "winflockfile", "nulllockfile", "file", ""]);
+    let host = select(vec!["", "/", "//", "///", "////", "//localhost", "//LOCALHOST/", "//host/", "//host"]);
+    let piece = prop_oneof![
+        4 => "[a-zA-Z0-9._~/-]{1,8}",
+        2 => "%[0-9a-fA-F]{2}",
+        1 => "%[0-9a-gA-G+ ]{0,2}",
+        1 => "[:?#%@+ é\u{0}\u{10ffff}]",
+    ];
+    let built =
+        (scheme, host, vec(piece, 0..6)).prop_map(|(scheme, host, path)| format!("{scheme}:{host}{}", path.concat()));
+    prop_oneof![4 => built, 1 => any::<String>()]
+}
+
+#[test]
+fn any_string_is_a_url_that_prints_as_an_equal_one_or_an_error() {
+    let seen = [const { Cell::new(0) }; 2];
+    let result = TestRunner::new(config(4_000)).run(&url(), |url| {
+        let parsed = url.parse::<LockUrl>();
+        match &parsed {
+            Ok(parsed) => {
+                let printed = parsed.to_string();
+                let again: LockUrl = printed.parse().unwrap();
+                prop_assert_eq!(&again, parsed);
+                // Equal paths may be written in several ways; the bytes must survive too.
+                prop_assert_eq!(again.to_string(), printed);
+            }
+            Err(LockError::InvalidUrl { url: named, .. }) => prop_assert_eq!(named, &url),
+            Err(other) => prop_assert!(false, "{:?}", other),
+        }
+        if let Ok(lock) = LockFile::open(&url) {
+            let printed = lock.url().to_string();
+            prop_assert_eq!(LockFile::open(&printed).unwrap().url().to_string(), printed);
+        }
+        let seen = &seen[usize::from(parsed.is_ok())];
+        seen.set(seen.get() + 1);
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+    assert!(seen.iter().all(|seen| seen.get() > 200), "good and bad ones come up: {seen:?}");
+}
+
+proptest! {
+    #![proptest_config(config(2_000))]
+
+    #[test]
+    fn any_path_survives_the_way_through_its_url(
+        is_absolute in any::<bool>(),
+        bytes in prop_oneof![vec(any::<u8>(), 0..40), vec(select(b"/.%:?# \\a\0\xff".to_vec()), 0..12)],
+    ) {
+        let bytes = if is_absolute { [b"/", &bytes[..]].concat() } else { bytes };
+        match LockFile::flock(OsStr::from_bytes(&bytes)) {
+            Ok(lock) => {
+                let url = lock.url();
+                let printed = url.to_string();
+                prop_assert_eq!(&printed.parse::<LockUrl>().unwrap(), &url);
+                let opened = LockFile::open(&printed).unwrap();
+                prop_assert_eq!(opened.path().unwrap().as_os_str(), lock.path().unwrap().as_os_str());
+                prop_assert_eq!(opened.kind(), lock.kind());
+            }
+            Err(LockError::InvalidPath { path, .. }) => prop_assert_eq!(path.as_os_str().as_bytes(), &bytes[..]),
+            Err(other) => prop_assert!(false, "{:?}", other),
+        }
+    }
+}

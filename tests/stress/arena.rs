@@ -1,0 +1,212 @@
+//! The directory of one campaign, which all its processes share, and the two witnesses in it.
+//!
+//! Every process that is started is an *instance* with a number of its own and a row in the file `rows`. What it wrote
+//! there is kept when it is killed.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, test_kill_process};
+
+pub(crate) struct Arena {
+    dir: PathBuf,
+    rows: File,
+    counter: File,
+}
+
+/// Numbers in an instance's row, by their place there.
+#[derive(Clone, Copy)]
+enum Field {
+    /// Written by the supervisor just before it kills the instance.
+    Condemned,
+    Acquired,
+    /// 1 while the counter may or may not have been incremented for an acquisition that is not in `Acquired` yet.
+    Undecided,
+    Takeovers,
+    Violations,
+    /// 1 once the instance has started its work.
+    Ready,
+}
+
+const ROW: u64 = 64;
+
+/// What an instance has seen.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Tally {
+    pub(crate) acquired: u64,
+    pub(crate) undecided: u64,
+    pub(crate) takeovers: u64,
+    pub(crate) violations: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.acquired += other.acquired;
+        self.undecided += other.undecided;
+        self.takeovers += other.takeovers;
+        self.violations += other.violations;
+    }
+}
+
+impl Arena {
+    /// Sets up a fresh directory.
+    pub(crate) fn create(dir: &Path) -> Self {
+        std::fs::create_dir(dir.join("locks")).unwrap();
+        std::fs::write(dir.join("counter"), [0; 8]).unwrap();
+        std::fs::write(dir.join("rows"), []).unwrap();
+        let arena = Self::open(dir);
+        arena.write(0, Field::Acquired, std::process::id().into());
+        arena
+    }
+
+    pub(crate) fn open(dir: &Path) -> Self {
+        let open = |name| File::options().read(true).write(true).open(dir.join(name)).unwrap();
+        Self { dir: dir.to_owned(), rows: open("rows"), counter: open("counter") }
+    }
+
+    /// The lock that is fought over, in a directory that holds nothing else.
+    pub(crate) fn lock(&self) -> PathBuf {
+        self.dir.join("locks/x.lock")
+    }
+
+    /// Tells all instances to end. Row 0 is the supervisor's.
+    pub(crate) fn end(&self) {
+        self.write(0, Field::Condemned, 1);
+    }
+
+    /// Whether the instances are to end, by the supervisor's word or because it is gone.
+    pub(crate) fn is_over(&self) -> bool {
+        let supervisor = i32::try_from(self.read(0, Field::Acquired)).ok().and_then(Pid::from_raw).unwrap();
+        self.read(0, Field::Condemned) == 1 || test_kill_process(supervisor).is_err()
+    }
+
+    pub(crate) fn condemn(&self, instance: u64) {
+        self.write(instance, Field::Condemned, 1);
+    }
+
+    /// Whether the instance has got through its start.
+    pub(crate) fn is_ready(&self, instance: u64) -> bool {
+        self.read(instance, Field::Ready) == 1
+    }
+
+    /// The instance whose marker is up.
+    pub(crate) fn marked(&self) -> Option<u64> {
+        let number = std::fs::read_link(self.marker()).ok()?;
+        Some(number.to_str().unwrap().parse().unwrap())
+    }
+
+    fn marker(&self) -> PathBuf {
+        self.dir.join("marker")
+    }
+
+    pub(crate) fn tally(&self, instance: u64) -> Tally {
+        Tally {
+            acquired: self.read(instance, Field::Acquired),
+            undecided: self.read(instance, Field::Undecided),
+            takeovers: self.read(instance, Field::Takeovers),
+            violations: self.read(instance, Field::Violations),
+        }
+    }
+
+    pub(crate) fn counter(&self) -> u64 {
+        read_u64(&self.counter, 0)
+    }
+
+    fn read(&self, instance: u64, field: Field) -> u64 {
+        read_u64(&self.rows, instance * ROW + field as u64 * 8)
+    }
+
+    fn write(&self, instance: u64, field: Field, value: u64) {
+        self.rows.write_all_at(&value.to_le_bytes(), instance * ROW + field as u64 * 8).unwrap();
+    }
+}
+
+/// The number at this offset; 0 past the end of the file.
+fn read_u64(file: &File, offset: u64) -> u64 {
+    let mut bytes = [0; 8];
+    let _ = file.read_at(&mut bytes, offset).unwrap();
+    u64::from_le_bytes(bytes)
+}
+
+/// One process's part in the arena.
+pub(crate) struct Instance {
+    pub(crate) arena: Arena,
+    pub(crate) number: u64,
+}
+
+impl Instance {
+    /// Tells the supervisor that the work begins.
+    pub(crate) fn begin(&self) {
+        self.arena.write(self.number, Field::Ready, 1);
+    }
+
+    /// What is done under the lock, before the eyes of both witnesses.
+    pub(crate) async fn section(&self) {
+        let marked = self.enter();
+        let count = self.arena.counter();
+        let acquired = self.arena.read(self.number, Field::Acquired);
+        dawdle().await;
+        self.arena.write(self.number, Field::Undecided, 1);
+        self.arena.counter.write_all_at(&(count + 1).to_le_bytes(), 0).unwrap();
+        // `Acquired` and `Undecided` are neighbours, so that no kill comes between them.
+        let decided = [(acquired + 1).to_le_bytes(), [0; 8]].concat();
+        self.arena.rows.write_all_at(&decided, self.number * ROW + Field::Acquired as u64 * 8).unwrap();
+        dawdle().await;
+        if marked {
+            self.leave();
+        }
+    }
+
+    /// Counts something that would not have happened if nobody else had the lock.
+    pub(crate) fn violation(&self) {
+        self.count(Field::Violations);
+    }
+
+    /// Puts up the marker: a symbolic link, because that appears together with its content, the instance's number.
+    /// Says whether that was done.
+    fn enter(&self) -> bool {
+        let marker = self.arena.marker();
+        loop {
+            match symlink(self.number.to_string(), &marker) {
+                Ok(()) => return true,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}"),
+            }
+            match self.arena.marked() {
+                Some(other) if self.arena.read(other, Field::Condemned) == 1 => {
+                    self.count(Field::Takeovers);
+                    if std::fs::remove_file(&marker).is_err() {
+                        self.violation();
+                    }
+                }
+                // Somebody else was here: still, or until this moment.
+                Some(_) => {
+                    self.violation();
+                    return false;
+                }
+                None => self.violation(),
+            }
+        }
+    }
+
+    fn leave(&self) {
+        if self.arena.marked() != Some(self.number) || std::fs::remove_file(self.arena.marker()).is_err() {
+            self.violation();
+        }
+    }
+
+    fn count(&self, field: Field) {
+        self.arena.write(self.number, field, self.arena.read(self.number, field) + 1);
+    }
+}
+
+/// Lets some time pass, or another task run, or neither.
+async fn dawdle() {
+    match fastrand::u8(..4) {
+        0 => std::thread::sleep(Duration::from_micros(fastrand::u64(..100))),
+        1 => tokio::task::yield_now().await,
+        _ => {}
+    }
+}
