@@ -18,12 +18,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # Choosing a kind
-//!
-//! [`shlock`](LockFile::shlock), the default on Unix, makes a PID file that is there only while the lock is held, as
-//! shlock(1), UUCP and news servers do. [`flock`](LockFile::flock) takes flock(2) on a file that stays, as flock(1)
-//! does. [`null`](LockFile::null) excludes only tasks of this process. [`open`](LockFile::open) takes the choice from a
-//! URL. Different kinds on one path are different locks; a file of the other kind is refused, not harmed.
+//! [`guide`] says how to choose a kind, wait, shut down, run a singleton, and share locks with containers and other users;
+//! [`guarantees`] what is promised, on which platform, and which test would fail if it stopped being true.
 //!
 //! # From PEAK's `peak.running.lockfiles`
 //!
@@ -41,20 +37,26 @@
 //!
 //! # What is logged
 //!
-//! Events and spans of [`tracing`] have the target `tokio_lockfile` and the fields `path`, `kind`, `waited`,
-//! `held_for`, `holder.pid`, `holder.name`, `reason`, `error` where they apply. A lost lock, a takeover from a dead
-//! holder and a failed release are warnings; a long wait is reported at info level after a second, then at growing
-//! intervals; the rest is at debug level.
+//! Events and spans of [`tracing`] have the target `tokio_lockfile`.
 //!
-//! # What it does not guarantee
+//! | Message | Level | Fields besides `path` |
+//! |---|---|---|
+//! | acquired | DEBUG | `kind`, `waited` |
+//! | acquired by takeover: the last holder died with the lock | WARN | `kind`, `waited`, `holder.pid` |
+//! | waiting for the lock: after 1 s, 3 s, 7 s, … | INFO | `waited`, `holder.pid`, `holder.name` |
+//! | waiting for a lock that this very task has obtained | WARN | `waited` |
+//! | released | DEBUG | `held_for` |
+//! | lost the lock while it was held | WARN | `reason` |
+//! | the lock could not be released properly | WARN | `error`, `cause` |
+//! | the work under the lock failed; standing by again | WARN | `error` |
 //!
-//! - A program that reads a PID and then unlinks blindly (PEAK, old NetBSD, `rm`) can remove a live lock. The guard
-//!   tells: [`lost`](LockGuard::lost), [`run`](LockGuard::run), [`release`](LockGuard::release).
-//! - On network and unknown file systems a free flock(2) proves nothing, so what looks stale there is
-//!   [`LockError::Stale`]; see [`LockFileBuilder::break_stale_anywhere`].
-//! - Programs that go by the PID alone do not see into other PID namespaces.
-//! - A user's own file that holds just the number of a dead process cannot be told from a foreign lock.
-//! - A holder that closes all its descriptors, as when it daemonises, gives up the lock.
+//! The span `obtain` (DEBUG; `path`, `kind`) covers a wait. Where nobody listens, nothing is looked up.
+//!
+//! # Platforms
+//!
+//! Linux is where it is at home; it runs on Windows, and is written for other Unix systems: see
+//! [`guarantees`](guarantees#platforms). It needs a Tokio runtime with timers (`enable_time`), and on Linux with the I/O
+//! driver (`enable_io`) to be woken by events instead of polling.
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
@@ -75,6 +77,13 @@ mod sys;
 mod trace;
 mod url;
 mod wait;
+
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/guide.md")]
+pub mod guide {}
+#[cfg(any(doc, doctest))]
+#[doc = include_str!("../docs/guarantees.md")]
+pub mod guarantees {}
 
 pub use builder::LockFileBuilder;
 pub use error::{LockError, LostReason};

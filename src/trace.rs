@@ -1,7 +1,4 @@
-//! What is logged: the names of spans, events and fields, said once.
-//!
-//! Targets are `tokio_lockfile`. Fields: `path` (absolute), `kind`, `waited`, `held_for` (text with a unit),
-//! `holder.pid`, `holder.name`, `reason`, `error`.
+//! What is logged: the names of spans, events and fields, said once. The crate's front page lists them.
 
 use std::time::Duration;
 

@@ -176,6 +176,11 @@ impl Stage {
         calls
     }
 
+    /// Whether the worker has been stopped. The state that /proc shows is the same in every call that is traced.
+    pub(crate) fn has_stopped(&self) -> bool {
+        fs::read_to_string(self.dir.path().join("trace")).is_ok_and(|trace| trace.contains("stopped by SIGSTOP"))
+    }
+
     /// That the next to come gets the lock, and leaves nothing behind. Says after how long it got it.
     pub(crate) fn is_in_order(&mut self, after: &str) -> Duration {
         self.release_holder();
@@ -229,10 +234,4 @@ pub(crate) fn is_asleep(strace: u32) -> bool {
     let watches = |path: &Path| fs::read_to_string(path).is_ok_and(|info| info.contains("inotify wd:"));
     let infos = fs::read_dir(format!("/proc/{worker}/fdinfo")).into_iter().flatten().flatten();
     infos.map(|entry| entry.path()).any(|path| watches(&path))
-}
-
-/// Whether the process is stopped.
-pub(crate) fn has_stopped(process: u32) -> bool {
-    fs::read_to_string(format!("/proc/{process}/stat"))
-        .is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with(['T', 't'])))
 }

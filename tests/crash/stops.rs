@@ -1,10 +1,8 @@
-//! Stopped after every system call, while another process comes.
+//! Stopped after every system call, while another process comes, or somebody removes what is there.
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::stage::{
-    Boundary, Kind, Scene, Stage, boundaries, each_scene, has_stopped, is_asleep, wait_until, worker_of,
-};
+use crate::stage::{Boundary, Kind, Scene, Stage, boundaries, each_scene, is_asleep, wait_until, worker_of};
 
 pub(crate) fn run() {
     let mut tried = 0;
@@ -15,6 +13,38 @@ pub(crate) fn run() {
         }
     });
     println!("stopped at {tried} boundaries, and nobody was robbed or harmed");
+
+    let mut swept = 0;
+    for scene in [Scene::Free, Scene::Stale, Scene::Litter] {
+        for boundary in boundaries(Kind::Shlock, scene) {
+            sweep(scene, boundary);
+            swept += 1;
+        }
+    }
+    println!("lost everything at {swept} boundaries, and started again");
+}
+
+/// Whatever goes away in the middle of a try is no error; what goes away under a holder is.
+fn sweep(scene: Scene, Boundary { call, number }: Boundary) {
+    let place = format!("{scene:?}: swept at {call} {number}");
+    let mut stage = Stage::new(Kind::Shlock, scene);
+    let mut child = stage.start(&["-e".into(), format!("inject={call}:signal=STOP:when={number}")]);
+    let strace = child.id();
+    let mut has_ended = move || child.try_wait().unwrap().is_some();
+    wait_until(|| stage.has_stopped() || has_ended());
+    let has_published = std::fs::read_to_string(stage.path()).is_ok_and(|record| record.contains("\t \t\n"));
+    for entry in std::fs::read_dir(stage.path().parent().unwrap()).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    wait_until(|| {
+        let pid = worker_of(strace).and_then(|worker| Pid::from_raw(worker as i32));
+        pid.inspect(|pid| _ = kill_process(*pid, Signal::CONT));
+        has_ended()
+    });
+    let report = stage.report();
+    let is_lost = report.contains("lost the lock") && has_published;
+    assert!(report == "held\nreleased\n" || is_lost, "{place}: {report}");
+    stage.is_in_order(&place);
 }
 
 fn stop(kind: Kind, scene: Scene, Boundary { call, number }: Boundary) {
@@ -23,12 +53,11 @@ fn stop(kind: Kind, scene: Scene, Boundary { call, number }: Boundary) {
     let mut child = stage.start(&["-e".into(), format!("inject={call}:signal=STOP:when={number}")]);
     let strace = child.id();
     let mut has_ended = move || child.try_wait().unwrap().is_some();
-    let is_stopped = || worker_of(strace).is_some_and(has_stopped);
     wait_until(|| {
-        if scene == Scene::Waiting && !is_stopped() && is_asleep(strace) {
+        if scene == Scene::Waiting && !stage.has_stopped() && is_asleep(strace) {
             stage.release_holder();
         }
-        is_stopped() || has_ended()
+        stage.has_stopped() || has_ended()
     });
 
     // Another comes, and keeps what it gets until the stopped one has had its chance.
@@ -42,7 +71,7 @@ fn stop(kind: Kind, scene: Scene, Boundary { call, number }: Boundary) {
         has_ended()
     };
     if let Some(guard) = other {
-        wait_until(|| resume() || scene == Scene::Waiting && !is_stopped() && is_asleep(strace));
+        wait_until(|| resume() || scene == Scene::Waiting && is_asleep(strace));
         assert!(guard.is_held(), "{place}: a successor was harmed");
         assert!(is_releasing || !stage.report().contains("held"), "{place}: two holders");
         drop(guard);

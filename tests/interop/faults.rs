@@ -81,7 +81,7 @@ async fn attempt_for_parent() {
 }
 
 /// What a try in another process answers, started by `command`.
-fn attempt_by(command: &mut Command, url: &str) -> String {
+pub(crate) fn attempt_by(command: &mut Command, url: &str) -> String {
     // Another user may not read the directory this binary is in.
     let dir = TempDir::new_in("/tmp").unwrap();
     let program = dir.path().join("attempt");
@@ -98,7 +98,7 @@ fn attempt_as_nobody(url: &str) -> String {
     attempt_by(Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]), url)
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub(crate) fn set_mode(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
 }
 

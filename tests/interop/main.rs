@@ -8,6 +8,7 @@
 
 mod faults;
 mod grace;
+mod identity;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -40,6 +41,20 @@ impl Peer {
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "held\n", "{command:?}");
+        Self(child)
+    }
+
+    /// The same for a program that has said other things before.
+    fn start_among_lines(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut said = Vec::new();
+        let mut byte = [0];
+        // Byte by byte, because what comes later is for others to read.
+        while !said.ends_with(b"\nheld\n") {
+            let read = child.stdout.as_mut().unwrap().read(&mut byte).unwrap();
+            assert_ne!(read, 0, "{command:?}: {}", String::from_utf8_lossy(&said));
+            said.extend(byte);
+        }
         Self(child)
     }
 

@@ -369,8 +369,12 @@ impl Model {
             At::CountAgain => {
                 let links = state.links(file());
                 state.local_mut(process).links = links;
-                let goes_on = links == 1 || state.file(file()).is_old;
-                if goes_on { At::LinkBreaking } else { At::UnlockStale { then: Then::GiveUp } }
+                match links {
+                    0 => At::UnlockStale { then: Then::LookAgain },
+                    1 => At::LinkBreaking,
+                    _ if state.file(file()).is_old => At::LinkBreaking,
+                    _ => At::UnlockStale { then: Then::GiveUp },
+                }
             }
             At::LinkBreaking => match state.link(file(), Name::Breaking) {
                 true if state.local(process).links == 1 || self.without.look_for_breakers => At::LookLinked,

@@ -62,16 +62,22 @@ impl Dir {
     }
 
     /// Gives the open `file` one more name. `from` is a name it already has, for platforms that cannot link an open
-    /// file; what was linked is then to be checked.
+    /// file; what was linked is then to be checked. `NotFound` if the file had a name and has none any more.
     pub(crate) fn link(&self, file: &File, from: Option<&OsStr>, to: &OsStr) -> io::Result<()> {
         match (imp::link_open_file(&self.0, file, to), from) {
-            (Err(Errno::NOENT), Some(from)) => Ok(rustix::fs::linkat(&self.0, from, &self.0, to, AtFlags::empty())?),
+            (Err(Errno::NOENT), Some(from)) if rustix::fs::fstat(file)?.st_nlink > 0 => {
+                Ok(rustix::fs::linkat(&self.0, from, &self.0, to, AtFlags::empty())?)
+            }
             (result, _) => Ok(result?),
         }
     }
 
+    /// Removes a name. That somebody else has just done so is as good.
     pub(crate) fn unlink(&self, name: &OsStr) -> io::Result<()> {
-        Ok(rustix::fs::unlinkat(&self.0, name, AtFlags::empty())?)
+        match rustix::fs::unlinkat(&self.0, name, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            result => Ok(result?),
+        }
     }
 
     /// The names in the directory.

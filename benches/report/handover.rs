@@ -1,0 +1,241 @@
+//! From a holder in one process to a waiter in another: released, and killed.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use async_fd_lock::LockWrite;
+use rustix::time::{ClockId, clock_gettime};
+use tokio_lockfile::LockFile;
+
+use crate::bare::{self, Watch};
+use crate::outcome::{Goal, Row, Times};
+
+/// CLOCK_MONOTONIC is the same in all processes.
+fn now() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+/// The other process: takes the lock at a byte, releases it at the next, and says when.
+pub(crate) fn hold(url: &str) {
+    let lock = LockFile::open(url).unwrap();
+    let (mut stdin, mut stdout) = (std::io::stdin().lock(), std::io::stdout().lock());
+    let mut byte = [0];
+    let mut say = |time: Duration| {
+        stdout.write_all(&(time.as_nanos() as u64).to_le_bytes()).unwrap();
+        stdout.flush().unwrap();
+    };
+    while stdin.read_exact(&mut byte).is_ok() {
+        let guard = lock.blocking_obtain().unwrap();
+        say(now());
+        if stdin.read_exact(&mut byte).is_err() {
+            return;
+        }
+        let released_at = now();
+        drop(guard);
+        say(released_at);
+    }
+}
+
+struct Holder(Child);
+
+impl Holder {
+    fn start(lock: &LockFile) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--hold", &lock.url().to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Self(command.spawn().unwrap())
+    }
+
+    fn send(&mut self) {
+        self.0.stdin.as_mut().unwrap().write_all(b".").unwrap();
+    }
+
+    fn receive(&mut self) -> Duration {
+        let mut bytes = [0; 8];
+        self.0.stdout.as_mut().unwrap().read_exact(&mut bytes).unwrap();
+        Duration::from_nanos(u64::from_le_bytes(bytes))
+    }
+
+    fn take(&mut self) {
+        self.send();
+        self.receive();
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// How a contender waits; the answer is when it had the lock.
+#[derive(Clone, Copy)]
+enum Waiter {
+    Ours,
+    /// A reader of inotify, which then tries.
+    Bare,
+    /// async-fd-lock: a thread of the blocking pool in flock(2).
+    AsyncFdLock,
+}
+
+impl Waiter {
+    async fn wait(self, lock: LockFile) -> Duration {
+        let path = lock.path().unwrap().to_owned();
+        match self {
+            Self::Ours => {
+                let guard = lock.obtain().await.unwrap();
+                let had_at = now();
+                drop(guard);
+                had_at
+            }
+            Self::Bare => {
+                let file = bare::open(&path);
+                let watch = Watch::new(&file);
+                while !bare::try_flock(&file) {
+                    watch.event().await;
+                }
+                now()
+            }
+            Self::AsyncFdLock => {
+                let guard = tokio::fs::File::from_std(bare::open(&path)).lock_write().await.unwrap();
+                let had_at = now();
+                drop(guard);
+                had_at
+            }
+        }
+    }
+}
+
+/// One hand-over: the waiter sleeps, the holder releases.
+async fn hand_over(holder: &mut Holder, lock: &LockFile, waiter: Waiter) -> Duration {
+    holder.take();
+    let waiting = tokio::spawn(waiter.wait(lock.clone()));
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    holder.send();
+    let had_at = waiting.await.unwrap();
+    had_at.saturating_sub(holder.receive())
+}
+
+/// The floor for a shlock: a pipe wakes a task, which then makes the file.
+async fn pipe_then_publish(path: &Path) -> Duration {
+    let (sender, mut receiver) = tokio::net::unix::pipe::pipe().unwrap();
+    let path = path.to_owned();
+    let waiting = tokio::spawn(async move {
+        tokio::io::AsyncReadExt::read_u8(&mut receiver).await.unwrap();
+        drop(bare::publish_shlock(&path));
+        let had_at = now();
+        std::fs::remove_file(&path).unwrap();
+        had_at
+    });
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let thread = std::thread::spawn(move || {
+        let sent_at = now();
+        sender.try_write(b".").map(|_| (sent_at, sender)).unwrap()
+    });
+    let had_at = waiting.await.unwrap();
+    had_at.saturating_sub(thread.join().unwrap().0)
+}
+
+pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
+    let rounds = if is_quick { 5 } else { 1_000 };
+    let kills = if is_quick { 3 } else { 300 };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let dir = tempfile::tempdir_in("target").unwrap();
+    runtime.block_on(async {
+        let mut rows = released(dir.path(), rounds).await;
+        rows.extend(killed(dir.path(), kills).await);
+        rows
+    })
+}
+
+async fn released(dir: &Path, rounds: usize) -> Vec<Row> {
+    let (flock, shlock) = (LockFile::flock(dir.join("f")).unwrap(), LockFile::shlock(dir.join("s")).unwrap());
+    let (mut flock_holder, mut shlock_holder) = (Holder::start(&flock), Holder::start(&shlock));
+    let mut times: [Times; 5] = Default::default();
+    let [ours_f, bare_f, async_fd_lock, ours_s, pipe] = &mut times;
+    for _ in 0..rounds {
+        ours_f.push(hand_over(&mut flock_holder, &flock, Waiter::Ours).await);
+        bare_f.push(hand_over(&mut flock_holder, &flock, Waiter::Bare).await);
+        async_fd_lock.push(hand_over(&mut flock_holder, &flock, Waiter::AsyncFdLock).await);
+        ours_s.push(hand_over(&mut shlock_holder, &shlock, Waiter::Ours).await);
+        pipe.push(pipe_then_publish(&dir.join("p")).await);
+    }
+    let inotify = "AsyncFd on inotify, then flock";
+    let p99 = ours_f.quantile(0.99).as_secs_f64() * 1e3;
+    vec![
+        Row::new(
+            "flock: hand-over between processes",
+            inotify,
+            ours_f.over(bare_f),
+            Goal::AtMost(1.5),
+            ours_f.to_string(),
+        ),
+        Row::new("flock: hand-over, 99th percentile", "milliseconds", p99, Goal::AtMost(20.0), bare_f.to_string()),
+        Row::new(
+            "async-fd-lock: the same hand-over",
+            inotify,
+            async_fd_lock.over(bare_f),
+            Goal::None,
+            async_fd_lock.to_string(),
+        ),
+        Row::new(
+            "shlock: hand-over between processes",
+            "pipe to task, then O_TMPFILE … linkat",
+            ours_s.over(pipe),
+            Goal::AtMost(2.2),
+            ours_s.to_string(),
+        ),
+    ]
+}
+
+/// From SIGKILL to the lock.
+async fn killed(dir: &Path, rounds: usize) -> Vec<Row> {
+    let (flock, shlock) = (LockFile::flock(dir.join("kf")).unwrap(), LockFile::shlock(dir.join("ks")).unwrap());
+    let mut times: [Times; 4] = Default::default();
+    let [ours_f, event_f, ours_s, event_s] = &mut times;
+    for _ in 0..rounds {
+        ours_f.push(take_over(&flock).await);
+        event_f.push(see_the_end(&flock, |_, _| ()).await);
+        ours_s.push(take_over(&shlock).await);
+        let steps = |file: &std::fs::File, path: &Path| {
+            while !bare::try_flock(file) {}
+            bare::break_shlock(file, path);
+            drop(bare::publish_shlock(path));
+            std::fs::remove_file(path).unwrap();
+        };
+        event_s.push(see_the_end(&shlock, steps).await);
+    }
+    let row = |what: &str, beside, ours: &Times, reference: &Times, goal| {
+        Row::new(what, beside, ours.over(reference), Goal::AtMost(goal), format!("{ours}; reference {reference}"))
+    };
+    vec![
+        row("flock: from SIGKILL to takeover", "the close event at a bare reader", ours_f, event_f, 1.25),
+        row("shlock: from SIGKILL to takeover", "that, and the raw steps of the break", ours_s, event_s, 1.3),
+    ]
+}
+
+async fn take_over(lock: &LockFile) -> Duration {
+    let mut holder = Holder::start(lock);
+    holder.take();
+    let waiting = tokio::spawn(Waiter::Ours.wait(lock.clone()));
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let killed_at = now();
+    holder.0.kill().unwrap();
+    waiting.await.unwrap().saturating_sub(killed_at)
+}
+
+async fn see_the_end(lock: &LockFile, then: impl FnOnce(&std::fs::File, &Path)) -> Duration {
+    let mut holder = Holder::start(lock);
+    holder.take();
+    let path = lock.path().unwrap();
+    let file = std::fs::File::open(path).unwrap();
+    let watch = Watch::new(&file);
+    let started = Instant::now();
+    holder.0.kill().unwrap();
+    watch.event().await;
+    then(&file, path);
+    started.elapsed()
+}

@@ -1,0 +1,86 @@
+//! One row of the report.
+
+use std::fmt;
+use std::time::Duration;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Goal {
+    AtMost(f64),
+    AtLeast(f64),
+    /// For comparison only.
+    None,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Row {
+    pub(crate) what: String,
+    /// What counts as 1, or the unit.
+    pub(crate) beside: &'static str,
+    pub(crate) value: f64,
+    pub(crate) goal: Goal,
+    /// Medians and the like, in words.
+    pub(crate) details: String,
+}
+
+impl Row {
+    pub(crate) fn new(what: impl Into<String>, beside: &'static str, value: f64, goal: Goal, details: String) -> Self {
+        Self { what: what.into(), beside, value, goal, details }
+    }
+
+    pub(crate) fn verdict(&self) -> &'static str {
+        match self.goal {
+            Goal::AtMost(goal) if self.value <= goal => "met",
+            Goal::AtLeast(goal) if self.value >= goal => "met",
+            Goal::None => "",
+            _ => "missed",
+        }
+    }
+
+    pub(crate) fn goal(&self) -> String {
+        match self.goal {
+            Goal::AtMost(goal) => format!("≤ {goal}"),
+            Goal::AtLeast(goal) => format!("≥ {goal}"),
+            Goal::None => String::new(),
+        }
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, beside, value, details, .. } = self;
+        write!(f, "{what:<58} {value:>8.2}  {:<7} {:<7} {beside}; {details}", self.goal(), self.verdict())
+    }
+}
+
+/// Times of one contender.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Times(Vec<Duration>);
+
+impl Times {
+    pub(crate) fn push(&mut self, time: Duration) {
+        self.0.push(time);
+    }
+
+    /// The time that this share of all does not exceed.
+    pub(crate) fn quantile(&self, share: f64) -> Duration {
+        let mut sorted = self.0.clone();
+        sorted.sort_unstable();
+        sorted[((sorted.len() - 1) as f64 * share) as usize]
+    }
+
+    pub(crate) fn median(&self) -> Duration {
+        self.quantile(0.5)
+    }
+
+    /// How many times the other's median this one's is.
+    pub(crate) fn over(&self, other: &Self) -> f64 {
+        self.median().div_duration_f64(other.median())
+    }
+}
+
+impl fmt::Display for Times {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let micros = |time: Duration| time.as_secs_f64() * 1e6;
+        write!(f, "{:.1} µs (p99 {:.0})", micros(self.median()), micros(self.quantile(0.99)))
+    }
+}

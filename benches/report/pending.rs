@@ -1,0 +1,119 @@
+//! Ten thousand waits on ten thousand files.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio_lockfile::LockFile;
+
+use crate::bare;
+use crate::outcome::{Goal, Row};
+
+const IDLE: Duration = Duration::from_secs(5);
+
+fn paths(dir: &Path, count: usize) -> Vec<PathBuf> {
+    (0..count).map(|number| dir.join(number.to_string())).collect()
+}
+
+/// A line of /proc/self/status.
+fn status(field: &str) -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn cpu_milliseconds() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6
+}
+
+/// The process that waits. Says: KiB each, threads more than the runtime's, CPU milliseconds, seconds to serve all.
+pub(crate) fn pend(kind: &str, dir: &str) {
+    let names = std::fs::read_dir(dir).unwrap().count();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let make = |path| if kind == "flock" { LockFile::flock(path) } else { LockFile::shlock(path) }.unwrap();
+        let locks: Vec<LockFile> = paths(dir.as_ref(), names).into_iter().map(make).collect();
+        let before = status("VmRSS");
+        let bare: Vec<_> = locks.iter().map(|_| tokio::spawn(Box::pin(std::future::pending::<()>()))).collect();
+        tokio::task::yield_now().await;
+        let with_bare = status("VmRSS");
+        let waits: Vec<_> = locks
+            .iter()
+            .map(|lock| {
+                let lock = lock.clone();
+                tokio::spawn(Box::pin(async move { drop(lock.obtain().await.unwrap()) }))
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let each = (status("VmRSS") - with_bare - (with_bare - before)) / names as f64;
+        let threads = status("Threads") - 1.0;
+        let cpu = cpu_milliseconds();
+        tokio::time::sleep(IDLE).await;
+        let cpu = cpu_milliseconds() - cpu;
+        println!("release");
+        std::io::stdout().flush().unwrap();
+        let started = Instant::now();
+        for wait in waits {
+            wait.await.unwrap();
+        }
+        println!("{each} {threads} {cpu} {}", started.elapsed().as_secs_f64());
+        bare.iter().for_each(tokio::task::JoinHandle::abort);
+    });
+}
+
+pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
+    let count = if is_quick { 100 } else { 10_000 };
+    ["flock", "shlock"].iter().flat_map(|kind| measure(kind, count)).collect()
+}
+
+fn measure(kind: &str, count: usize) -> Vec<Row> {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let held: Vec<(PathBuf, File)> = paths(dir.path(), count)
+        .into_iter()
+        .map(|path| match kind {
+            "flock" => {
+                let file = bare::open(&path);
+                assert!(bare::try_flock(&file));
+                (path, file)
+            }
+            _ => {
+                let file = bare::publish_shlock(&path);
+                std::os::unix::fs::FileExt::write_all_at(&file, format!("{:>10}", std::process::id()).as_bytes(), 0)
+                    .unwrap();
+                (path, file)
+            }
+        })
+        .collect();
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--pend", kind])
+        .arg(dir.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; "release\n".len()]).unwrap();
+    for (path, file) in held {
+        if kind == "shlock" {
+            std::fs::remove_file(path).unwrap();
+        }
+        drop(file);
+    }
+    let mut line = String::new();
+    stdout.read_to_string(&mut line).unwrap();
+    assert!(child.wait().unwrap().success());
+    let numbers: Vec<f64> = line.split_whitespace().map(|number| number.parse().unwrap()).collect();
+    let [each, threads, cpu, seconds] = numbers[..] else { panic!("{line}") };
+    let row = |what: &str, unit, value, goal| {
+        Row::new(format!("{kind}: {count} pending waits, {what}"), unit, value, Goal::AtMost(goal), String::new())
+    };
+    vec![
+        row("each", "KiB above a bare boxed future", each, 0.7),
+        row("threads more", "threads", threads, 1.0),
+        row("CPU in 5 s idle", "milliseconds", cpu, 10.0),
+        row("all served after release", "seconds", seconds, 2.0),
+    ]
+}

@@ -1,0 +1,80 @@
+//! A hundred tasks of one process, one lock.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_lockfile::LockFile;
+
+use crate::outcome::{Goal, Row};
+
+const TASKS: usize = 100;
+
+#[derive(Clone)]
+enum Lock {
+    Mutex(Arc<tokio::sync::Mutex<()>>),
+    File(LockFile),
+}
+
+/// Acquisitions of each task in that time.
+async fn compete(lock: Lock, time: Duration) -> Vec<u64> {
+    let end = Instant::now() + time;
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|_| {
+            let lock = lock.clone();
+            tokio::spawn(async move {
+                let mut count = 0;
+                while Instant::now() < end {
+                    match &lock {
+                        Lock::Mutex(mutex) => drop(Arc::clone(mutex).lock_owned().await),
+                        Lock::File(file) => drop(file.obtain().await.unwrap()),
+                    }
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    let mut counts = Vec::new();
+    for task in tasks {
+        counts.push(task.await.unwrap());
+    }
+    counts
+}
+
+pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
+    let (rounds, time) = if is_quick { (1, Duration::from_millis(50)) } else { (5, Duration::from_millis(500)) };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let dir = tempfile::tempdir_in("target").unwrap();
+    let locks = [
+        Lock::Mutex(Arc::default()),
+        Lock::File(LockFile::flock(dir.path().join("f")).unwrap()),
+        Lock::File(LockFile::shlock(dir.path().join("s")).unwrap()),
+    ];
+    let mut counts = [const { [0; TASKS] }; 3];
+    runtime.block_on(async {
+        for _ in 0..rounds {
+            for (lock, counts) in locks.iter().zip(&mut counts) {
+                let more = compete(lock.clone(), time).await;
+                counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
+            }
+        }
+    });
+    let total = |counts: &[u64; TASKS]| counts.iter().sum::<u64>() as f64;
+    let spread = |counts: &[u64; TASKS]| *counts.iter().max().unwrap() as f64 / *counts.iter().min().unwrap() as f64;
+    let [mutex, flock, shlock] = &counts;
+    let throughput = |kind: &str, counts: &[u64; TASKS], goal: f64| {
+        let details = format!("{:.0} a second", total(counts) / (time * rounds).as_secs_f64());
+        let what = format!("{kind}: throughput of 100 tasks on one lock");
+        Row::new(what, "tokio::sync::Mutex", total(counts) / total(mutex), Goal::AtLeast(goal), details)
+    };
+    let fairness = |kind: &str, counts: &[u64; TASKS]| {
+        let details = format!("tokio::sync::Mutex: {:.3}", spread(mutex));
+        Row::new(format!("{kind}: most to least among them"), "times", spread(counts), Goal::AtMost(1.05), details)
+    };
+    vec![
+        throughput("flock", flock, 0.8),
+        fairness("flock", flock),
+        throughput("shlock", shlock, 0.5),
+        fairness("shlock", shlock),
+    ]
+}

@@ -1,0 +1,202 @@
+//! Who a holder is: other PID namespaces, stopped processes, forked and exec'ed ones, other clocks.
+#![expect(unsafe_code, reason = "what a forked child does before it execs can only be said in pre_exec")]
+
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio_lockfile::{LockError, LockFile, check_lock};
+
+use crate::faults::{attempt_by, set_mode};
+use crate::{Peer, place, take};
+
+fn url(kind: &str, path: &Path) -> String {
+    format!("{kind}:{}", path.display())
+}
+
+const KINDS: [&str; 2] = ["shlockfile", "flockfile"];
+const ROLE: &str = "TOKIO_LOCKFILE_TEST_IDENTITY";
+
+/// Not a test of its own: a process that takes the lock of a URL, says "held", and goes on as `then` says.
+#[test]
+fn hold_for_parent() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let (then, url) = role.split_once(' ').unwrap();
+    let guard = LockFile::open(url).unwrap().blocking_obtain().unwrap();
+    println!("\nheld");
+    std::io::stdout().flush().unwrap();
+    if then == "exec" {
+        panic!("{}", Command::new("cat").exec());
+    }
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    drop(guard);
+}
+
+/// That process, started by `command`, once it holds the lock.
+fn holder(command: &mut Command, then: &str, url: &str) -> Peer {
+    command.arg(std::env::current_exe().unwrap()).args(["identity::hold_for_parent", "--exact", "--nocapture"]);
+    Peer::start_among_lines(command.env(ROLE, format!("{then} {url}")))
+}
+
+fn env() -> Command {
+    Command::new("env")
+}
+
+/// In a PID namespace of its own, where it is PID 1.
+fn container() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command
+}
+
+#[tokio::test]
+async fn containers_exclude_each_other_though_both_are_pid_1() {
+    for kind in KINDS {
+        let (_dir, path) = place();
+        let url = url(kind, &path);
+        let first = holder(&mut container(), "wait", &url);
+        assert!(LockFile::open(&url).unwrap().attempt().await.unwrap().is_none());
+        assert_eq!(attempt_by(&mut container(), &url), "busy");
+        first.kill();
+        // Restarted, it is PID 1 again, as the record says of the dead one.
+        assert_eq!(attempt_by(&mut container(), &url), "held");
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_holder_is_not_robbed() {
+    for kind in KINDS {
+        let (_dir, path) = place();
+        let lock = LockFile::open(&url(kind, &path)).unwrap();
+        let stopped = holder(&mut env(), "wait", &url(kind, &path));
+        let pid = Pid::from_child(&stopped.0);
+        kill_process(pid, Signal::STOP).unwrap();
+        assert!(lock.attempt().await.unwrap().is_none());
+        let waited = lock.obtain_timeout(Duration::from_millis(300)).await;
+        assert!(matches!(waited, Err(LockError::TimedOut { .. })));
+        kill_process(pid, Signal::CONT).unwrap();
+        stopped.finish();
+        take(&lock).await.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn exec_gives_up_the_lock() {
+    for kind in KINDS {
+        let (_dir, path) = place();
+        let lock = LockFile::open(&url(kind, &path)).unwrap();
+        let mut other = holder(&mut env(), "exec", &url(kind, &path));
+        // It is cat(1) once it answers.
+        other.0.stdin.as_mut().unwrap().write_all(b"?").unwrap();
+        other.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        take(&lock).await.release().await.unwrap();
+        other.finish();
+    }
+}
+
+/// A child between fork and exec has all descriptors of its parent.
+#[tokio::test]
+async fn a_child_that_has_not_execed_does_not_keep_the_lock() {
+    for kind in KINDS {
+        let (_dir, path) = place();
+        let lock = LockFile::open(&url(kind, &path)).unwrap();
+        let guard = take(&lock).await;
+        let (mut forked, child_forked) = std::io::pipe().unwrap();
+        let (child_waits, go_on) = std::io::pipe().unwrap();
+        let child = std::thread::spawn(move || {
+            let mut command = Command::new("true");
+            let (mut child_forked, mut child_waits) = (child_forked, child_waits);
+            let before_exec = move || {
+                child_forked.write_all(b"!")?;
+                child_waits.read_exact(&mut [0])
+            };
+            // SAFETY: it only writes to a pipe and reads from one.
+            unsafe { command.pre_exec(before_exec) };
+            command.status().unwrap()
+        });
+        forked.read_exact(&mut [0]).unwrap();
+        guard.release().await.unwrap();
+        assert_eq!(attempt_by(&mut env(), &url(kind, &path)), "held");
+        (&go_on).write_all(b"!").unwrap();
+        assert!(child.join().unwrap().success());
+    }
+}
+
+#[tokio::test]
+async fn a_forked_child_that_drops_the_guard_leaves_the_parents_lock_alone() {
+    for kind in KINDS {
+        let (_dir, path) = place();
+        let url = url(kind, &path);
+        let mut guard = Some(take(&LockFile::open(&url).unwrap()).await);
+        let mut command = Command::new("true");
+        let drop_it = move || {
+            drop(guard.take());
+            Err(std::io::ErrorKind::Other.into())
+        };
+        // SAFETY: a guard's drop in another process than that which took the lock closes a descriptor and takes no lock.
+        unsafe { command.pre_exec(drop_it) };
+        assert!(command.status().is_err(), "the child has run");
+        assert_eq!(attempt_by(&mut env(), &url), "busy");
+        // The parent's guard goes with the closure.
+        drop(command);
+        assert_eq!(attempt_by(&mut env(), &url), "held");
+    }
+}
+
+#[tokio::test]
+async fn the_id_of_a_thread_is_no_pid() {
+    let (_dir, path) = place();
+    let (sender, id) = std::sync::mpsc::channel();
+    let (_stay, stays) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        sender.send(rustix::thread::gettid()).unwrap();
+        let _ = stays.recv();
+    });
+    let id = id.recv().unwrap().as_raw_nonzero();
+    std::fs::write(&path, format!("{id}\n")).unwrap();
+    assert!(!check_lock(&path).unwrap());
+    take(&LockFile::shlock(&path).unwrap()).await.release().await.unwrap();
+}
+
+/// hidepid=2 hides other users' processes in /proc, but not from kill(2) and pidfd_open(2).
+#[tokio::test]
+async fn hidden_processes_are_alive() {
+    let (dir, path) = place();
+    set_mode(dir.path(), 0o1777);
+    std::fs::write(&path, format!("{}\n", std::process::id())).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c"]);
+    command
+        .arg("mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"");
+    command.arg("sh");
+    assert_eq!(attempt_by(&mut command, &url("shlockfile", &path)), "busy");
+    assert!(path.exists());
+}
+
+/// By faketime(1), which steps the clock of one process.
+#[tokio::test]
+async fn a_step_of_the_clock_changes_nothing() {
+    for step in ["+1h", "-1h"] {
+        let stepped = || {
+            let mut command = Command::new("faketime");
+            command.args(["-f", step]).stderr(Stdio::null());
+            command
+        };
+        for kind in KINDS {
+            let (_dir, path) = place();
+            let url = url(kind, &path);
+            let guard = take(&LockFile::open(&url).unwrap()).await;
+            assert_eq!(attempt_by(&mut stepped(), &url), "busy");
+            guard.release().await.unwrap();
+            let stepped_holder = holder(&mut stepped(), "wait", &url);
+            assert_eq!(attempt_by(&mut env(), &url), "busy");
+            stepped_holder.finish();
+        }
+        let (_dir, path) = place();
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(attempt_by(&mut stepped(), &url("shlockfile", &path)), "busy", "a fresh blank file");
+    }
+}
