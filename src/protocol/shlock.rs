@@ -278,11 +278,6 @@ impl<'a> Place<'a> {
                 return Ok(Broken::Busy);
             }
         }
-        self.unlink_stale(stale, &seen)
-    }
-
-    /// The end of a break: INN's discipline.
-    fn unlink_stale(&self, stale: Stale, seen: &Stat) -> Result<Broken, LockError> {
         let private = self.breaking();
         match self.dir.link(&stale.file, Some(self.name), &private) {
             Ok(()) => {}
@@ -300,33 +295,43 @@ impl<'a> Place<'a> {
         // Where links cannot be explained, their number tells nothing. But nobody starts to break a file with so many
         // links, so it is enough to look whether somebody had started before.
         let unexplained = seen.links != 1;
-        let yields = unexplained && self.is_being_broken(seen)?;
+        let yields = unexplained && self.is_being_broken(&seen)?;
         let linked = self.dir.stat(self.name).map_err(|error| self.failed("look at", error))?;
-        let is_ours = |now: Stat| now.is_same_file(seen) && (unexplained || now.links == 2);
+        let is_ours = |now: Stat| now.is_same_file(&seen) && (unexplained || now.links == 2);
         let alone = !yields && linked.is_some_and(is_ours);
         if alone {
-            self.unlink(self.name).inspect_err(|_| {
+            self.dir.unlink(self.name).map_err(|error| {
                 let _ = self.dir.unlink(&private);
+                self.failed("remove stale lock file", error)
             })?;
-        } else if !self.names(&private, seen)? {
-            // Where only names can be linked, what has the stale file's name by now was. Only its lock allows to remove that.
-            self.clear(&private)?;
-            return Ok(Broken::Changed);
+            self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error))?;
+            return Ok(Broken::Done(stale.pid));
         }
-        self.unlink(&private)?;
-        Ok(if alone { Broken::Done(stale.pid) } else { Broken::Unclear })
+        self.give_way(&seen)?;
+        Ok(Broken::Unclear)
+    }
+
+    /// Removes the private name of the file that was seen, whose flock we hold. Where a file cannot be linked by its
+    /// descriptor, the private name may be that of another file, which came in between; then its own flock must allow it.
+    fn give_way(&self, seen: &Stat) -> Result<(), LockError> {
+        let private = self.breaking();
+        if self.names(&private, seen)? {
+            return self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error));
+        }
+        self.clear(&private)?;
+        Ok(())
     }
 
     /// Removes the links that dead breakers left on the file, whose flock we hold.
     fn purge(&self, stale: &Stat) -> Result<(), LockError> {
         for name in [self.breaking(), self.making()] {
             if self.names(&name, stale)? {
-                self.unlink(&name)?;
+                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
             }
         }
         for (name, peer) in self.peers_names()?.unwrap_or_default() {
             if !pid_exists(peer.pid) && self.names(&name, stale)? {
-                self.unlink(&name)?;
+                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
             }
         }
         Ok(())
@@ -432,7 +437,7 @@ impl<'a> Place<'a> {
         }
         let _probe = Probe(Some(Arc::new(file)));
         if self.names(private, &stat)? {
-            self.unlink(private)?;
+            self.dir.unlink(private).map_err(|error| self.failed("remove a private file of", error))?;
         }
         Ok(Cleared::Gone)
     }
@@ -477,11 +482,6 @@ impl<'a> Place<'a> {
     fn names(&self, name: &OsStr, file: &Stat) -> Result<bool, LockError> {
         let found = self.dir.stat(name).map_err(|error| self.failed("look at", error))?;
         Ok(found.is_some_and(|found| found.is_same_file(file)))
-    }
-
-    /// Removes a name of a dead process's file.
-    fn unlink(&self, name: &OsStr) -> Result<(), LockError> {
-        self.dir.unlink(name).map_err(|error| self.failed("remove a dead process's name of", error))
     }
 
     fn stat(&self, file: &File) -> Result<Stat, LockError> {
@@ -617,22 +617,29 @@ mod tests {
         }
     }
 
-    /// A stale lock file, and the descriptor through which a breaker has looked at it.
-    fn found_stale(place: &Place) -> (Stale, Stat) {
+    /// A dead process's lock file, found by a breaker.
+    fn found_stale(place: &Place) -> Stale {
         std::fs::write(&place.target.path, record::shlock(4_194_305)).unwrap();
-        let Found::Stale(stale) = place.contend(None).unwrap() else { panic!("not stale") };
-        let seen = place.stat(&stale.file).unwrap();
-        (stale, seen)
+        match place.contend(None).unwrap() {
+            Found::Stale(stale) => stale,
+            _ => panic!("not stale"),
+        }
     }
 
     #[test]
-    fn a_breaker_who_comes_too_late_starts_again() {
+    fn a_breaker_who_linked_the_next_file_leaves_its_breaker_the_private_name() {
         let dir = tempfile::tempdir().unwrap();
         let target = Target::new(LockKind::Shlock, &dir.path().join("x.lock"), Default::default()).unwrap();
         let place = Place::open(&target).unwrap();
-        let (stale, seen) = found_stale(&place);
+        let late = found_stale(&place);
+        let late_seen = place.stat(&late.file).unwrap();
         std::fs::remove_file(&target.path).unwrap();
-        assert!(matches!(place.unlink_stale(stale, &seen), Ok(Broken::Changed)));
-        assert_eq!(place.dir.names().unwrap().len(), 2, "only . and .. are left");
+        let next = found_stale(&place);
+        let private = dir.path().join(place.breaking());
+        std::fs::hard_link(&target.path, &private).unwrap();
+        place.give_way(&late_seen).unwrap();
+        assert!(private.exists(), "removed without its file's lock");
+        assert!(matches!(place.break_stale(next), Ok(Broken::Done(4_194_305))));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
