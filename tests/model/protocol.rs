@@ -30,7 +30,7 @@ pub(crate) struct Without {
     pub(crate) unlink_before_unlock: bool,
 }
 
-/// Where a process is: its next system call. Ours name the function in src/protocol/shlock.rs that makes it.
+/// Where a process is: its next system call. Ours name the function in src/protocol/shlock/ that makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum At {
     Dead,

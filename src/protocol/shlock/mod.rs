@@ -8,7 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,11 @@ use crate::holder::Holder;
 use crate::kind::LockKind;
 use crate::process::pid_exists;
 use crate::sys::{self, Dir, Stat};
+use breaking::Broken;
+use making::Made;
+
+mod breaking;
+mod making;
 
 /// Until a blank file or one with unexplained links is this old, its maker may still be at work (INN's rule).
 const GRACE: Duration = Duration::from_secs(30);
@@ -143,45 +148,6 @@ impl Drop for Probe {
     }
 }
 
-enum Broken {
-    Done(u32),
-    Changed,
-    Unclear,
-    Busy,
-}
-
-enum Made {
-    Held(Held),
-    Changed,
-    Unclear,
-}
-
-enum Cleared {
-    Gone,
-    InUse,
-}
-
-/// A file of ours, locked, that is not the lock yet. The name goes before the file, while the lock still protects it.
-struct Private<'a> {
-    name: Option<PrivateName<'a>>,
-    file: File,
-}
-
-/// A private name, removed when this is dropped.
-struct PrivateName<'a> {
-    dir: &'a Dir,
-    name: OsString,
-    ours: bool,
-}
-
-impl Drop for PrivateName<'_> {
-    fn drop(&mut self) {
-        if self.ours {
-            let _ = self.dir.unlink(&self.name);
-        }
-    }
-}
-
 impl<'a> Place<'a> {
     fn open(target: &'a Target) -> Result<Self, LockError> {
         let (parent, name) = target.parent_and_name();
@@ -260,186 +226,6 @@ impl<'a> Place<'a> {
             });
         }
         Ok(Found::Stale(Stale { file, pid }))
-    }
-
-    /// Takes a stale file's name away, with its flock held all the while.
-    fn break_stale(&self, stale: Stale) -> Result<Broken, LockError> {
-        let mut seen = self.stat(&stale.file)?;
-        if !self.names(self.name, &seen)? {
-            return Ok(Broken::Changed);
-        }
-        if seen.links != 1 {
-            self.purge(&seen)?;
-            seen = self.stat(&stale.file)?;
-            if seen.links == 0 {
-                return Ok(Broken::Changed);
-            }
-            if seen.links != 1 && !self.is_older_than_grace(&stale.file)? {
-                return Ok(Broken::Busy);
-            }
-        }
-        let private = self.breaking();
-        match self.dir.link(&stale.file, Some(self.name), &private) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Ok(match self.clear(&private)? {
-                    Cleared::Gone => Broken::Changed,
-                    Cleared::InUse => Broken::Unclear,
-                });
-            }
-            // Another program has removed it since we looked.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Broken::Changed),
-            Err(error) => return Err(self.link_failed("link stale lock file", error)),
-        }
-        // Another breaker (INN's) links before it unlinks, as we do: with more than our own link, one of us must yield.
-        // Where links cannot be explained, their number tells nothing. But nobody starts to break a file with so many
-        // links, so it is enough to look whether somebody had started before.
-        let unexplained = seen.links != 1;
-        let yields = unexplained && self.is_being_broken(&seen)?;
-        let linked = self.dir.stat(self.name).map_err(|error| self.failed("look at", error))?;
-        let is_ours = |now: Stat| now.is_same_file(&seen) && (unexplained || now.links == 2);
-        let alone = !yields && linked.is_some_and(is_ours);
-        if alone {
-            self.dir.unlink(self.name).map_err(|error| {
-                let _ = self.dir.unlink(&private);
-                self.failed("remove stale lock file", error)
-            })?;
-            self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error))?;
-            return Ok(Broken::Done(stale.pid));
-        }
-        self.give_way(&seen)?;
-        Ok(Broken::Unclear)
-    }
-
-    /// Removes the private name of the file that was seen, whose flock we hold. Where a file cannot be linked by its
-    /// descriptor, the private name may be that of another file, which came in between; then its own flock must allow it.
-    fn give_way(&self, seen: &Stat) -> Result<(), LockError> {
-        let private = self.breaking();
-        if self.names(&private, seen)? {
-            return self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error));
-        }
-        self.clear(&private)?;
-        Ok(())
-    }
-
-    /// Removes the links that dead breakers left on the file, whose flock we hold.
-    fn purge(&self, stale: &Stat) -> Result<(), LockError> {
-        for name in [self.breaking(), self.making()] {
-            if self.names(&name, stale)? {
-                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
-            }
-        }
-        for (name, peer) in self.peers_names()?.unwrap_or_default() {
-            if !pid_exists(peer.pid) && self.names(&name, stale)? {
-                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether another program, still alive, has a link to the file with which it breaks the lock; `true` if that cannot
-    /// be seen.
-    fn is_being_broken(&self, stale: &Stat) -> Result<bool, LockError> {
-        let Some(names) = self.peers_names()? else {
-            return Ok(true);
-        };
-        for (name, peer) in names {
-            if peer.breaks && pid_exists(peer.pid) && self.names(&name, stale)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Private names of INN's and NetBSD's shlock in the directory; `None` where it may not be listed.
-    fn peers_names(&self) -> Result<Option<Vec<(OsString, PeersName)>>, LockError> {
-        let names = match self.dir.names() {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
-            names => names.map_err(|error| self.failed("list the directory of", error))?,
-        };
-        Ok(Some(names.into_iter().filter_map(|name| PeersName::parse(&name).map(|parsed| (name, parsed))).collect()))
-    }
-
-    /// Makes the lock file privately and gives it the name, if that is free.
-    fn acquire(&self) -> Result<Made, LockError> {
-        let Some(mut private) = self.create()? else {
-            return Ok(Made::Unclear);
-        };
-        private
-            .file
-            .write_all(&record::shlock(std::process::id()))
-            .map_err(|error| self.failed("write lock file", error))?;
-        let stat = self.stat(&private.file)?;
-        let from = private.name.as_ref().map(|private| private.name.as_os_str());
-        match self.dir.link(&private.file, from, self.name) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Made::Changed),
-            Err(error) => return Err(self.link_failed("link lock file", error)),
-        }
-        let Private { name, file } = private;
-        drop(name);
-        let held =
-            Held { dir: Arc::clone(&self.dir), name: self.name.to_owned(), file: Arc::new(file), stat, armed: true };
-        if !self.names(self.name, &held.stat)? {
-            return Ok(Made::Changed);
-        }
-        // A breaker who died between its two unlinks left this name, and nobody else looks for it.
-        self.clear(&self.breaking())?;
-        Ok(Made::Held(held))
-    }
-
-    /// An empty file with our flock on it that is not at the lock's name; `None` if another process is making one.
-    fn create(&self) -> Result<Option<Private<'_>>, LockError> {
-        let mode = self.target.options.mode.unwrap_or(0o644);
-        let (file, name) = match self.dir.create_unnamed(mode) {
-            Ok(file) => (file, None),
-            Err(error) if cannot_be_unnamed(&error) => {
-                let name = self.making();
-                match self.dir.create_new(&name, mode) {
-                    Ok(file) => (file, Some(PrivateName { dir: &self.dir, name, ours: true })),
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                        self.clear(&name)?;
-                        return Ok(None);
-                    }
-                    Err(error) => return Err(self.failed("create lock file", error)),
-                }
-            }
-            Err(error) => return Err(self.failed("create lock file", error)),
-        };
-        let mut private = Private { name, file };
-        let locked = sys::try_lock_exclusive(&private.file).map_err(|error| self.lock_failed(error))?;
-        if let Some(named) = &mut private.name {
-            // Between our open and our flock somebody may have taken the file for a dead process's, and removes it.
-            if !locked || !self.names(&named.name, &self.stat(&private.file)?)? {
-                named.ours = false;
-                return Ok(None);
-            }
-        }
-        Ok(Some(private))
-    }
-
-    /// Removes a private name if the process that made it is dead.
-    fn clear(&self, private: &OsStr) -> Result<Cleared, LockError> {
-        let file = match self.dir.open_file(private) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Cleared::Gone),
-            Err(error) => return Err(self.failed("open a private file of", error)),
-        };
-        let stat = self.stat(&file)?;
-        if stat.irregular().is_some() || stat.size > record::SHLOCK_LEN as u64 * 2 {
-            return Err(LockError::not_a_lock_file(
-                &self.target.path.with_file_name(private),
-                "it is not a lock file, but has the name of a private one",
-            ));
-        }
-        if !sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))? {
-            return Ok(Cleared::InUse);
-        }
-        let _probe = Probe(Some(Arc::new(file)));
-        if self.names(private, &stat)? {
-            self.dir.unlink(private).map_err(|error| self.failed("remove a private file of", error))?;
-        }
-        Ok(Cleared::Gone)
     }
 
     /// Compares the file's age with a file made just now, so that no wall clock has a say.
@@ -556,13 +342,6 @@ impl Drop for Held {
     }
 }
 
-fn cannot_be_unnamed(error: &io::Error) -> bool {
-    // EISDIR is what kernels before 3.11 and some file systems make of O_TMPFILE (open(2)).
-    sys::is_lock_unsupported(error)
-        || sys::irregular_from_open(error).is_some()
-        || error.kind() == io::ErrorKind::NotFound
-}
-
 /// `.NAME.tokio-lockfile.PURPOSE`; the middle of a name that would be too long gives way to its hash.
 fn private_name(name: &OsStr, purpose: &str) -> OsString {
     use std::hash::{DefaultHasher, Hash, Hasher};
@@ -580,23 +359,6 @@ fn private_name(name: &OsStr, purpose: &str) -> OsString {
     private
 }
 
-/// A private name of INN's or NetBSD's shlock: `shlock<pid>` for the file it makes, `shlock<pid>x` or `shlock<pid>-2` for
-/// the one it breaks.
-#[derive(Debug, PartialEq, Eq)]
-struct PeersName {
-    pid: u32,
-    breaks: bool,
-}
-
-impl PeersName {
-    fn parse(name: &OsStr) -> Option<Self> {
-        let rest = name.to_str()?.strip_prefix("shlock")?;
-        let breaking = rest.strip_suffix("x").or_else(|| rest.strip_suffix("-2"));
-        let pid = record::parse_pid(breaking.unwrap_or(rest).as_bytes())?;
-        Some(Self { pid, breaks: breaking.is_some() })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -605,41 +367,5 @@ mod tests {
     fn private_names_fit_where_the_lock_fits() {
         assert_eq!(private_name(OsStr::new("app.lock"), "break"), ".app.lock.tokio-lockfile.break");
         assert!(private_name(OsStr::new(&"x".repeat(255)), "break").len() <= 255);
-    }
-
-    #[test]
-    fn only_the_other_programs_names_are_purged() {
-        for (name, breaks) in [("shlock42", false), ("shlock42x", true), ("shlock42-2", true)] {
-            assert_eq!(PeersName::parse(OsStr::new(name)), Some(PeersName { pid: 42, breaks }), "{name}");
-        }
-        for name in ["shlock", "shlock0", "shlock42y", "shlock 42", "shlock42xx", "xshlock42"] {
-            assert_eq!(PeersName::parse(OsStr::new(name)), None, "{name}");
-        }
-    }
-
-    /// A dead process's lock file, found by a breaker.
-    fn found_stale(place: &Place) -> Stale {
-        std::fs::write(&place.target.path, record::shlock(4_194_305)).unwrap();
-        match place.contend(None).unwrap() {
-            Found::Stale(stale) => stale,
-            _ => panic!("not stale"),
-        }
-    }
-
-    #[test]
-    fn a_breaker_who_linked_the_next_file_leaves_its_breaker_the_private_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let target = Target::new(LockKind::Shlock, &dir.path().join("x.lock"), Default::default()).unwrap();
-        let place = Place::open(&target).unwrap();
-        let late = found_stale(&place);
-        let late_seen = place.stat(&late.file).unwrap();
-        std::fs::remove_file(&target.path).unwrap();
-        let next = found_stale(&place);
-        let private = dir.path().join(place.breaking());
-        std::fs::hard_link(&target.path, &private).unwrap();
-        place.give_way(&late_seen).unwrap();
-        assert!(private.exists(), "removed without its file's lock");
-        assert!(matches!(place.break_stale(next), Ok(Broken::Done(4_194_305))));
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }
