@@ -84,6 +84,10 @@ pub mod guide {}
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/guarantees.md")]
 pub mod guarantees {}
+/// The examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub mod readme {}
 
 pub use builder::LockFileBuilder;
 pub use error::{LockError, LostReason};
