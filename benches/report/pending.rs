@@ -30,6 +30,18 @@ fn cpu_milliseconds() -> f64 {
     time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6
 }
 
+/// Sleeps until everything waits: till a second has gone by with less work than the first tries would be.
+async fn settle() {
+    let mut before = 0.0;
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = cpu_milliseconds();
+        if now - std::mem::replace(&mut before, now) < 20.0 {
+            return;
+        }
+    }
+}
+
 /// The process that waits. Says: KiB each, threads more than the runtime's, CPU milliseconds, seconds to serve all.
 pub(crate) fn pend(kind: &str, dir: &str) {
     let names = std::fs::read_dir(dir).unwrap().count();
@@ -48,7 +60,7 @@ pub(crate) fn pend(kind: &str, dir: &str) {
                 tokio::spawn(Box::pin(async move { drop(lock.obtain().await.unwrap()) }))
             })
             .collect();
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        settle().await;
         let each = (status("VmRSS") - with_bare - (with_bare - before)) / names as f64;
         let threads = status("Threads") - 1.0;
         let cpu = cpu_milliseconds();

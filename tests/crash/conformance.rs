@@ -31,13 +31,12 @@ fn by_program(scene: Scene) -> Vec<&'static str> {
 }
 
 fn by_model(scene: Scene) -> Vec<&'static str> {
-    let model = Model::new(&[Program::Ours, Program::Ours]);
+    let model = Model::new(&[Program::Ours, Program::Inn]);
     let mut state = model.start();
     set(scene, &mut state);
     let mut calls = Vec::new();
     loop {
-        let at = state.processes[0].expect("takes part").at;
-        calls.extend(at.calls(&state, 0));
+        calls.extend(model.calls(&state, 0));
         model.step(&mut state, 0);
         if state.processes[0].expect("takes part").at == At::Idle {
             return calls;

@@ -1,8 +1,7 @@
 //! The protocols as programs: each step is one system call.
 //!
-//! A crash is possible before every step, and a process may start again at any time, with the PID of its last life or
-//! with another. One assumption stands for the thirty seconds of grace: nobody alive pauses for so long in the middle of
-//! breaking a lock (`Model::ages`).
+//! A crash is possible before every step, a pause of any length between any two, and a process may start again at any
+//! time, with the PID of its last life or with another.
 
 use super::state::{Inode, Local, Name, PROCESSES, Process, Record, State};
 
@@ -22,10 +21,12 @@ pub(crate) struct Without {
     pub(crate) look_after_flock: bool,
     /// The link to a private name, and the count of links.
     pub(crate) link_discipline: bool,
-    /// The removal of dead breakers' links.
+    /// The removal of dead breakers' links, and the grace after which links do not count.
     pub(crate) purge: bool,
     /// The look for a living breaker, where links cannot be explained.
     pub(crate) look_for_breakers: bool,
+    /// Whether the name still stands for the file, before what is dead is removed.
+    pub(crate) look_before_purge: bool,
     pub(crate) flock_before_link: bool,
     pub(crate) unlink_before_unlock: bool,
 }
@@ -53,18 +54,42 @@ pub(crate) enum At {
     Unshare,
     /// `break_stale`: fstat and fstatat.
     CountLinks,
-    /// `purge`: fstatat of our private name, and unlinkat.
-    PurgeOurs,
-    /// `purge`: the same of the dead peers' names.
-    PurgePeers,
-    /// `break_stale`: fstat once more.
-    CountAgain,
-    /// `break_stale`: linkat, by descriptor.
-    LinkBreaking,
-    /// `is_being_broken`: getdents64, for links that could not be explained.
-    LookForBreakers,
-    /// `break_stale`: fstatat of the name.
-    LookLinked,
+    /// `break_stale`: fstatat of our two private names, where there are more links than one.
+    LookForOwnLink,
+    /// `is_older_than_grace`.
+    AskAge,
+    /// `others_links`, before our own link.
+    LookForOthers {
+        links: Links,
+    },
+    /// `link_breaking`: linkat, by descriptor.
+    LinkBreaking {
+        links: Links,
+    },
+    /// `others_links`: getdents64.
+    ListLinks {
+        links: Links,
+    },
+    /// `others_links`: fstatat and pidfd_open, for one name after the other.
+    JudgeLink {
+        links: Links,
+        number: u8,
+        dead: u8,
+    },
+    /// `remove_dead_links`: fstatat of the name.
+    LookUnbroken {
+        links: Links,
+        dead: u8,
+    },
+    /// `remove_dead_links`: unlinkat of one dead name after the other.
+    RemoveDeadLink {
+        links: Links,
+        dead: u8,
+    },
+    /// `is_alone`: fstatat of the name.
+    LookLinked {
+        links: Links,
+    },
     /// `break_stale`: unlinkat of the name.
     UnlinkStale,
     /// `break_stale`: unlinkat of the private name, with the lock gone to somebody else or to be made.
@@ -130,6 +155,22 @@ pub(crate) enum At {
     PeakUnlinkStale,
 }
 
+/// What a breaker of ours has made of the number of links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Links {
+    Explained,
+    Young,
+    Old,
+}
+
+/// What a name says of its owner: dead, at work on the file, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judged {
+    Dead,
+    Breaks,
+    Nothing,
+}
+
 /// How a try goes on after it has let go of what it had open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Then {
@@ -141,40 +182,6 @@ pub(crate) enum Then {
 impl At {
     pub(crate) fn is_held(self) -> bool {
         matches!(self, Self::Held | Self::LookHeld | Self::UnlinkHeld | Self::PeerUnlinkHeld)
-    }
-
-    /// The system calls of a step of ours, as far as they decide anything.
-    pub(crate) fn calls(self, state: &State<At>, process: Process) -> Vec<&'static str> {
-        let file = state.local(process).file;
-        let has = |name| file.is_some() && state.look_up(name) == file;
-        match self {
-            Self::Open | Self::ClearOpen { .. } | Self::Create => vec!["openat"],
-            Self::Flock | Self::Share | Self::Unshare | Self::ClearFlock { .. } | Self::FlockOwn | Self::UnlockHeld => {
-                vec!["flock"]
-            }
-            Self::UnlockStale { .. } if file.is_some_and(|file| state.file(file).locked_by == Some(process as u8)) => {
-                vec!["flock"]
-            }
-            Self::Read => vec!["pread64"],
-            Self::AskPid => vec!["pidfd_open"],
-            Self::LookAgain | Self::CountLinks | Self::LookLinked | Self::LookPublished => vec!["newfstatat"],
-            // `purge` looks for two private names of ours; the model has but one.
-            Self::PurgeOurs if has(Name::Breaking) => vec!["newfstatat", "unlinkat", "newfstatat"],
-            Self::PurgeOurs => vec!["newfstatat", "newfstatat"],
-            Self::PurgePeers => {
-                let is_dead = |peer: &Process| state.local(*peer).at == At::Dead && has(Name::Second(*peer as u8));
-                let peers = state.processes.iter().flatten().count();
-                let dead = (0..peers).filter(is_dead).flat_map(|_| ["pidfd_open", "newfstatat", "unlinkat"]);
-                std::iter::once("getdents64").chain(dead).collect()
-            }
-            Self::LinkBreaking | Self::Publish => vec!["linkat"],
-            Self::UnlinkStale | Self::UnlinkBreaking { .. } | Self::UnlinkHeld => vec!["unlinkat"],
-            Self::ClearUnlink { .. } => vec!["newfstatat", "unlinkat", "flock"],
-            Self::Write => vec!["write"],
-            // LockGuard::release looks at the path, too: its directory may be another by now.
-            Self::LookHeld => vec!["newfstatat", "newfstatat"],
-            _ => vec![],
-        }
     }
 
     /// Whether a peer has a temporary file to whose age it will compare the lock's.
@@ -192,20 +199,6 @@ impl At {
                 | PeerLook
                 | PeerUnlinkStale
                 | PeerDropSecond { retry: true }
-        )
-    }
-
-    /// Whether thirty seconds here would break the assumption of the grace.
-    fn is_breaking(self) -> bool {
-        matches!(
-            self,
-            Self::LookForBreakers
-                | Self::LookLinked
-                | Self::UnlinkStale
-                | Self::UnlinkBreaking { .. }
-                | Self::PeerLook
-                | Self::PeerUnlinkStale
-                | Self::PeerDropSecond { .. }
         )
     }
 }
@@ -234,6 +227,45 @@ impl Model {
 
     pub(crate) fn start(&self) -> State<At> {
         State::new(self.kinds.iter().map(|_| At::Idle))
+    }
+
+    /// The system calls of a process's next step, as far as they decide anything; ours.
+    pub(crate) fn calls(&self, state: &State<At>, process: Process) -> Vec<&'static str> {
+        let Local { at, file, .. } = *state.local(process);
+        let judging = |name| match name {
+            Name::Litter => vec![],
+            name if file.is_some_and(|file| state.has_name(file, name)) => vec!["newfstatat", "pidfd_open"],
+            name if state.look_up(name).is_some() => vec!["newfstatat"],
+            _ => vec![],
+        };
+        match at {
+            At::Open | At::ClearOpen { .. } | At::Create => vec!["openat"],
+            At::Flock | At::Share | At::Unshare | At::ClearFlock { .. } | At::FlockOwn | At::UnlockHeld => {
+                vec!["flock"]
+            }
+            At::UnlockStale { .. } if file.is_some_and(|file| state.file(file).locked_by == Some(process as u8)) => {
+                vec!["flock"]
+            }
+            At::Read => vec!["pread64"],
+            At::AskPid => vec!["pidfd_open"],
+            At::LookAgain | At::CountLinks | At::LookUnbroken { .. } | At::LookLinked { .. } | At::LookPublished => {
+                vec!["newfstatat"]
+            }
+            At::LookForOwnLink => vec!["newfstatat", "newfstatat"],
+            At::AskAge => vec!["openat", "flock"],
+            At::LookForOthers { .. } => std::iter::once("getdents64").chain(self.names().flat_map(judging)).collect(),
+            At::ListLinks { .. } => vec!["getdents64"],
+            At::JudgeLink { number, .. } => self.names().nth(number.into()).map_or(vec![], judging),
+            At::LinkBreaking { .. } | At::Publish => vec!["linkat"],
+            At::RemoveDeadLink { .. } | At::UnlinkStale | At::UnlinkBreaking { .. } | At::UnlinkHeld => {
+                vec!["unlinkat"]
+            }
+            At::ClearUnlink { .. } => vec!["newfstatat", "unlinkat", "flock"],
+            At::Write => vec!["write"],
+            // LockGuard::release looks at the path, too: its directory may be another by now.
+            At::LookHeld => vec!["newfstatat", "newfstatat"],
+            _ => vec![],
+        }
     }
 
     /// Two holders, or a holder of ours whose name is not his any more.
@@ -282,10 +314,9 @@ impl Model {
     /// Thirty seconds pass for the lock file.
     fn ages(&self, state: &State<At>) -> Option<State<At>> {
         let inode = state.look_up(Name::Lock)?;
-        let in_use = state.processes.iter().flatten().any(|local| local.at.is_breaking() && local.file == Some(inode));
         let mut next = *state;
         next.file_mut(inode).is_old = true;
-        (!in_use && !state.file(inode).is_old).then_some(next)
+        (!state.file(inode).is_old).then_some(next)
     }
 
     /// One system call of one process.
@@ -293,6 +324,26 @@ impl Model {
         match self.kinds[process] {
             Kind::Ours => self.step_ours(state, process),
             kind => step_peer(kind, state, process),
+        }
+    }
+
+    /// The names that `others_links` judges, one after the other.
+    fn names(&self) -> impl Iterator<Item = Name> {
+        let peers = (0..self.kinds.len()).filter(|&process| self.kinds[process] != Kind::Ours);
+        let names = peers.flat_map(|peer| [Name::Temporary(peer as u8), Name::Second(peer as u8)]);
+        names.chain([Name::Litter])
+    }
+
+    fn judge(&self, state: &State<At>, file: Inode, name: Name) -> Judged {
+        let is_alive = match name {
+            Name::Temporary(peer) | Name::Second(peer) => state.local(peer.into()).at != At::Dead,
+            _ => false,
+        };
+        match name {
+            _ if !state.has_name(file, name) => Judged::Nothing,
+            Name::Second(_) if is_alive && !self.without.look_for_breakers => Judged::Breaks,
+            _ if is_alive => Judged::Nothing,
+            _ => Judged::Dead,
         }
     }
 
@@ -348,52 +399,56 @@ impl Model {
                     _ if self.without.look_after_flock => At::UnlinkStale,
                     false => At::UnlockStale { then: Then::LookAgain },
                     _ if self.without.link_discipline => At::UnlinkStale,
-                    _ if links == 1 => At::LinkBreaking,
+                    _ if links == 1 => At::LinkBreaking { links: Links::Explained },
                     _ if self.without.purge => At::UnlockStale { then: Then::GiveUp },
-                    _ => At::PurgeOurs,
+                    _ => At::LookForOwnLink,
                 }
             }
-            At::PurgeOurs => {
-                if state.look_up(Name::Breaking) == Some(file()) {
-                    state.unlink(Name::Breaking);
-                }
-                At::PurgePeers
-            }
-            At::PurgePeers => {
-                let dead: Vec<bool> = (0..PROCESSES)
-                    .map(|process| state.processes[process].is_none_or(|local| local.at == At::Dead))
-                    .collect();
-                state.purge(file(), |process| dead[process]);
-                At::CountAgain
-            }
-            At::CountAgain => {
-                let links = state.links(file());
-                state.local_mut(process).links = links;
-                match links {
-                    0 => At::UnlockStale { then: Then::LookAgain },
-                    1 => At::LinkBreaking,
-                    _ if state.file(file()).is_old => At::LinkBreaking,
-                    _ => At::UnlockStale { then: Then::GiveUp },
+            At::LookForOwnLink => {
+                let links = std::mem::take(&mut state.local_mut(process).links);
+                match state.look_up(Name::Breaking) == Some(file()) {
+                    true if links == 2 => At::LookLinked { links: Links::Explained },
+                    _ => At::AskAge,
                 }
             }
-            At::LinkBreaking => match state.link(file(), Name::Breaking) {
-                true if state.local(process).links == 1 || self.without.look_for_breakers => At::LookLinked,
-                true => At::LookForBreakers,
+            At::AskAge if state.file(file()).is_old => At::LookForOthers { links: Links::Old },
+            At::AskAge => At::LookForOthers { links: Links::Young },
+            At::LookForOthers { links } => {
+                let judged = |wanted| self.names().any(|name| self.judge(state, file(), name) == wanted);
+                match !judged(Judged::Breaks) && (links == Links::Old || judged(Judged::Dead)) {
+                    true if state.look_up(Name::Breaking) == Some(file()) => At::ListLinks { links },
+                    true => At::LinkBreaking { links },
+                    false => At::UnlockStale { then: Then::GiveUp },
+                }
+            }
+            At::LinkBreaking { links } => match state.link(file(), Name::Breaking) {
+                true if links == Links::Explained => At::LookLinked { links },
+                true => At::ListLinks { links },
                 false => At::ClearOpen { held: false },
             },
-            At::LookForBreakers => {
-                let is_at_it = |peer: Process| {
-                    state.processes[peer].is_some_and(|local| local.at != At::Dead)
-                        && state.look_up(Name::Second(peer as u8)) == Some(file())
-                };
-                match (0..PROCESSES).any(is_at_it) {
-                    true => At::UnlinkBreaking { then: Then::GiveUp },
-                    false => At::LookLinked,
+            At::ListLinks { links } => At::JudgeLink { links, number: 0, dead: 0 },
+            At::JudgeLink { links, number, dead } => match self.names().nth(number.into()) {
+                Some(name) => match self.judge(state, file(), name) {
+                    Judged::Breaks => At::UnlinkBreaking { then: Then::GiveUp },
+                    Judged::Dead => At::JudgeLink { links, number: number + 1, dead: dead | 1 << number },
+                    Judged::Nothing => At::JudgeLink { links, number: number + 1, dead },
+                },
+                None => At::LookUnbroken { links, dead },
+            },
+            At::LookUnbroken { links, dead } => match names_lock(state, file()) || self.without.look_before_purge {
+                true => after_removal(links, dead),
+                false => At::UnlinkBreaking { then: Then::GiveUp },
+            },
+            At::RemoveDeadLink { links, dead } => {
+                let number = dead.trailing_zeros();
+                match self.names().nth(number as usize).expect("has been judged") {
+                    Name::Litter => state.remove_litter(file()),
+                    name => state.unlink(name),
                 }
+                after_removal(links, dead & !(1 << number))
             }
-            At::LookLinked => {
-                let before = state.local(process).links;
-                let alone = names_lock(state, file()) && (before != 1 || state.links(file()) == 2);
+            At::LookLinked { links } => {
+                let alone = names_lock(state, file()) && (links == Links::Old || state.links(file()) == 2);
                 if alone { At::UnlinkStale } else { At::UnlinkBreaking { then: Then::GiveUp } }
             }
             At::UnlinkStale => {
@@ -491,6 +546,10 @@ impl Model {
     }
 }
 
+fn after_removal(links: Links, dead: u8) -> At {
+    if dead == 0 { At::LookLinked { links } } else { At::RemoveDeadLink { links, dead } }
+}
+
 fn after_clear(held: bool) -> At {
     if held { At::Held } else { At::UnlockStale { then: Then::GiveUp } }
 }
@@ -523,6 +582,7 @@ fn step_peer(kind: Kind, state: &mut State<At>, process: Process) {
             }
             At::PeerLink
         }
+        At::PeerLink if state.look_up(temporary) != Some(made()) => At::PeerDropTemporary { held: false },
         At::PeerLink => match (state.link(made(), Name::Lock), kind) {
             (true, Kind::NetBsd) => At::PeerCheckOwn,
             (true, _) => At::PeerDropTemporary { held: true },

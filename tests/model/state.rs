@@ -45,6 +45,8 @@ pub(crate) enum Name {
     Temporary(u8),
     /// A peer's `shlock<pid>x` (INN) or `shlock<pid>-2` (NetBSD).
     Second(u8),
+    /// Peers' names of PIDs that nobody has any more.
+    Litter,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,6 +106,7 @@ impl<At: Copy> State<At> {
             Name::Breaking => &mut self.breaking,
             Name::Temporary(process) => &mut self.temporary[process as usize],
             Name::Second(process) => &mut self.second[process as usize],
+            Name::Litter => unreachable!("nobody makes or removes one by its name"),
         }
     }
 
@@ -114,6 +117,7 @@ impl<At: Copy> State<At> {
             Name::Breaking => self.breaking,
             Name::Temporary(process) => self.temporary[process as usize],
             Name::Second(process) => self.second[process as usize],
+            Name::Litter => unreachable!("there may be several"),
         }
     }
 
@@ -150,18 +154,20 @@ impl<At: Copy> State<At> {
         }
     }
 
-    /// Removes what dead peers have left of a file, where `is_dead` says whose names are meant.
-    pub(crate) fn purge(&mut self, inode: Inode, is_dead: impl Fn(Process) -> bool) {
-        let mut purged = false;
-        let names = self.temporary.iter_mut().enumerate().chain(self.second.iter_mut().enumerate());
-        let dead = names.filter(|(process, _)| is_dead(*process)).map(|(_, name)| name);
-        for name in dead.chain(&mut self.litter).filter(|name| **name == Some(inode)) {
+    /// Whether the file has this name.
+    pub(crate) fn has_name(&self, inode: Inode, name: Name) -> bool {
+        match name {
+            Name::Litter => self.litter.contains(&Some(inode)),
+            name => self.look_up(name) == Some(inode),
+        }
+    }
+
+    /// Removes what is left on a file of PIDs that nobody has any more.
+    pub(crate) fn remove_litter(&mut self, inode: Inode) {
+        for name in self.litter.iter_mut().filter(|name| **name == Some(inode)) {
             *name = None;
-            purged = true;
         }
-        if purged {
-            self.touch(inode);
-        }
+        self.touch(inode);
     }
 
     /// A dead process's PID goes out of use. `false` if that leaves more than the model can hold.

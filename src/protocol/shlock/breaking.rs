@@ -2,6 +2,7 @@
 //! went up by one, and only then unlink it.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 
 use super::making::Cleared;
@@ -17,54 +18,85 @@ pub(super) enum Broken {
     Busy,
 }
 
+enum Linked {
+    Ours,
+    Not(Broken),
+}
+
 impl Place<'_> {
     /// Takes a stale file's name away, with its flock held all the while.
     pub(super) fn break_stale(&self, stale: Stale) -> Result<Broken, LockError> {
-        let mut seen = self.stat(&stale.file)?;
+        let seen = self.stat(&stale.file)?;
         if !self.names(self.name, &seen)? {
             return Ok(Broken::Changed);
         }
-        if seen.links != 1 {
-            self.purge(&seen)?;
-            seen = self.stat(&stale.file)?;
-            if seen.links == 0 {
-                return Ok(Broken::Changed);
-            }
-            if seen.links != 1 && !self.is_older_than_grace(&stale.file)? {
-                return Ok(Broken::Busy);
+        let (private, making) = (self.breaking(), self.making());
+        let is_linked = seen.links > 1 && self.names(&private, &seen)?;
+        let is_made = seen.links > 1 && self.names(&making, &seen)?;
+        let is_explained = seen.links == 1 + u64::from(is_linked) + u64::from(is_made);
+        // Our link makes the file young again, so it comes only where something may come of it.
+        let is_old = !is_explained && self.is_older_than_grace(&stale.file)?;
+        if !is_explained && !self.others_links(&seen)?.allow_a_break(is_old) {
+            let is_changed = self.stat(&stale.file)?.links != seen.links;
+            return Ok(if is_changed { Broken::Changed } else { Broken::Busy });
+        }
+        if !is_linked {
+            match self.link_breaking(&stale.file)? {
+                Linked::Ours => {}
+                Linked::Not(why) => return Ok(why),
             }
         }
+        if is_made {
+            self.dir.unlink(&making).map_err(|error| self.failed("remove the private name of", error))?;
+        }
+        let is_ours_to_break = (is_explained || self.remove_dead_links(&seen)?) && self.is_alone(&seen, is_old)?;
+        if !is_ours_to_break {
+            self.give_way(&seen)?;
+            return Ok(Broken::Unclear);
+        }
+        self.dir.unlink(self.name).map_err(|error| {
+            let _ = self.dir.unlink(&private);
+            self.failed("remove stale lock file", error)
+        })?;
+        self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error))?;
+        Ok(Broken::Done(stale.pid))
+    }
+
+    /// Removes what dead breakers have left on the file, unless a living one is at work on it.
+    ///
+    /// Where our own link is there first, and none of a living breaker, nobody begins to break this file any more. So it
+    /// stays the lock, and a name judged dead stays so, even if its PID is given anew.
+    fn remove_dead_links(&self, seen: &Stat) -> Result<bool, LockError> {
+        let others = self.others_links(seen)?;
+        if others.is_being_broken || !self.names(self.name, seen)? {
+            return Ok(false);
+        }
+        for name in others.dead {
+            self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
+        }
+        Ok(true)
+    }
+
+    /// Whether nobody else breaks the file. Another breaker links before it unlinks, as we do: with more than our own
+    /// link, one of us must yield. Links that nobody has explained in the time of grace do not count.
+    fn is_alone(&self, seen: &Stat, is_old: bool) -> Result<bool, LockError> {
+        let now = self.dir.stat(self.name).map_err(|error| self.failed("look at", error))?;
+        Ok(now.is_some_and(|now| now.is_same_file(seen) && (now.links == 2 || is_old)))
+    }
+
+    /// Gives the file the private name.
+    fn link_breaking(&self, file: &File) -> Result<Linked, LockError> {
         let private = self.breaking();
-        match self.dir.link(&stale.file, Some(self.name), &private) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Ok(match self.clear(&private)? {
-                    Cleared::Gone => Broken::Changed,
-                    Cleared::InUse => Broken::Unclear,
-                });
-            }
+        match self.dir.link(file, Some(self.name), &private) {
+            Ok(()) => Ok(Linked::Ours),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match self.clear(&private)? {
+                Cleared::Gone => Ok(Linked::Not(Broken::Changed)),
+                Cleared::InUse => Ok(Linked::Not(Broken::Unclear)),
+            },
             // Another program has removed it since we looked.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Broken::Changed),
-            Err(error) => return Err(self.link_failed("link stale lock file", error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Linked::Not(Broken::Changed)),
+            Err(error) => Err(self.link_failed("link stale lock file", error)),
         }
-        // Another breaker (INN's) links before it unlinks, as we do: with more than our own link, one of us must yield.
-        // Where links cannot be explained, their number tells nothing. But nobody starts to break a file with so many
-        // links, so it is enough to look whether somebody had started before.
-        let unexplained = seen.links != 1;
-        let yields = unexplained && self.is_being_broken(&seen)?;
-        let linked = self.dir.stat(self.name).map_err(|error| self.failed("look at", error))?;
-        let is_ours = |now: Stat| now.is_same_file(&seen) && (unexplained || now.links == 2);
-        let alone = !yields && linked.is_some_and(is_ours);
-        if alone {
-            self.dir.unlink(self.name).map_err(|error| {
-                let _ = self.dir.unlink(&private);
-                self.failed("remove stale lock file", error)
-            })?;
-            self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error))?;
-            return Ok(Broken::Done(stale.pid));
-        }
-        self.give_way(&seen)?;
-        Ok(Broken::Unclear)
     }
 
     /// Removes the private name of the file that was seen, whose flock we hold. Where a file cannot be linked by its
@@ -78,42 +110,38 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// Removes the links that dead breakers left on the file, whose flock we hold.
-    fn purge(&self, stale: &Stat) -> Result<(), LockError> {
-        for name in [self.breaking(), self.making()] {
-            if self.names(&name, stale)? {
-                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
-            }
-        }
-        for (name, peer) in self.peers_names()?.unwrap_or_default() {
-            if !pid_exists(peer.pid) && self.names(&name, stale)? {
-                self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether another program, still alive, has a link to the file with which it breaks the lock; `true` if that cannot
-    /// be seen.
-    fn is_being_broken(&self, stale: &Stat) -> Result<bool, LockError> {
-        let Some(names) = self.peers_names()? else {
-            return Ok(true);
-        };
-        for (name, peer) in names {
-            if peer.breaks && pid_exists(peer.pid) && self.names(&name, stale)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Private names of INN's and NetBSD's shlock in the directory; `None` where it may not be listed.
-    fn peers_names(&self) -> Result<Option<Vec<(OsString, PeersName)>>, LockError> {
+    /// The file's names that INN's and NetBSD's shlock gave it.
+    fn others_links(&self, file: &Stat) -> Result<OthersLinks, LockError> {
+        let mut links = OthersLinks { dead: Vec::new(), is_being_broken: false };
         let names = match self.dir.names() {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            // What cannot be seen may be there.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Ok(OthersLinks { is_being_broken: true, ..links });
+            }
             names => names.map_err(|error| self.failed("list the directory of", error))?,
         };
-        Ok(Some(names.into_iter().filter_map(|name| PeersName::parse(&name).map(|parsed| (name, parsed))).collect()))
+        for name in names {
+            match PeersName::parse(&name) {
+                Some(peer) if self.names(&name, file)? => match pid_exists(peer.pid) {
+                    true => links.is_being_broken |= peer.breaks,
+                    false => links.dead.push(name),
+                },
+                _ => {}
+            }
+        }
+        Ok(links)
+    }
+}
+
+/// Other programs' links to a stale file.
+struct OthersLinks {
+    dead: Vec<OsString>,
+    is_being_broken: bool,
+}
+
+impl OthersLinks {
+    fn allow_a_break(&self, is_old: bool) -> bool {
+        !self.is_being_broken && (is_old || !self.dead.is_empty())
     }
 }
 
