@@ -204,7 +204,7 @@ impl Inner {
         let slot = Arc::clone(slot);
         let Self { lock, turn, since, tenure } = self;
         turn.set_free();
-        trace::released(lock.target(), now - since);
+        trace::released(lock.target(), since);
         if let Some((parcel, turn)) = slot.pass(Parcel { lock, tenure, left_at: now }, turn) {
             parcel.release();
             drop(turn);
@@ -237,7 +237,7 @@ impl Inner {
         turn.spell().leave(Instant::now());
         turn.set_free();
         match &result {
-            Ok(()) => trace::released(target, since.elapsed()),
+            Ok(()) => trace::released(target, since),
             Err(LockError::Lost { reason, .. }) => trace::lost(target, *reason),
             Err(error) => trace::release_failed(target, error),
         }

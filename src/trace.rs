@@ -65,8 +65,8 @@ pub(crate) fn taken_over(target: &Target, pid: u32, started: Instant) {
     );
 }
 
-pub(crate) fn released(target: &Target, held_for: Duration) {
-    debug!(target: TARGET, path = %target.path.display(), held_for = ?held_for, "released");
+pub(crate) fn released(target: &Target, since: std::time::Instant) {
+    debug!(target: TARGET, path = %target.path.display(), held_for = ?since.elapsed(), "released");
 }
 
 pub(crate) fn lost(target: &Target, reason: LostReason) {

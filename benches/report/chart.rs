@@ -20,6 +20,14 @@ fn table(rows: &[Row]) -> String {
         writeln!(text, "| {} | {:.2} | {goal} | {verdict} | {} | {} |", row.what, row.value, row.beside, row.details)
             .unwrap();
     }
+    let missed: Vec<&Row> = rows.iter().filter(|row| row.verdict() == "missed").collect();
+    if !missed.is_empty() {
+        text.push_str("\n# Missed goals\n\n");
+    }
+    for Row { what, excuse, .. } in missed {
+        let excuse = if excuse.is_empty() { "No reason is known: a busy machine, or a regression." } else { excuse };
+        writeln!(text, "- {what}: {excuse}").unwrap();
+    }
     text
 }
 

@@ -20,11 +20,18 @@ pub(crate) struct Row {
     pub(crate) goal: Goal,
     /// Medians and the like, in words.
     pub(crate) details: String,
+    /// Why the goal may be missed.
+    pub(crate) excuse: &'static str,
 }
 
 impl Row {
     pub(crate) fn new(what: impl Into<String>, beside: &'static str, value: f64, goal: Goal, details: String) -> Self {
-        Self { what: what.into(), beside, value, goal, details }
+        Self { what: what.into(), beside, value, goal, details, excuse: "" }
+    }
+
+    pub(crate) fn if_missed(mut self, excuse: &'static str) -> Self {
+        self.excuse = excuse;
+        self
     }
 
     pub(crate) fn verdict(&self) -> &'static str {
