@@ -37,6 +37,7 @@ fn picture(rows: &[Row]) -> String {
     const WIDTH: i32 = 300;
     const LINE: i32 = 22;
     let used = |row: &Row| match row.goal {
+        Goal::AtMost(goal) if row.value <= goal && goal == 0.0 => Some(0.0),
         Goal::AtMost(goal) => Some(row.value.max(0.0) / goal),
         Goal::AtLeast(goal) => Some(goal / row.value),
         Goal::None => None,

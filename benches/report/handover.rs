@@ -39,10 +39,10 @@ pub(crate) fn hold(url: &str) {
     }
 }
 
-struct Holder(Child);
+pub(crate) struct Holder(Child);
 
 impl Holder {
-    fn start(lock: &LockFile) -> Self {
+    pub(crate) fn start(lock: &LockFile) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--hold", &lock.url().to_string()]).stdin(Stdio::piped()).stdout(Stdio::piped());
         Self(command.spawn().unwrap())
@@ -58,7 +58,12 @@ impl Holder {
         Duration::from_nanos(u64::from_le_bytes(bytes))
     }
 
-    fn take(&mut self) {
+    pub(crate) fn take(&mut self) {
+        self.send();
+        self.receive();
+    }
+
+    pub(crate) fn release(&mut self) {
         self.send();
         self.receive();
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench                 # the whole report; writes docs/benchmarks.md and docs/benchmarks.svg
 //! cargo bench -- --quick      # every row with few rounds, to see that it works; writes nothing
+//! cargo bench -- --releases 10000     # only the wake-ups, that many of each style
 //! ```
 //!
 //! Machines differ and are noisy, so only the ratios mean anything: whatever is compared takes turns within one loop.
@@ -18,6 +19,7 @@ mod pending;
 mod tasks;
 mod timeout;
 mod uncontended;
+mod wakeups;
 
 use outcome::Row;
 
@@ -29,6 +31,7 @@ fn main() {
         ["--compete", kind, hold, path] => fairness::compete(kind, hold, path),
         ["--pend", kind, dir] => pending::pend(kind, dir),
         ["--time-out", url] => timeout::time_out(url),
+        ["--releases", count] => wakeups::releases(count.parse().unwrap()).iter().for_each(|row| println!("{row}")),
         ["--quick"] => _ = report(true),
         [] => chart::write(&report(false)),
         _ => panic!("unknown arguments {words:?}; see the header of benches/report/main.rs"),
@@ -36,8 +39,8 @@ fn main() {
 }
 
 fn report(is_quick: bool) -> Vec<Row> {
-    let groups: [fn(bool) -> Vec<Row>; 6] =
-        [uncontended::rows, handover::rows, tasks::rows, pending::rows, timeout::rows, fairness::rows];
+    let groups: [fn(bool) -> Vec<Row>; 7] =
+        [uncontended::rows, handover::rows, tasks::rows, pending::rows, timeout::rows, fairness::rows, wakeups::rows];
     let mut rows = Vec::new();
     for group in groups {
         for row in group(is_quick) {

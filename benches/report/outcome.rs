@@ -75,6 +75,10 @@ impl Times {
         sorted[((sorted.len() - 1) as f64 * share) as usize]
     }
 
+    pub(crate) fn count(&self, is_so: impl Fn(Duration) -> bool) -> usize {
+        self.0.iter().filter(|&&time| is_so(time)).count()
+    }
+
     pub(crate) fn median(&self) -> Duration {
         self.quantile(0.5)
     }

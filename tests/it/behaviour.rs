@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile, LockKind};
 
-use crate::support::{FILE_KINDS, each_file_kind, each_kind, take};
+use crate::support::{FILE_KINDS, each_file_kind, each_kind, poll_once, take};
 
 #[tokio::test]
 async fn one_holder_at_a_time() {
@@ -95,7 +95,7 @@ async fn a_future_dropped_at_any_poll_leaves_the_lock_free() {
             let lock = kind(&path);
             let mut attempt = Box::pin(lock.obtain());
             for _ in 0..polls {
-                if futures_poll(attempt.as_mut()).await {
+                if poll_once(attempt.as_mut()).await {
                     break;
                 }
             }
@@ -104,13 +104,6 @@ async fn a_future_dropped_at_any_poll_leaves_the_lock_free() {
         }
     })
     .await;
-}
-
-/// Polls once and lets the runtime turn once; whether the future was ready.
-async fn futures_poll<F: Future + ?Sized>(mut future: std::pin::Pin<&mut F>) -> bool {
-    let ready = std::future::poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context).is_ready())).await;
-    tokio::task::yield_now().await;
-    ready
 }
 
 #[tokio::test]

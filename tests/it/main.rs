@@ -5,6 +5,7 @@ mod bad_input;
 mod behaviour;
 #[cfg(unix)]
 mod fuzz;
+mod handover;
 mod logging;
 #[cfg(unix)]
 mod loss;

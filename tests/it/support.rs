@@ -47,6 +47,13 @@ pub(crate) async fn take(lock: &LockFile) -> LockGuard {
     lock.attempt().await.expect("the try works").expect("the lock is free")
 }
 
+/// Polls once and lets the runtime turn once; whether the future was ready.
+pub(crate) async fn poll_once<F: Future + ?Sized>(mut future: std::pin::Pin<&mut F>) -> bool {
+    let ready = std::future::poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context).is_ready())).await;
+    tokio::task::yield_now().await;
+    ready
+}
+
 /// Another process that holds a lock: the test binary itself, in the role of [`hold_for_parent`].
 pub(crate) struct Holder {
     child: Child,

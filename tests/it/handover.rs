@@ -1,0 +1,97 @@
+//! The lock passed on from one task of this process to the next, which may not come for it.
+
+use tokio_lockfile::LockFile;
+
+use crate::support::{Holder, each_file_kind, poll_once, take};
+
+#[tokio::test]
+async fn a_task_that_goes_away_with_the_lock_passed_on_to_it_gives_it_back() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let guard = take(&lock).await;
+        let mut next = Box::pin(lock.obtain());
+        assert!(!poll_once(next.as_mut()).await);
+        drop(guard);
+        drop(next);
+        Holder::holding(&lock).release();
+        drop(take(&lock).await);
+    })
+    .await;
+}
+
+/// As in a runtime that stands still: nothing is polled while the other process waits.
+#[tokio::test]
+async fn a_task_that_is_not_polled_does_not_keep_other_processes_out() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let guard = take(&lock).await;
+        let mut next = Box::pin(lock.obtain());
+        assert!(!poll_once(next.as_mut()).await);
+        drop(guard);
+        let other = Holder::holding(&lock);
+        assert!(!poll_once(next.as_mut()).await, "two holders");
+        other.release();
+        drop(next.await.unwrap());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_queue_of_tasks_is_served_while_some_of_them_go_away() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let guard = take(&lock).await;
+        let mut queue = Vec::new();
+        for _ in 0..12 {
+            let mut wait = Box::pin(lock.obtain());
+            assert!(!poll_once(wait.as_mut()).await);
+            queue.push(wait);
+        }
+        drop(guard);
+        for (place, wait) in queue.into_iter().enumerate() {
+            match place % 3 {
+                0 => drop(wait),
+                _ => wait.await.unwrap().release().await.unwrap(),
+            }
+        }
+        assert!(!lock.locked());
+        Holder::holding(&lock).release();
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_lost_lock_is_not_passed_on() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let guard = take(&lock).await;
+        let mut next = Box::pin(lock.obtain());
+        assert!(!poll_once(next.as_mut()).await);
+        std::fs::remove_file(&path).unwrap();
+        drop(guard);
+        let next = next.await.unwrap();
+        assert!(next.is_held() && path.exists());
+        next.release().await.unwrap();
+    })
+    .await;
+}
+
+/// What was passed on is lost afterwards: the one who has it is told.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_lock_lost_after_it_was_passed_on_is_reported_by_its_last_holder() {
+    each_file_kind(|kind, path| async move {
+        let lock: LockFile = kind(&path);
+        let guard = take(&lock).await;
+        let mut next = Box::pin(lock.obtain());
+        assert!(!poll_once(next.as_mut()).await);
+        drop(guard);
+        let next = next.await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(!next.is_held());
+        let error = next.release().await.unwrap_err();
+        assert!(matches!(error, tokio_lockfile::LockError::Lost { .. }), "{error}");
+    })
+    .await;
+}
