@@ -139,7 +139,7 @@ impl Singleton {
         F: Future<Output = Result<T, E>>,
         E: Display,
     {
-        let mut shutdown = pin!(shutdown);
+        let mut shutdown = pin!(repeatedly(shutdown));
         let mut backoff = Backoff::new(self.pause);
         loop {
             let guard = tokio::select! {
@@ -198,6 +198,19 @@ impl Singleton {
             _ => Ok(term),
         }
     }
+}
+
+/// The signal, which may be awaited again after it has come.
+fn repeatedly(signal: impl Future<Output = ()>) -> impl Future<Output = ()> {
+    let mut signal = Some(Box::pin(signal));
+    poll_fn(move |context| {
+        let has_come = signal.as_mut().is_none_or(|signal| signal.as_mut().poll(context).is_ready());
+        if has_come {
+            signal = None;
+            return Poll::Ready(());
+        }
+        Poll::Pending
+    })
 }
 
 async fn catch_panic<F: Future>(work: F) -> Result<F::Output, Box<dyn Any + Send>> {

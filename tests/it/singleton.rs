@@ -132,3 +132,23 @@ async fn work_can_end_well_in_its_grace() {
     let patient = singleton(&lock).grace(Duration::from_secs(3600));
     assert_eq!(patient.run(work, shutdown).await.unwrap(), Some("tidy"));
 }
+
+#[tokio::test]
+async fn work_that_fails_in_its_grace_is_not_restarted() {
+    let lock = LockFile::null();
+    let (token, started, terms) = (Notify::new(), Notify::new(), AtomicUsize::new(0));
+    let work = || async {
+        terms.fetch_add(1, Ordering::SeqCst);
+        started.notify_one();
+        token.notified().await;
+        tokio::task::yield_now().await;
+        Err::<(), _>("untidy")
+    };
+    let shutdown = async {
+        started.notified().await;
+        token.notify_one();
+    };
+    let patient = singleton(&lock).grace(Duration::from_secs(3600));
+    assert_eq!(patient.run(work, shutdown).await.unwrap(), None);
+    assert_eq!(terms.into_inner(), 1);
+}
