@@ -22,9 +22,10 @@ impl Holder {
     pub(crate) fn look_up(pid: u32, since: Option<SystemTime>) -> Self {
         // Start times have whole seconds, and the record is written a moment after the start at the earliest.
         const SLACK: Duration = Duration::from_secs(2);
-        let name = process::describe(pid)
-            .filter(|process| since.is_none_or(|since| process.started <= since + SLACK))
-            .map(|process| process.name);
+        let is_known = |process: &process::Description| {
+            since.is_none_or(|since| process.started.duration_since(since).unwrap_or_default() <= SLACK)
+        };
+        let name = process::describe(pid).filter(is_known).map(|process| process.name);
         Self { pid, name, since }
     }
 
@@ -114,5 +115,13 @@ mod tests {
         let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         assert_eq!(Holder::look_up(std::process::id(), Some(long_ago)).name(), None);
         assert!(Holder::look_up(std::process::id(), Some(SystemTime::now())).name().is_some());
+    }
+
+    /// Anybody can set a file's times.
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_from_the_end_of_time_is_looked_up() {
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(i64::MAX as u64);
+        assert!(Holder::look_up(std::process::id(), Some(last)).to_string().contains("pid"));
     }
 }

@@ -16,8 +16,9 @@ impl Backoff {
 
     pub(crate) fn next(&mut self) -> Duration {
         let pause = self.next;
-        self.next = (pause * 2).min(self.longest);
-        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
+        self.next = pause.saturating_mul(2).min(self.longest);
+        let half = pause / 2;
+        half + half.mul_f64(fastrand::f64())
     }
 }
 
@@ -34,5 +35,11 @@ mod tests {
         assert!(pauses.iter().all(|&pause| pause >= shortest / 2 && pause <= longest));
         assert!(pauses[10..].iter().all(|&pause| pause >= longest / 2));
         assert!(pauses[10..].windows(2).any(|pair| pair[0] != pair[1]));
+    }
+
+    #[test]
+    fn no_pause_is_too_long_to_be_doubled() {
+        let mut backoff = Backoff::new((Duration::MAX, Duration::MAX));
+        assert!((0..1_000).all(|_| backoff.next() >= Duration::MAX / 2));
     }
 }
