@@ -3,7 +3,8 @@
 //! ```text
 //! cargo bench                 # the whole report; writes docs/benchmarks.md and docs/benchmarks.svg
 //! cargo bench -- --quick      # every row with few rounds, to see that it works; writes nothing
-//! cargo bench -- --releases 10000     # only the wake-ups, that many of each style
+//! cargo bench -- fairness     # one group of rows; writes nothing
+//! cargo bench -- --releases 10000     # the wake-ups, that many of each style
 //! ```
 //!
 //! Machines differ and are noisy, so only the ratios mean anything: whatever is compared takes turns within one loop.
@@ -32,17 +33,29 @@ fn main() {
         ["--pend", kind, dir] => pending::pend(kind, dir),
         ["--time-out", url] => timeout::time_out(url),
         ["--releases", count] => wakeups::releases(count.parse().unwrap()).iter().for_each(|row| println!("{row}")),
-        ["--quick"] => _ = report(true),
-        [] => chart::write(&report(false)),
+        ["--quick"] => _ = report(true, |_| true),
+        [] => chart::write(&report(false, |_| true)),
+        [group] => assert!(!report(false, |name| name == group).is_empty(), "no group is called {group:?}"),
         _ => panic!("unknown arguments {words:?}; see the header of benches/report/main.rs"),
     }
 }
 
-fn report(is_quick: bool) -> Vec<Row> {
-    let groups: [fn(bool) -> Vec<Row>; 7] =
-        [uncontended::rows, handover::rows, tasks::rows, pending::rows, timeout::rows, fairness::rows, wakeups::rows];
+/// A group's name, and what makes its rows: all of them, or with few rounds.
+type Group = (&'static str, fn(bool) -> Vec<Row>);
+
+const GROUPS: [Group; 7] = [
+    ("uncontended", uncontended::rows),
+    ("handover", handover::rows),
+    ("tasks", tasks::rows),
+    ("pending", pending::rows),
+    ("timeout", timeout::rows),
+    ("fairness", fairness::rows),
+    ("wakeups", wakeups::rows),
+];
+
+fn report(is_quick: bool, is_wanted: impl Fn(&str) -> bool) -> Vec<Row> {
     let mut rows = Vec::new();
-    for group in groups {
+    for (_, group) in GROUPS.iter().filter(|(name, _)| is_wanted(name)) {
         for row in group(is_quick) {
             println!("{row}");
             rows.push(row);

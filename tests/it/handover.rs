@@ -1,7 +1,5 @@
 //! The lock passed on from one task of this process to the next, which may not come for it.
 
-use tokio_lockfile::LockFile;
-
 use crate::support::{Holder, each_file_kind, poll_once, take};
 
 #[tokio::test]
@@ -82,7 +80,7 @@ async fn a_lost_lock_is_not_passed_on() {
 #[tokio::test]
 async fn a_lock_lost_after_it_was_passed_on_is_reported_by_its_last_holder() {
     each_file_kind(|kind, path| async move {
-        let lock: LockFile = kind(&path);
+        let lock = kind(&path);
         let guard = take(&lock).await;
         let mut next = Box::pin(lock.obtain());
         assert!(!poll_once(next.as_mut()).await);
