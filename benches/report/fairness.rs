@@ -104,12 +104,11 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
             };
             let what = format!("{kind}: 8 processes, {time} µs holds");
             let of_blocking = format!("blocking: {:.2}", ratio(blocking));
-            rows.push(Row::new(
-                format!("{what}, throughput"),
-                "blocking flock(2)",
-                total(counts) / total(blocking),
-                least,
-                String::new(),
+            let share = total(counts) / total(blocking);
+            let throughput = Row::new(format!("{what}, throughput"), "blocking flock(2)", share, least, String::new());
+            rows.push(throughput.if_missed(
+                "the kernel wakes one of those who block in flock(2), a release of ours all who wait, and here they \
+                 take the holder's core.",
             ));
             rows.push(Row::new(format!("{what}, most to least"), "times", ratio(counts), most, of_blocking));
         }

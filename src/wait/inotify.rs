@@ -35,7 +35,7 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// How many files' waits a tick wakes although there was no event, for holders that release without one. Rationed for
 /// the whole process: ten thousand waits, each with a timer of its own, would cost a tenth of a core.
-const PROBES: usize = 5;
+const PROBES: usize = 4;
 
 /// How many watches are removed in one go; each costs some 15 µs.
 const REMOVALS: usize = 64;

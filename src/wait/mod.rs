@@ -131,8 +131,8 @@ async fn attempt_from(
 async fn try_once(lock: &LockFile, turn: Turn, last: Contended) -> Result<(Turn, Outcome), LockError> {
     let target = lock.target();
     match lock.slot().pace() {
+        Some(Pace::Inline | Pace::LookInline) if target.is_still_held(&last) => Ok((turn, Outcome::Busy(last))),
         Some(Pace::Inline) => Ok((turn, target.attempt(last)?)),
-        Some(Pace::LookInline) if target.is_still_held(&last) => Ok((turn, Outcome::Busy(last))),
         _ => Box::pin(try_on_pool(lock, turn, last)).await,
     }
 }
