@@ -53,6 +53,8 @@ pub(crate) struct Watch {
 #[derive(Debug, Default)]
 struct Signal {
     is_event: AtomicBool,
+    /// Nobody reads the events of this watch any more.
+    is_orphaned: AtomicBool,
     notify: Notify,
 }
 
@@ -60,6 +62,12 @@ impl Signal {
     fn event(&self) {
         self.is_event.store(true, Ordering::Release);
         self.notify.notify_one();
+    }
+
+    /// A sign, so that the wait tries once more and then watches anew.
+    fn orphan(&self) {
+        self.is_orphaned.store(true, Ordering::Release);
+        self.event();
     }
 }
 
@@ -93,8 +101,9 @@ impl Watch {
         Some(Self { file: Arc::clone(file), descriptor, signal, process })
     }
 
+    /// Whether it still watches, and this file.
     pub(crate) fn is_on(&self, file: &Arc<File>) -> bool {
-        Arc::ptr_eq(&self.file, file)
+        Arc::ptr_eq(&self.file, file) && !self.signal.is_orphaned.load(Ordering::Acquire)
     }
 
     /// Waits until something happened since the last sign, or since the watch was made. Cancel safe.
@@ -241,10 +250,11 @@ impl Watches {
         !self.retired.is_empty()
     }
 
-    /// A driver ends. The last one takes the instance along.
+    /// A driver ends. The last one takes the instance along: waits that are left go on in another runtime, or never.
     fn leave(&mut self, runtime: Id) {
         self.driven.retain(|&driven| driven != runtime);
-        if self.driven.is_empty() && self.live == 0 {
+        if self.driven.is_empty() {
+            self.watched.values().flatten().for_each(|signal| signal.orphan());
             self.inotify = None;
             self.watched.clear();
             self.retired.clear();

@@ -19,7 +19,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Resolves when `path` no longer leads to the lock file that is held.
 pub(crate) async fn lost(lock: &LockFile, file: &Arc<File>, identity: Identity) -> LostReason {
-    let mut watch = None;
+    let mut watch: Option<Watch> = None;
     loop {
         match check(lock, identity).await {
             Some(Ok(())) => {}
@@ -27,14 +27,14 @@ pub(crate) async fn lost(lock: &LockFile, file: &Arc<File>, identity: Identity) 
             None => return pending().await,
         }
         match &mut watch {
-            Some(watch) => _ = Watch::sign(watch).await,
-            None if has_events(lock) => {
+            Some(watch) if watch.is_on(file) => _ = watch.sign().await,
+            _ if has_events(lock) => {
                 watch = Watch::for_loss(file);
                 if watch.is_none() {
                     sleep(LOOK_AGAIN).await;
                 }
             }
-            None => sleep(LOOK_AGAIN).await,
+            _ => sleep(LOOK_AGAIN).await,
         }
     }
 }

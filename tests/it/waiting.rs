@@ -13,7 +13,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tokio_lockfile::{LockFile, LockKind};
 
-use crate::support::{HANG, Holder, Kind, each_file_kind, in_own_process, take};
+use crate::support::{HANG, Holder, Kind, each_file_kind, in_own_process, poll_once, take};
 
 /// A holder that this process's registry does not know: it takes the lock by the raw calls of the protocol.
 struct Outsider {
@@ -278,6 +278,52 @@ fn a_runtime_shuts_down_at_once_under_contention() {
         outsider.release();
         assert!(Outsider::is_free(&path, lock.kind()), "a phantom has the lock");
     }
+}
+
+#[test]
+fn a_runtime_that_is_gone_has_left_no_descriptor() {
+    if !in_own_process("waiting::a_runtime_that_is_gone_has_left_no_descriptor") {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let locks: Vec<_> = (0..20).map(|number| LockFile::flock(dir.path().join(number.to_string())).unwrap()).collect();
+    let _outsiders: Vec<_> = locks.iter().map(Outsider::holding).collect();
+    // The first runtime makes what Tokio keeps for the whole process.
+    drop(Builder::new_current_thread().enable_all().build().unwrap());
+    let before = descriptors();
+    for round in 0..20 {
+        let runtime = Builder::new_multi_thread().worker_threads(1 + round % 2).enable_all().build().unwrap();
+        for lock in locks.clone() {
+            runtime.spawn(async move { lock.obtain().await.map(drop) });
+        }
+        while !waiter_is_asleep() {
+            std::thread::yield_now();
+        }
+        drop(runtime);
+        assert_eq!(descriptors(), before, "round {round}");
+    }
+}
+
+#[test]
+fn a_wait_goes_on_in_another_runtime_when_its_first_is_gone() {
+    let new_runtime = || Builder::new_current_thread().enable_all().build().unwrap();
+    let dir = TempDir::new().unwrap();
+    let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
+    let outsider = Outsider::holding(&lock);
+    let mut wait = Box::pin(lock.obtain());
+    new_runtime().block_on(async {
+        for _ in 0..10 {
+            assert!(!poll_once(wait.as_mut()).await);
+        }
+    });
+    let second = new_runtime();
+    second.block_on(async {
+        for _ in 0..10 {
+            assert!(!poll_once(wait.as_mut()).await);
+        }
+        outsider.release();
+        drop(timeout(HANG, wait).await.expect("hangs").unwrap());
+    });
 }
 
 #[test]
