@@ -48,6 +48,9 @@ pub struct LockFileBuilder {
 impl LockFileBuilder {
     /// Permission bits of a lock file that is made, less the umask. 0644 for shlock and 0666 for flock if not given.
     /// A file that is there already keeps its own. No effect on Windows.
+    ///
+    /// Where several users share a shlock, 0664 or more lets each of them take over what another's dead process has left,
+    /// if the umask permits as much: Linux lets only who may write to a file link it (`fs.protected_hardlinks`).
     pub fn mode(&mut self, mode: u32) -> &mut Self {
         self.options.mode = Some(mode & 0o777);
         self

@@ -95,6 +95,11 @@ impl Place<'_> {
             },
             // Another program has removed it since we looked.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Linked::Not(Broken::Changed)),
+            // fs.protected_hardlinks, see proc_sys_fs(5).
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && self.stat(file)?.is_another_users() => {
+                let action = "take over another user's lock file without permission to write to it, left behind at";
+                Err(self.failed(action, error))
+            }
             Err(error) => Err(self.link_failed("link stale lock file", error)),
         }
     }

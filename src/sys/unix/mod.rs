@@ -146,6 +146,7 @@ pub(crate) struct Stat {
     pub(crate) changed: Duration,
     /// When the content last changed, since the Unix epoch.
     pub(crate) modified: Duration,
+    owner: u32,
     kind: FileType,
 }
 
@@ -162,12 +163,18 @@ impl Stat {
             size: raw.st_size as u64,
             changed: time(raw.st_ctime as i64, raw.st_ctime_nsec as u64),
             modified: time(raw.st_mtime as i64, raw.st_mtime_nsec as u64),
+            owner: raw.st_uid,
             kind: FileType::from_raw_mode(raw.st_mode as _),
         }
     }
 
     pub(crate) fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
+    }
+
+    /// Whether the file belongs to another user than this process acts for.
+    pub(crate) fn is_another_users(&self) -> bool {
+        self.owner != rustix::process::geteuid().as_raw()
     }
 
     /// What the file is if it is not a regular one, as it is called in an error.
