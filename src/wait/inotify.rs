@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Bound;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -20,7 +21,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
 use tokio::sync::Notify;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::Sign;
 use crate::blocking;
@@ -97,7 +98,7 @@ impl Watch {
         if let Some(driver) = driver {
             runtime.spawn(driver.drive());
         }
-        let process = process.and_then(register).map(Box::new);
+        let process = process.and_then(register).and_then(Result::ok).map(Box::new);
         Some(Self { file: Arc::clone(file), descriptor, signal, process })
     }
 
@@ -149,6 +150,8 @@ struct Watches {
     live: usize,
     /// The runtimes that have a driver.
     driven: Vec<Id>,
+    /// The runtimes that have no I/O driver. Few, and asking one again would print its panic again.
+    without_io: Vec<Id>,
     /// Where the next probe starts.
     cursor: i32,
 }
@@ -159,6 +162,7 @@ static WATCHES: Mutex<Watches> = Mutex::new(Watches {
     retired: Vec::new(),
     live: 0,
     driven: Vec::new(),
+    without_io: Vec::new(),
     cursor: 0,
 });
 
@@ -168,6 +172,10 @@ impl Watches {
     }
 
     fn add(&mut self, events: WatchFlags, file: &File, runtime: &Handle) -> Option<(i32, Arc<Signal>, Option<Driver>)> {
+        let runtime = runtime.id();
+        if self.without_io.contains(&runtime) {
+            return None;
+        }
         let inotify = match &self.inotify {
             Some(inotify) => Arc::clone(inotify),
             None => Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?),
@@ -175,12 +183,18 @@ impl Watches {
         // By descriptor: the name may stand for another file by now.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let descriptor = inotify::add_watch(&*inotify, path, events | WatchFlags::MASK_ADD).ok()?;
-        let driver = match self.driven.contains(&runtime.id()) {
+        let driver = match self.driven.contains(&runtime) {
             true => None,
             false => {
-                let inotify = register(Arc::clone(&inotify))?;
-                self.driven.push(runtime.id());
-                Some(Driver { inotify: Some(inotify), runtime: runtime.id() })
+                // Here, so that where there are no timers our caller panics, not the driver.
+                let tick = interval(TICK);
+                let Some(inotify) = register(Arc::clone(&inotify)) else {
+                    self.without_io.push(runtime);
+                    return None;
+                };
+                let driver = Driver { inotify: Some(inotify.ok()?), tick, runtime };
+                self.driven.push(runtime);
+                Some(driver)
             }
         };
         self.inotify = Some(inotify);
@@ -264,8 +278,8 @@ impl Watches {
 
 /// Registers a descriptor with the current runtime; `None` if that has no I/O driver, which only a panic tells.
 #[allow(deprecated, reason = "the successor is unsafe, and too new for the Tokio versions we support")]
-fn register<T: AsRawFd>(descriptor: T) -> Option<AsyncFd<T>> {
-    catch_unwind(AssertUnwindSafe(|| AsyncFd::with_interest(descriptor, Interest::READABLE))).ok()?.ok()
+fn register<T: AsRawFd>(descriptor: T) -> Option<io::Result<AsyncFd<T>>> {
+    catch_unwind(AssertUnwindSafe(|| AsyncFd::with_interest(descriptor, Interest::READABLE))).ok()
 }
 
 /// The task of one runtime that reads the events.
@@ -273,14 +287,14 @@ fn register<T: AsRawFd>(descriptor: T) -> Option<AsyncFd<T>> {
 struct Driver {
     /// `None` only at the end.
     inotify: Option<AsyncFd<Arc<OwnedFd>>>,
+    tick: Interval,
     runtime: Id,
 }
 
 impl Driver {
     async fn drive(mut self) {
-        let mut tick = interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        tick.reset();
+        self.tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.tick.reset();
         loop {
             let Some(inotify) = &self.inotify else { return };
             tokio::select! {
@@ -290,7 +304,7 @@ impl Driver {
                     ready.clear_ready();
                     Watches::get().dispatch();
                 }
-                _ = tick.tick() => if !self.tend().await { return },
+                _ = self.tick.tick() => if !self.tend().await { return },
             }
         }
     }

@@ -57,6 +57,7 @@ enum Tried {
 
 /// Tries once.
 pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGuard>, LockError> {
+    assert_timers();
     let started = Instant::now();
     if let Some(parcel) = turn.take_parcel() {
         return Ok(Some(LockGuard::received(lock.clone(), turn, parcel, started)));
@@ -69,6 +70,7 @@ pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGu
 
 /// Queues behind the other tasks of this process, then tries until it is ours.
 pub(crate) async fn obtain(lock: &LockFile) -> Result<LockGuard, LockError> {
+    assert_timers();
     let mut report = Report::new();
     let mut turn = report.during(lock, pin!(lock.slot().turn())).await;
     if let Some(parcel) = turn.take_parcel() {
@@ -125,6 +127,11 @@ async fn attempt_from(
         Box::pin(sleep(Duration::from_micros(fastrand::u64(1_000..2_000)))).await;
     }
     unreachable!("the last look returns")
+}
+
+/// Panics where Tokio's timers are not to be had: at the first try, not at the first rival, which may come years later.
+fn assert_timers() {
+    drop(sleep(Duration::ZERO));
 }
 
 /// Tries on this thread if nothing can block it there, else on the blocking pool.

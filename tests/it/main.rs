@@ -9,7 +9,11 @@ mod handover;
 mod logging;
 #[cfg(unix)]
 mod loss;
+#[cfg(target_os = "linux")]
+mod outsider;
 mod processes;
+#[cfg(target_os = "linux")]
+mod runtimes;
 #[cfg(unix)]
 mod shlock;
 mod singleton;

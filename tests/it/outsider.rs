@@ -1,0 +1,57 @@
+//! A holder outside the registry of this process, and what this process has open.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use tokio_lockfile::{LockFile, LockKind};
+
+/// A holder that this process's registry does not know: it takes the lock by the raw calls of the protocol.
+pub(crate) struct Outsider {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+    pub(crate) kind: LockKind,
+}
+
+impl Outsider {
+    pub(crate) fn holding(lock: &LockFile) -> Self {
+        let (path, kind) = (lock.path().unwrap().to_owned(), lock.kind());
+        let mut file = File::options().create(true).write(true).truncate(false).open(&path).unwrap();
+        flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        if kind == LockKind::Shlock {
+            file.write_all(format!("{:>10}\t \t\n", std::process::id()).as_bytes()).unwrap();
+        }
+        Self { file, path, kind }
+    }
+
+    pub(crate) fn is_free(path: &Path, kind: LockKind) -> bool {
+        match kind {
+            LockKind::Shlock => !path.exists(),
+            _ => flock(File::open(path).unwrap(), FlockOperation::NonBlockingLockExclusive).is_ok(),
+        }
+    }
+
+    pub(crate) fn release(self) {
+        if self.kind == LockKind::Shlock {
+            std::fs::remove_file(&self.path).unwrap();
+        }
+        flock(&self.file, FlockOperation::Unlock).unwrap();
+    }
+}
+
+/// Whether this process watches any file.
+pub(crate) fn waiter_is_asleep() -> bool {
+    std::fs::read_dir("/proc/self/fdinfo")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok())
+        .any(|info| info.contains("inotify wd:"))
+}
+
+pub(crate) fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+pub(crate) fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}

@@ -1,0 +1,225 @@
+//! Runtimes of every make: without I/O, without timers, several at once, and at their end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+use tokio_lockfile::LockFile;
+
+use crate::outsider::{Outsider, descriptors, waiter_is_asleep};
+use crate::support::{HANG, Kind, each_file_kind, in_own_process, poll_once};
+
+#[test]
+fn a_runtime_without_io_polls() {
+    let runtime = Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let outsider = Outsider::holding(&lock);
+        assert!(lock.obtain_timeout(Duration::from_millis(20)).await.is_err());
+        let releaser = std::thread::spawn(move || outsider.release());
+        drop(lock.obtain().await.unwrap());
+        releaser.join().unwrap();
+    }));
+}
+
+#[test]
+fn two_runtimes_wait_side_by_side() {
+    let new_runtime = || Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (first, second) = (new_runtime(), new_runtime());
+    let dir = TempDir::new().unwrap();
+    let [a, b] = ["a", "b"].map(|name| LockFile::flock(dir.path().join(name)).unwrap());
+    let holders = [Outsider::holding(&a), Outsider::holding(&b)];
+    let wait = |runtime: &Runtime, lock: &LockFile| {
+        let lock = lock.clone();
+        runtime.spawn(async move { lock.obtain().await.unwrap() })
+    };
+    let gone = wait(&first, &a);
+    let served = [wait(&second, &a), wait(&second, &b)];
+    // The first runtime's task for events ends with it; the second's waits must not notice.
+    drop(first);
+    holders.into_iter().for_each(Outsider::release);
+    second.block_on(async {
+        assert!(gone.await.is_err());
+        for wait in served {
+            drop(timeout(HANG, wait).await.expect("hangs").unwrap());
+        }
+    });
+}
+
+#[test]
+fn a_runtime_shuts_down_at_once_under_contention() {
+    let dir = TempDir::new().unwrap();
+    for number in 0..50 {
+        let kind: Kind = match number % 2 {
+            0 => |path| LockFile::shlock(path).unwrap(),
+            _ => |path| LockFile::flock(path).unwrap(),
+        };
+        let lock = kind(&dir.path().join(number.to_string()));
+        let outsider = Outsider::holding(&lock);
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        for _ in 0..10 {
+            let lock = lock.clone();
+            runtime.spawn(async move { lock.obtain().await.map(drop) });
+        }
+        // Nobody releases before this returns.
+        let began = Instant::now();
+        runtime.shutdown_timeout(HANG);
+        assert!(began.elapsed() < HANG, "hangs");
+        let path = lock.path().unwrap().to_owned();
+        outsider.release();
+        assert!(Outsider::is_free(&path, lock.kind()), "a phantom has the lock");
+    }
+}
+
+/// The other worker closes the runtime while this one polls the wait; whoever reads its events is gone then.
+#[test]
+fn a_wait_that_is_polled_while_its_runtime_shuts_down_lets_it() {
+    async fn until_shutdown() {
+        loop {
+            let ran = Arc::new(AtomicBool::new(false));
+            let sees = Arc::clone(&ran);
+            let task = tokio::spawn(async move { sees.store(true, Ordering::Relaxed) });
+            while !task.is_finished() {
+                std::thread::yield_now();
+            }
+            if !ran.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
+    let _outsider = Outsider::holding(&lock);
+    let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let (waits, has_begun) = std::sync::mpsc::channel();
+    let (sender, is_over) = std::sync::mpsc::channel();
+    runtime.spawn(async move {
+        let mut wait = Box::pin(lock.obtain());
+        for _ in 0..10 {
+            assert!(!poll_once(wait.as_mut()).await);
+        }
+        waits.send(()).unwrap();
+        until_shutdown().await;
+        assert!(!poll_once(wait.as_mut()).await);
+    });
+    std::thread::spawn(move || {
+        has_begun.recv().unwrap();
+        drop(runtime);
+        sender.send(()).unwrap();
+    });
+    is_over.recv_timeout(HANG).expect("hangs");
+}
+
+#[test]
+fn a_runtime_that_is_gone_has_left_no_descriptor() {
+    if !in_own_process("runtimes::a_runtime_that_is_gone_has_left_no_descriptor") {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let locks: Vec<_> = (0..20).map(|number| LockFile::flock(dir.path().join(number.to_string())).unwrap()).collect();
+    let _outsiders: Vec<_> = locks.iter().map(Outsider::holding).collect();
+    // The first runtime makes what Tokio keeps for the whole process.
+    drop(Builder::new_current_thread().enable_all().build().unwrap());
+    let before = descriptors();
+    for round in 0..20 {
+        let runtime = Builder::new_multi_thread().worker_threads(1 + round % 2).enable_all().build().unwrap();
+        for lock in locks.clone() {
+            runtime.spawn(async move { lock.obtain().await.map(drop) });
+        }
+        while !waiter_is_asleep() {
+            std::thread::yield_now();
+        }
+        drop(runtime);
+        assert_eq!(descriptors(), before, "round {round}");
+    }
+}
+
+#[test]
+fn a_wait_goes_on_in_another_runtime_when_its_first_is_gone() {
+    let new_runtime = || Builder::new_current_thread().enable_all().build().unwrap();
+    let dir = TempDir::new().unwrap();
+    let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
+    let outsider = Outsider::holding(&lock);
+    let mut wait = Box::pin(lock.obtain());
+    new_runtime().block_on(async {
+        for _ in 0..10 {
+            assert!(!poll_once(wait.as_mut()).await);
+        }
+    });
+    let second = new_runtime();
+    second.block_on(async {
+        for _ in 0..10 {
+            assert!(!poll_once(wait.as_mut()).await);
+        }
+        outsider.release();
+        drop(timeout(HANG, wait).await.expect("hangs").unwrap());
+    });
+}
+
+#[test]
+fn many_waits_in_one_current_thread_runtime_are_all_served() {
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(each_file_kind(|kind, path| async move {
+        let locks: Vec<_> = (0..300).map(|number| kind(&path.with_extension(number.to_string()))).collect();
+        let outsiders: Vec<_> = locks.iter().map(Outsider::holding).collect();
+        let waits: Vec<_> =
+            locks.into_iter().map(|lock| tokio::spawn(async move { lock.obtain().await.map(drop) })).collect();
+        tokio::task::yield_now().await;
+        let releaser = std::thread::spawn(move || outsiders.into_iter().for_each(Outsider::release));
+        for wait in waits {
+            wait.await.unwrap().unwrap();
+        }
+        releaser.join().unwrap();
+    }));
+}
+
+#[test]
+fn a_runtime_without_io_is_asked_for_it_only_once() {
+    if !in_own_process("runtimes::a_runtime_without_io_is_asked_for_it_only_once") {
+        return;
+    }
+    static PANICS: AtomicUsize = AtomicUsize::new(0);
+    let dir = TempDir::new().unwrap();
+    let locks = [LockFile::shlock(dir.path().join("a")).unwrap(), LockFile::flock(dir.path().join("b")).unwrap()];
+    let _outsiders = locks.each_ref().map(Outsider::holding);
+    std::panic::set_hook(Box::new(|_| _ = PANICS.fetch_add(1, Ordering::Relaxed)));
+    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        for lock in &locks {
+            assert!(lock.obtain_timeout(Duration::from_secs(10)).await.is_err());
+        }
+    });
+    // Its answer is a panic, which is caught but seen by the hook.
+    assert_eq!(PANICS.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn without_timers_nothing_waits_but_panics_at_once() {
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_io().build().unwrap();
+    let complaint = |call: Pin<Box<dyn Future<Output = ()> + Send>>| {
+        let (sender, complaint) = std::sync::mpsc::channel();
+        let call = runtime.spawn(call);
+        runtime.spawn(async move { sender.send(call.await.unwrap_err().into_panic()) });
+        let panic = complaint.recv_timeout(HANG).expect("hangs");
+        panic.downcast_ref::<&str>().map(ToString::to_string).or(panic.downcast_ref().cloned()).unwrap()
+    };
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("x.lock");
+    for lock in [LockFile::shlock(&path).unwrap(), LockFile::flock(&path).unwrap()] {
+        let (to_attempt, to_obtain, to_wait) = (lock.clone(), lock.clone(), lock.clone());
+        let guard = lock.blocking_attempt().unwrap().unwrap();
+        let lost = complaint(Box::pin(async move { _ = guard.lost().await }));
+        let attempt = complaint(Box::pin(async move { _ = to_attempt.attempt().await }));
+        let obtain = complaint(Box::pin(async move { _ = to_obtain.obtain().await }));
+        let guard = lock.blocking_attempt().unwrap().expect("nothing is left held");
+        let wait = complaint(Box::pin(async move { _ = to_wait.obtain().await }));
+        for complaint in [lost, attempt, obtain, wait] {
+            assert!(complaint.contains("timers are disabled"), "{complaint}");
+        }
+        drop(guard);
+    }
+}
