@@ -1,5 +1,6 @@
 //! The one error type.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -75,10 +76,10 @@ pub enum LockError {
     },
 
     /// The lock was not free in time.
-    #[error("timed out after {limit:?} waiting for {}{}", path.display(), Brief(holder.as_deref()))]
+    #[error("timed out after {limit:?} waiting for {}{}", Place(path), Brief(holder.as_deref()))]
     #[non_exhaustive]
     TimedOut {
-        /// Path of the lock file.
+        /// Path of the lock file; empty for a null lock without a name.
         path: PathBuf,
         /// The limit that was given.
         limit: Duration,
@@ -108,6 +109,18 @@ pub enum LockError {
         #[source]
         source: io::Error,
     },
+}
+
+/// A path as it is said in a sentence.
+struct Place<'a>(&'a Path);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_os_str().is_empty() {
+            true => f.write_str("a null lock"),
+            false => self.0.display().fmt(f),
+        }
+    }
 }
 
 impl LockError {
@@ -160,8 +173,8 @@ pub enum LostReason {
     Replaced,
 }
 
-impl std::fmt::Display for LostReason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for LostReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Removed => "the lock file was removed",
             Self::Replaced => "the lock file was replaced by another",

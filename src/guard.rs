@@ -5,6 +5,7 @@ use std::mem;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{LockError, LostReason};
@@ -33,6 +34,8 @@ struct Inner {
     turn: Turn,
     since: Instant,
     tenure: Tenure,
+    /// Whether the loss of the lock has been logged.
+    is_loss_told: AtomicBool,
 }
 
 /// The lock as the process holds it, for one task after another.
@@ -52,8 +55,11 @@ pub(crate) struct Parcel {
     left_at: Instant,
 }
 
-/// Removing a file, or forking, takes longer: what was true so long ago is true of every earlier event.
+/// Removing a file, or forking, takes longer: in so short a hold nothing has happened to the lock that its holder knows of.
 const INSTANTLY: Duration = Duration::from_micros(2);
+
+/// How long ago the lock may have been verified when it is passed on after so short a hold.
+const RECENTLY: Duration = Duration::from_micros(20);
 
 impl LockGuard {
     /// For the task that calls this; it has waited since `started`.
@@ -72,14 +78,30 @@ impl LockGuard {
         let now = Instant::now();
         turn.spell().gain(now);
         let tenure = Tenure { held, verified: now, process: std::process::id() };
-        Self { inner: Some(Inner { lock, turn, since: now, tenure }) }
+        Self::with(lock, turn, now, tenure)
     }
 
-    /// Takes over what another task of this process has left.
-    pub(crate) fn received(lock: LockFile, turn: Turn, parcel: Parcel, started: tokio::time::Instant) -> Self {
+    /// Takes over what another task of this process has left for the one that has waited since `started`. Answers the
+    /// turn if the lock has been lost.
+    pub(crate) fn receive(
+        lock: &LockFile,
+        turn: Turn,
+        mut parcel: Parcel,
+        started: tokio::time::Instant,
+    ) -> Result<Self, Turn> {
+        let now = Instant::now();
+        // Whoever removes the file and then asks for the lock must not be given the old one.
+        if parcel.tenure.verified < started.into_std() && !parcel.tenure.verify(lock, now) {
+            parcel.release();
+            return Err(turn);
+        }
         trace::acquired(lock.target(), started);
         turn.set_held();
-        Self { inner: Some(Inner { lock, turn, since: Instant::now(), tenure: parcel.tenure }) }
+        Ok(Self::with(lock.clone(), turn, now, parcel.tenure))
+    }
+
+    fn with(lock: LockFile, turn: Turn, since: Instant, tenure: Tenure) -> Self {
+        Self { inner: Some(Inner { lock, turn, since, tenure, is_loss_told: AtomicBool::new(false) }) }
     }
 
     /// Releases the lock and reports what a drop could only log.
@@ -108,16 +130,19 @@ impl LockGuard {
     /// # Panics
     /// When polled outside a Tokio runtime with time enabled.
     pub async fn lost(&self) -> LostReason {
-        let Inner { lock, tenure, .. } = self.inner();
-        match tenure.held.file() {
-            Some((file, identity)) => wait::lost(lock, file, identity).await,
-            None => pending().await,
-        }
+        let inner = self.inner();
+        let Some((file, identity)) = inner.tenure.held.file() else {
+            return pending().await;
+        };
+        let reason = wait::lost(&inner.lock, file, identity).await;
+        inner.tell_loss(reason);
+        reason
     }
 
     /// Whether the lock is ours at this moment: one look at the path, no wait.
     pub fn is_held(&self) -> bool {
-        !self.inner().is_lost()
+        let Inner { lock, tenure, .. } = self.inner();
+        !tenure.is_lost(lock)
     }
 
     /// Runs `work` under the lock, then releases the lock.
@@ -195,14 +220,12 @@ impl Inner {
         if self.turn.spell().is_spent(now) {
             return Err(self);
         }
-        if now - self.tenure.verified >= INSTANTLY {
-            if !self.tenure.is_ours() || self.is_lost() {
-                return Err(self);
-            }
-            self.tenure.verified = now;
+        let is_verified = now - self.since < INSTANTLY && now - self.tenure.verified < RECENTLY;
+        if !is_verified && !self.tenure.verify(&self.lock, now) {
+            return Err(self);
         }
         let slot = Arc::clone(slot);
-        let Self { lock, turn, since, tenure } = self;
+        let Self { lock, turn, since, tenure, .. } = self;
         turn.set_free();
         trace::released(lock.target(), since);
         if let Some((parcel, turn)) = slot.pass(Parcel { lock, tenure, left_at: now }, turn) {
@@ -212,13 +235,16 @@ impl Inner {
         Ok(())
     }
 
-    fn is_lost(&self) -> bool {
-        self.tenure.held.file().is_some_and(|(_, identity)| identity.check(&self.lock.target().path).is_err())
+    /// Logs the loss, unless that has been done.
+    fn tell_loss(&self, reason: LostReason) {
+        if !self.is_loss_told.swap(true, Ordering::Relaxed) {
+            trace::lost(self.lock.target(), reason);
+        }
     }
 
     /// Releases the lock in the system.
     fn give_back(self, listener: Listener) -> Result<(), LockError> {
-        let Self { lock, mut turn, since, tenure } = self;
+        let Self { lock, mut turn, since, tenure, is_loss_told } = self;
         if !tenure.is_ours() {
             tenure.held.abandon();
             // Another thread of the parent may have had any mutex at the fork, so nothing that takes one may run here.
@@ -238,6 +264,7 @@ impl Inner {
         turn.set_free();
         match &result {
             Ok(()) => trace::released(target, since),
+            Err(LockError::Lost { .. }) if is_loss_told.into_inner() => {}
             Err(LockError::Lost { reason, .. }) => trace::lost(target, *reason),
             Err(error) => trace::release_failed(target, error),
         }
@@ -249,6 +276,19 @@ impl Tenure {
     /// Not a forked child's copy.
     fn is_ours(&self) -> bool {
         self.process == std::process::id()
+    }
+
+    fn is_lost(&self, lock: &LockFile) -> bool {
+        self.held.file().is_some_and(|(_, identity)| identity.check(&lock.target().path).is_err())
+    }
+
+    /// Whether the lock may be passed on.
+    fn verify(&mut self, lock: &LockFile, now: Instant) -> bool {
+        let is_in_order = self.is_ours() && !self.is_lost(lock);
+        if is_in_order {
+            self.verified = now;
+        }
+        is_in_order
     }
 }
 
@@ -268,5 +308,27 @@ impl Parcel {
             Err(LockError::Lost { reason, .. }) => trace::lost(self.lock.target(), reason),
             Err(error) => trace::release_failed(self.lock.target(), &error),
         }
+    }
+}
+
+#[cfg(all(test, unix, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_lock_that_was_lost_before_it_was_asked_for_is_not_received() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.lock");
+        let lock = LockFile::flock(&path).unwrap();
+        let pass = |mut guard: LockGuard| {
+            let Inner { lock, turn, tenure, .. } = guard.inner.take().unwrap();
+            (turn, Parcel { lock, tenure, left_at: Instant::now() })
+        };
+        let (turn, parcel) = pass(lock.obtain().await.unwrap());
+        let asked_at = tokio::time::Instant::now();
+        let (turn, parcel) = pass(LockGuard::receive(&lock, turn, parcel, asked_at).expect("it is in order"));
+        std::fs::remove_file(&path).unwrap();
+        let asked_at = tokio::time::Instant::now();
+        assert!(LockGuard::receive(&lock, turn, parcel, asked_at).is_err());
     }
 }

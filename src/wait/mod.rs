@@ -59,9 +59,10 @@ enum Tried {
 pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGuard>, LockError> {
     assert_timers();
     let started = Instant::now();
-    if let Some(parcel) = turn.take_parcel() {
-        return Ok(Some(LockGuard::received(lock.clone(), turn, parcel, started)));
-    }
+    let turn = match receive(lock, turn, started) {
+        Ok(guard) => return Ok(Some(guard)),
+        Err(turn) => turn,
+    };
     Ok(match attempt_from(lock, turn, Contended::default(), started).await? {
         Tried::Acquired(guard) => Some(guard),
         Tried::Busy(..) => None,
@@ -72,10 +73,11 @@ pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGu
 pub(crate) async fn obtain(lock: &LockFile) -> Result<LockGuard, LockError> {
     assert_timers();
     let mut report = Report::new();
-    let mut turn = report.during(lock, pin!(lock.slot().turn())).await;
-    if let Some(parcel) = turn.take_parcel() {
-        return Ok(LockGuard::received(lock.clone(), turn, parcel, report.started()));
-    }
+    let turn = report.during(lock, pin!(lock.slot().turn())).await;
+    let mut turn = match receive(lock, turn, report.started()) {
+        Ok(guard) => return Ok(guard),
+        Err(turn) => turn,
+    };
     if turn.spell().is_unfair(std::time::Instant::now()) {
         Box::pin(step_aside(lock, spell::PAUSE)).await?;
     }
@@ -97,6 +99,14 @@ pub(crate) async fn obtain(lock: &LockFile) -> Result<LockGuard, LockError> {
             }
             lost_races += 1;
         }
+    }
+}
+
+/// What another task of this process has left for the one that has the turn; else the turn, to try with.
+fn receive(lock: &LockFile, turn: Turn, started: Instant) -> Result<LockGuard, Turn> {
+    match turn.take_parcel() {
+        Some(parcel) => LockGuard::receive(lock, turn, parcel, started),
+        None => Err(turn),
     }
 }
 

@@ -172,6 +172,25 @@ async fn a_lost_lock_is_a_warning_also_at_a_drop() {
     .await;
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_loss_is_logged_when_it_is_noticed_and_only_then() {
+    if !in_own_process("logging::a_loss_is_logged_when_it_is_noticed_and_only_then") {
+        return;
+    }
+    each_file_kind(|kind, path| async move {
+        let (recorder, _listening) = Recorder::listen();
+        let guard = take(&kind(&path)).await;
+        std::fs::remove_file(&path).unwrap();
+        guard.lost().await;
+        assert_eq!(recorder.only("lost").fields["reason"], "the lock file was removed");
+        guard.lost().await;
+        assert!(guard.release().await.is_err());
+        recorder.only("lost");
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_task_that_waits_for_itself_is_warned_and_only_that_one() {
     if !in_own_process("logging::a_task_that_waits_for_itself_is_warned_and_only_that_one") {
