@@ -64,6 +64,8 @@ async fn a_fresh_blank_file_is_held() {
     for content in [&b""[..], &[0; 14], &[0; 200]] {
         std::fs::write(&path, content).unwrap();
         assert!(lock.attempt().await.unwrap().is_none());
+        assert_eq!(lock.holder().await.unwrap().map(|holder| holder.pid()), Some(0));
+        assert!(!tokio_lockfile::check_lock(&path).unwrap(), "it names no process");
         assert_eq!(std::fs::read(&path).unwrap(), content);
     }
 }
@@ -84,6 +86,17 @@ async fn links_of_dead_breakers_are_purged() {
         take(&lock).await.release().await.unwrap();
         assert_eq!(names(dir.path()), [""; 0], "{name}");
     }
+}
+
+#[tokio::test]
+async fn a_private_name_that_cannot_be_cleared_is_no_reason_to_refuse_a_free_lock() {
+    let (dir, path, lock) = place();
+    let private = dir.path().join(".x.lock.tokio-lockfile.break");
+    std::fs::write(&private, "somebody's notes, too long for a lock record").unwrap();
+    let guard = take(&lock).await;
+    assert!(path.exists());
+    guard.release().await.unwrap();
+    assert_eq!(names(dir.path()), [".x.lock.tokio-lockfile.break"]);
 }
 
 #[tokio::test]

@@ -65,8 +65,9 @@ impl Place<'_> {
         if !self.names(self.name, &held.stat)? {
             return Ok(Made::Changed);
         }
-        // A breaker who died between its two unlinks left this name, and nobody else looks for it.
-        self.clear(&self.breaking())?;
+        // A breaker who died between its two unlinks left this name, and nobody else looks for it. If it cannot be
+        // removed, the next who needs it says so; the lock is ours all the same.
+        let _ = self.clear(&self.breaking());
         Ok(Made::Held(held))
     }
 

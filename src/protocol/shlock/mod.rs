@@ -81,7 +81,10 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     let record = place.read(&file)?;
     let held = match record {
         Record::Foreign(pid) => pid_exists(pid),
-        _ => super::is_locked(&file).map_err(|error| place.lock_failed(error))?,
+        _ if super::is_locked(&file).map_err(|error| place.lock_failed(error))? => true,
+        // As a try judges it; where none could be made, nobody knows better.
+        Record::Blank => !place.is_older_than_grace(&file).unwrap_or(false),
+        _ => false,
     };
     let since = std::time::SystemTime::UNIX_EPOCH + place.stat(&file)?.modified;
     Ok(held.then(|| Holder::look_up(record.pid().unwrap_or(0), Some(since))))
