@@ -2,17 +2,34 @@
 
 use std::io;
 
+use tokio::sync::oneshot;
+
 /// Runs `work`, which is short, on the blocking pool.
 ///
 /// A caller that goes away does not stop work that has begun: what it returns is then dropped on the pool's thread,
 /// so it must clean up after itself. Fails only if the runtime shuts down before the work begins.
-#[expect(clippy::disallowed_methods, reason = "this is the one file that may call spawn_blocking")]
 pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    match tokio::task::spawn_blocking(work).await {
+    run_and_tidy_up(|| (work(), ())).await
+}
+
+/// Runs `work`, which answers with what the caller waits for and with what is left to be dropped: on the pool's thread,
+/// while the caller goes on.
+#[expect(clippy::disallowed_methods, reason = "this is the one file that may call spawn_blocking")]
+pub(crate) async fn run_and_tidy_up<T: Send + 'static, Rest>(
+    work: impl FnOnce() -> (T, Rest) + Send + 'static,
+) -> io::Result<T> {
+    let (sender, answer) = oneshot::channel();
+    let job = tokio::task::spawn_blocking(move || {
+        let (value, rest) = work();
+        // If nobody waits for it any more, it is dropped here.
+        drop(sender.send(value));
+        drop(rest);
+    });
+    match answer.await {
         Ok(value) => Ok(value),
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => Err(io::Error::other("the Tokio runtime is shutting down")),
+        Err(_) => match job.await.map_err(tokio::task::JoinError::try_into_panic) {
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            _ => Err(io::Error::other("the Tokio runtime is shutting down")),
         },
     }
 }

@@ -29,6 +29,7 @@ fn main() {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["--hold", url] => handover::hold(url),
+        ["--ring"] => handover::ring(),
         ["--compete", kind, hold, path] => fairness::compete(kind, hold, path),
         ["--pend", kind, dir] => pending::pend(kind, dir),
         ["--time-out", url] => timeout::time_out(url),

@@ -19,8 +19,8 @@ use crate::sys::{self, Stat};
 const ROUNDS: u32 = 16;
 
 /// Tries once.
-pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockError> {
-    let mut kept = last.file;
+pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome, LockError> {
+    let mut kept = last.file.clone();
     for _ in 0..ROUNDS {
         let was_kept = kept.is_some();
         let file = match kept.take() {

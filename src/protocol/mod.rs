@@ -101,15 +101,12 @@ impl Target {
     }
 
     /// Tries once.
-    pub(crate) fn attempt(&self, last: Contended) -> Result<Outcome, LockError> {
+    pub(crate) fn attempt(&self, last: &Contended) -> Result<Outcome, LockError> {
         match self.kind {
             #[cfg(unix)]
             LockKind::Shlock => shlock::attempt(self, last),
             LockKind::Flock | LockKind::WinFlock => flock::attempt(self, last),
-            _ => {
-                drop(last);
-                Ok(Outcome::Acquired { held: Held::Null, taken_over: None })
-            }
+            _ => Ok(Outcome::Acquired { held: Held::Null, taken_over: None }),
         }
     }
 

@@ -12,7 +12,7 @@ use std::ops::Bound;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
@@ -41,10 +41,11 @@ const PROBES: usize = 4;
 /// How many watches are removed in one go; each costs some 15 µs.
 const REMOVALS: usize = 64;
 
-/// A watch on one file, which it keeps open: reopening the file would be an event for everybody else.
+/// A watch on one open file.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    file: Arc<File>,
+    /// Weak, so that whoever lets the file go decides where it is closed.
+    file: Weak<File>,
     descriptor: i32,
     signal: Arc<Signal>,
     /// A foreign holder whose death is no event on the file.
@@ -99,12 +100,12 @@ impl Watch {
             runtime.spawn(driver.drive());
         }
         let process = process.and_then(register).and_then(Result::ok).map(Box::new);
-        Some(Self { file: Arc::clone(file), descriptor, signal, process })
+        Some(Self { file: Arc::downgrade(file), descriptor, signal, process })
     }
 
     /// Whether it still watches, and this file.
     pub(crate) fn is_on(&self, file: &Arc<File>) -> bool {
-        Arc::ptr_eq(&self.file, file) && !self.signal.is_orphaned.load(Ordering::Acquire)
+        self.file.as_ptr() == Arc::as_ptr(file) && !self.signal.is_orphaned.load(Ordering::Acquire)
     }
 
     /// Waits until something happened since the last sign, or since the watch was made. Cancel safe.

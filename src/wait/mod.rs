@@ -63,7 +63,7 @@ pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGu
         Ok(guard) => return Ok(Some(guard)),
         Err(turn) => turn,
     };
-    Ok(match attempt_from(lock, turn, Contended::default(), started).await? {
+    Ok(match attempt_from(lock, turn, Contended::default(), Sign::Event, started).await? {
         Tried::Acquired(guard) => Some(guard),
         Tried::Busy(..) => None,
     })
@@ -84,14 +84,16 @@ pub(crate) async fn obtain(lock: &LockFile) -> Result<LockGuard, LockError> {
     let had_rivals = turn.spell().forget_rivals();
     let mut lookout = Lookout::new(lock);
     let mut last = Contended::default();
+    let mut sign = Sign::Event;
     let mut lost_races = 0;
     loop {
-        match attempt_from(lock, turn, last, report.started()).await? {
+        match attempt_from(lock, turn, last, sign, report.started()).await? {
             Tried::Acquired(guard) => return Ok(guard),
             Tried::Busy(back, contended) => (turn, last) = (back, contended),
         }
         turn.spell().end(lost_races > 0);
-        if report.during(lock, pin!(lookout.pause(&last))).await == Sign::Event {
+        sign = report.during(lock, pin!(lookout.pause(&last))).await;
+        if sign == Sign::Event {
             // Events reach processes always in the same order, so the first would win every race if nobody waived one.
             let is_patient = (had_rivals || lost_races > 0) && lost_races <= fastrand::u32(0..RACES_WAIVED);
             if is_patient {
@@ -117,16 +119,17 @@ async fn step_aside(lock: &LockFile, pause: Duration) -> Result<(), LockError> {
     aside.map_err(|error| LockError::io(&lock.target().path, "wait for", error))
 }
 
-/// One try, on from what the `last` one found. The wait for the lock began at `started`.
+/// One try, on from what the `last` one found, because of a `sign`. The wait for the lock began at `started`.
 async fn attempt_from(
     lock: &LockFile,
     mut turn: Turn,
     mut last: Contended,
+    sign: Sign,
     started: Instant,
 ) -> Result<Tried, LockError> {
     for look in 0.. {
         let outcome;
-        (turn, outcome) = try_once(lock, turn, last).await?;
+        (turn, outcome) = try_once(lock, turn, last, sign).await?;
         match outcome {
             Outcome::Acquired { held, taken_over } => {
                 return Ok(Tried::Acquired(LockGuard::new(lock.clone(), turn, held, taken_over, started)));
@@ -145,11 +148,13 @@ fn assert_timers() {
 }
 
 /// Tries on this thread if nothing can block it there, else on the blocking pool.
-async fn try_once(lock: &LockFile, turn: Turn, last: Contended) -> Result<(Turn, Outcome), LockError> {
+async fn try_once(lock: &LockFile, turn: Turn, last: Contended, sign: Sign) -> Result<(Turn, Outcome), LockError> {
     let target = lock.target();
     match lock.slot().pace() {
-        Some(Pace::Inline | Pace::LookInline) if target.is_still_held(&last) => Ok((turn, Outcome::Busy(last))),
-        Some(Pace::Inline) => Ok((turn, target.attempt(last)?)),
+        Some(Pace::Inline | Pace::LookInline) if sign == Sign::Probe && target.is_still_held(&last) => {
+            Ok((turn, Outcome::Busy(last)))
+        }
+        Some(Pace::Inline) => Ok((turn, target.attempt(&last)?)),
         _ => Box::pin(try_on_pool(lock, turn, last)).await,
     }
 }
@@ -158,9 +163,11 @@ async fn try_on_pool(lock: &LockFile, turn: Turn, last: Contended) -> Result<(Tu
     let path = &lock.target().path;
     let lock = lock.clone();
     // The turn goes along: if our caller goes away, no other task tries before this try has ended.
-    let tried = blocking::run(move || {
+    let tried = blocking::run_and_tidy_up(move || {
         lock.find_pace();
-        (turn, lock.target().attempt(last))
+        let outcome = lock.target().attempt(&last);
+        // Whoever closes a file that was removed pays for the removal on the disk.
+        ((turn, outcome), last)
     });
     let (turn, outcome) = tried.await.map_err(|error| LockError::io(path, "try for", error))?;
     Ok((turn, outcome?))

@@ -33,9 +33,9 @@ const GRACE: Duration = Duration::from_secs(30);
 const ROUNDS: u32 = 16;
 
 /// Tries once; as the module's header says.
-pub(super) fn attempt(target: &Target, last: Contended) -> Result<Outcome, LockError> {
+pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome, LockError> {
     let place = Place::open(target)?;
-    let mut kept = last.file;
+    let mut kept = last.file.clone();
     let mut taken_over = None;
     for _ in 0..ROUNDS {
         match place.contend(kept.take())? {
@@ -171,8 +171,8 @@ impl<'a> Place<'a> {
 
     /// Looks at the name: whose is it?
     fn contend(&self, kept: Option<Arc<File>>) -> Result<Found, LockError> {
-        let was_kept = kept.is_some();
         let file = match kept {
+            Some(file) if !self.names(self.name, &self.stat(&file)?)? => return Ok(Found::Changed),
             Some(file) => file,
             None => match self.open_lock()? {
                 Some(file) => Arc::new(file),
@@ -188,9 +188,6 @@ impl<'a> Place<'a> {
             }
             let record = self.read(&file)?;
             return self.judge(file, record);
-        }
-        if was_kept && !self.names(self.name, &self.stat(&file)?)? {
-            return Ok(Found::Changed);
         }
         let record = self.read(&file)?;
         self.judge_locked(file, record)
