@@ -2,7 +2,7 @@
 //!
 //! Every runtime in which somebody waits has one task, the driver, that reads the events and wakes the waits they are
 //! for. Whichever driver reads an event serves all runtimes. When nobody waits any more, drivers end and the instance
-//! is closed, within two ticks.
+//! is closed, with the next tick.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -32,11 +32,11 @@ use crate::sys;
 const NAME_CHANGES: WatchFlags = WatchFlags::ATTRIB.union(WatchFlags::MOVE_SELF).union(WatchFlags::DELETE_SELF);
 
 /// How often a driver looks after the watches.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(250);
 
 /// How many files' waits a tick wakes although there was no event, for holders that release without one. Rationed for
 /// the whole process: ten thousand waits, each with a timer of its own, would cost a tenth of a core.
-const PROBES: usize = 4;
+const PROBES: usize = 25;
 
 /// How many watches are removed in one go; each costs some 15 µs.
 const REMOVALS: usize = 64;
