@@ -4,6 +4,7 @@
 //! takes it from there. Nothing stays on the shelf: the last waiter who goes away clears it, the releaser looks once
 //! more after giving up the turn, and [`Caretaker`] clears it of what a task does not come for.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -161,9 +162,9 @@ impl Caretaker {
                 if again {
                     kept.push(weak);
                 }
-                // Releasing logs, so nothing is locked here.
+                // Releasing logs, so nothing is locked here, and a subscriber that panics must not end this thread.
                 if let Some(parcel) = parcel {
-                    parcel.release();
+                    let _ = catch_unwind(AssertUnwindSafe(|| parcel.release()));
                 }
             }
             let mut caretaker = Self::get();

@@ -134,6 +134,8 @@ impl LockFile {
     /// When polled outside a Tokio runtime with time enabled.
     #[doc(alias = "try_lock")]
     pub async fn attempt(&self) -> Result<Option<LockGuard>, LockError> {
+        // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
+        tokio::task::consume_budget().await;
         match self.0.slot.try_turn() {
             Some(turn) => wait::attempt(self, turn).await,
             None => Ok(None),

@@ -37,7 +37,8 @@ pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome, Lock
         }
         if locked {
             let found = find_record(&file, &stat);
-            let wrote = found.is_some() && record::write(&file, &record::flock(std::process::id())).is_ok();
+            let record = record::flock(std::process::id());
+            let wrote = (found.is_some() && record::write(&file, &record).is_ok()).then_some(record);
             let held = Held { file, stat, wrote, armed: true };
             // Who releases blanks his record, if he lives to do so.
             return Ok(Outcome::Acquired { held: super::Held::Flock(Box::new(held)), taken_over: found.flatten() });
@@ -109,7 +110,8 @@ fn find_record(file: &File, stat: &Stat) -> Option<Option<u32>> {
 pub(crate) struct Held {
     file: Arc<File>,
     stat: Stat,
-    wrote: bool,
+    /// The record in the file, if we wrote one.
+    wrote: Option<[u8; record::FLOCK_LEN]>,
     armed: bool,
 }
 
@@ -143,8 +145,9 @@ impl Held {
         sys::unlock(&self.file)
     }
 
+    /// Blanks the record, if it is still there: the holder may have put data in its place.
     fn blank(&mut self) {
-        if std::mem::take(&mut self.wrote) {
+        if self.wrote.take().is_some_and(|record| record::is_all_of(&self.file, &record)) {
             let _ = record::write(&self.file, &record::FLOCK_BLANK);
         }
     }

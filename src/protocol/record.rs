@@ -80,18 +80,41 @@ impl Record {
     }
 }
 
+/// Whether the file holds these bytes and no more.
+pub(super) fn is_all_of(file: &File, record: &[u8; FLOCK_LEN]) -> bool {
+    let mut bytes = [0; FLOCK_LEN + 1];
+    read_once(file, &mut bytes, 0).is_ok_and(|filled| bytes[..filled] == *record)
+}
+
+/// Whether the file holds a record that a shlock can have, or what its maker wrote before he died.
+#[cfg(unix)]
+pub(super) fn is_record_or_begun(file: &File) -> io::Result<bool> {
+    let mut bytes = [0; LIMIT + 1];
+    let filled = read(file, &mut bytes)?;
+    let bytes = &bytes[..filled];
+    let is_begun = filled < SHLOCK_LEN && bytes.trim_ascii().is_empty();
+    Ok(is_begun || matches!(Record::parse(bytes), Record::Blank | Record::Shlock(_) | Record::Foreign(_)))
+}
+
 /// Reads from the start of the file until `bytes` are full or the file ends; says how far it got.
 fn read(file: &File, bytes: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < bytes.len() {
-        match sys::read_at(file, &mut bytes[filled..], filled as u64) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        match read_once(file, &mut bytes[filled..], filled as u64)? {
+            0 => break,
+            count => filled += count,
         }
     }
     Ok(filled)
+}
+
+fn read_once(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+    loop {
+        match sys::read_at(file, bytes, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// Writes to the start of the file: one call, which for so few bytes is all or nothing on a local file system.

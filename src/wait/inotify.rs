@@ -6,13 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Bound;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
@@ -48,7 +51,10 @@ pub(crate) struct Watch {
     file: Weak<File>,
     descriptor: i32,
     signal: Arc<Signal>,
-    /// A foreign holder whose death is no event on the file.
+    /// Whose driver reads the events, or did when the watch was made.
+    runtime: Id,
+    /// A foreign holder, whose death is no event on the file.
+    holder: Option<u32>,
     process: Option<Box<AsyncFd<OwnedFd>>>,
 }
 
@@ -58,19 +64,6 @@ struct Signal {
     /// Nobody reads the events of this watch any more.
     is_orphaned: AtomicBool,
     notify: Notify,
-}
-
-impl Signal {
-    fn event(&self) {
-        self.is_event.store(true, Ordering::Release);
-        self.notify.notify_one();
-    }
-
-    /// A sign, so that the wait tries once more and then watches anew.
-    fn orphan(&self) {
-        self.is_orphaned.store(true, Ordering::Release);
-        self.event();
-    }
 }
 
 impl Watch {
@@ -83,8 +76,7 @@ impl Watch {
             LockKind::Flock => WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE,
             _ => WatchFlags::CLOSE_WRITE,
         };
-        let process = holder.and_then(sys::process_descriptor);
-        Self::new(file, NAME_CHANGES | closing, process)
+        Self::new(file, NAME_CHANGES | closing, holder)
     }
 
     /// For the loss of `file`'s name; otherwise as [`for_release`](Self::for_release).
@@ -92,30 +84,49 @@ impl Watch {
         Self::new(file, NAME_CHANGES, None)
     }
 
-    fn new(file: &Arc<File>, events: WatchFlags, process: Option<OwnedFd>) -> Option<Self> {
+    fn new(file: &Arc<File>, events: WatchFlags, holder: Option<u32>) -> Option<Self> {
         let runtime = Handle::try_current().ok()?;
         let (descriptor, signal, driver) = Watches::get().add(events, file, &runtime)?;
         // Outside the lock: a runtime that is shutting down drops the driver here and now.
         if let Some(driver) = driver {
             runtime.spawn(driver.drive());
         }
+        let process = holder.and_then(sys::process_descriptor);
         let process = process.and_then(register).and_then(Result::ok).map(Box::new);
-        Some(Self { file: Arc::downgrade(file), descriptor, signal, process })
+        Some(Self { file: Arc::downgrade(file), descriptor, signal, runtime: runtime.id(), holder, process })
     }
 
-    /// Whether it still watches, and this file.
-    pub(crate) fn is_on(&self, file: &Arc<File>) -> bool {
-        self.file.as_ptr() == Arc::as_ptr(file) && !self.signal.is_orphaned.load(Ordering::Acquire)
+    /// Whether it still watches, for the runtime we are in, and this file with this holder.
+    pub(crate) fn is_on(&self, file: &Arc<File>, holder: Option<u32>) -> bool {
+        self.file.as_ptr() == Arc::as_ptr(file)
+            && self.holder == holder
+            && self.is_at_home()
+            && !self.signal.is_orphaned.load(Ordering::Acquire)
+    }
+
+    fn is_at_home(&self) -> bool {
+        Handle::try_current().is_ok_and(|runtime| runtime.id() == self.runtime)
+    }
+
+    /// As a part of [`sign`](Self::sign): `false` when the wait has moved to another runtime. The first may stand still,
+    /// and its driver with it.
+    async fn notified(&self) -> bool {
+        let mut notified = pin!(self.signal.notify.notified());
+        poll_fn(|context| match self.is_at_home() {
+            true => notified.as_mut().poll(context).map(|()| true),
+            false => Poll::Ready(false),
+        })
+        .await
     }
 
     /// Waits until something happened since the last sign, or since the watch was made. Cancel safe.
     pub(crate) async fn sign(&mut self) -> Sign {
         match &self.process {
-            None => self.signal.notify.notified().await,
+            None => _ = self.notified().await,
             Some(process) => {
                 let ended = Box::pin(async {
                     tokio::select! {
-                        () = self.signal.notify.notified() => false,
+                        _ = self.notified() => false,
                         _ = process.readable() => true,
                     }
                 });
@@ -167,6 +178,17 @@ static WATCHES: Mutex<Watches> = Mutex::new(Watches {
     cursor: 0,
 });
 
+/// Whom to wake when [`Watches`] is unlocked again: a waker may do anything, also drop its wait.
+#[must_use]
+#[derive(Debug, Default)]
+struct Due(Vec<Arc<Signal>>);
+
+impl Due {
+    fn wake(self) {
+        self.0.iter().for_each(|signal| signal.notify.notify_one());
+    }
+}
+
 impl Watches {
     fn get() -> MutexGuard<'static, Self> {
         WATCHES.lock().unwrap_or_else(PoisonError::into_inner)
@@ -181,10 +203,7 @@ impl Watches {
             Some(inotify) => Arc::clone(inotify),
             None => Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?),
         };
-        // By descriptor: the name may stand for another file by now.
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let descriptor = inotify::add_watch(&*inotify, path, events | WatchFlags::MASK_ADD).ok()?;
-        let driver = match self.driven.contains(&runtime) {
+        let registered = match self.driven.contains(&runtime) {
             true => None,
             false => {
                 // Here, so that where there are no timers our caller panics, not the driver.
@@ -193,11 +212,16 @@ impl Watches {
                     self.without_io.push(runtime);
                     return None;
                 };
-                let driver = Driver { inotify: Some(inotify.ok()?), tick, runtime };
-                self.driven.push(runtime);
-                Some(driver)
+                Some((inotify.ok()?, tick))
             }
         };
+        // By descriptor: the name may stand for another file by now.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let descriptor = inotify::add_watch(&*inotify, path, events | WatchFlags::MASK_ADD).ok()?;
+        let driver = registered.map(|(inotify, tick)| {
+            self.driven.push(runtime);
+            Driver { inotify: Some(inotify), tick, runtime }
+        });
         self.inotify = Some(inotify);
         let signal = Arc::<Signal>::default();
         self.watched.entry(descriptor).or_default().push(Arc::clone(&signal));
@@ -216,40 +240,45 @@ impl Watches {
     }
 
     /// Passes on what inotify has to say.
-    fn dispatch(&mut self) {
-        let Some(inotify) = self.inotify.clone() else { return };
+    fn dispatch(&mut self) -> Due {
+        let mut due = Due::default();
+        let Some(inotify) = self.inotify.clone() else { return due };
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = Reader::new(&*inotify, &mut buffer);
         loop {
             match events.next() {
-                Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => self.event_for_all(),
+                Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => due = self.event_for_all(),
                 Ok(event) => {
-                    self.watched.get(&event.wd()).into_iter().flatten().for_each(|signal| signal.event());
+                    let signals = self.watched.get(&event.wd()).into_iter().flatten();
+                    due.0.extend(signals.inspect(|signal| signal.is_event.store(true, Ordering::Release)).cloned());
                     if event.events().contains(ReadFlags::IGNORED) {
                         self.watched.remove(&event.wd());
                     }
                 }
                 Err(Errno::INTR) => {}
-                Err(_) => return,
+                Err(_) => return due,
             }
         }
     }
 
-    fn event_for_all(&self) {
-        self.watched.values().flatten().for_each(|signal| signal.event());
+    fn event_for_all(&self) -> Due {
+        let signals = self.watched.values().flatten();
+        Due(signals.inspect(|signal| signal.is_event.store(true, Ordering::Release)).cloned().collect())
     }
 
-    /// Wakes the next few waits in turn.
-    fn probe(&mut self) {
+    /// The next few waits in turn.
+    fn probe(&mut self) -> Due {
+        let mut due = Due::default();
         let after = self.watched.range((Bound::Excluded(self.cursor), Bound::Unbounded));
         let from_start = self.watched.range(..=self.cursor);
         let live = after.chain(from_start).filter(|(_, signals)| !signals.is_empty());
         let mut last = self.cursor;
         for (&descriptor, signals) in live.take(PROBES) {
-            signals.iter().for_each(|signal| signal.notify.notify_one());
+            due.0.extend_from_slice(signals);
             last = descriptor;
         }
         self.cursor = last;
+        due
     }
 
     /// Removes retired watches; says whether there are more.
@@ -265,15 +294,19 @@ impl Watches {
         !self.retired.is_empty()
     }
 
-    /// A driver ends. The last one takes the instance along: waits that are left go on in another runtime, or never.
-    fn leave(&mut self, runtime: Id) {
+    /// A driver ends. The last one takes the instance along: waits that are left try once more and then watch anew, in
+    /// another runtime, or never.
+    fn leave(&mut self, runtime: Id) -> Due {
         self.driven.retain(|&driven| driven != runtime);
-        if self.driven.is_empty() {
-            self.watched.values().flatten().for_each(|signal| signal.orphan());
-            self.inotify = None;
-            self.watched.clear();
-            self.retired.clear();
+        if !self.driven.is_empty() {
+            return Due::default();
         }
+        let due = self.event_for_all();
+        due.0.iter().for_each(|signal| signal.is_orphaned.store(true, Ordering::Release));
+        self.inotify = None;
+        self.watched.clear();
+        self.retired.clear();
+        due
     }
 }
 
@@ -303,7 +336,8 @@ impl Driver {
                     let Ok(mut ready) = ready else { return };
                     // Cleared first: an event that comes while the rest is read makes it ready again.
                     ready.clear_ready();
-                    Watches::get().dispatch();
+                    let due = Watches::get().dispatch();
+                    due.wake();
                 }
                 _ = self.tick.tick() => if !self.tend().await { return },
             }
@@ -312,16 +346,15 @@ impl Driver {
 
     /// What is due at every tick; `false` when nobody waits any more.
     async fn tend(&mut self) -> bool {
-        let idle = {
+        let (idle, due) = {
             let mut watches = Watches::get();
-            watches.probe();
             // In one breath, so that nobody can count on a driver that is about to leave.
-            let idle = watches.live == 0;
-            if idle {
-                watches.leave(self.runtime);
+            match watches.live {
+                0 => (true, watches.leave(self.runtime)),
+                _ => (false, watches.probe()),
             }
-            idle
         };
+        due.wake();
         if idle {
             // Closing an instance waits for the kernel to forget its watches: some milliseconds.
             let inotify = self.inotify.take();
@@ -338,7 +371,8 @@ impl Driver {
 impl Drop for Driver {
     fn drop(&mut self) {
         if self.inotify.is_some() {
-            Watches::get().leave(self.runtime);
+            let due = Watches::get().leave(self.runtime);
+            due.wake();
         }
     }
 }

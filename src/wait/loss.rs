@@ -28,7 +28,7 @@ pub(crate) async fn lost(lock: &LockFile, file: &Arc<File>, identity: Identity) 
             None => return pending().await,
         }
         match &mut watch {
-            Some(watch) if watch.is_on(file) => _ = watch.sign().await,
+            Some(watch) if watch.is_on(file, None) => _ = watch.sign().await,
             _ if has_events(lock) => {
                 watch = Watch::for_loss(file);
                 if watch.is_none() {

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::blocking;
 use crate::error::LockError;
 use crate::guard::LockGuard;
+use crate::kind::LockKind;
 use crate::lock::LockFile;
 use crate::protocol::{Contended, Outcome};
 use crate::registry::Turn;
@@ -72,13 +73,14 @@ pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGu
 /// Queues behind the other tasks of this process, then tries until it is ours.
 pub(crate) async fn obtain(lock: &LockFile) -> Result<LockGuard, LockError> {
     assert_timers();
+    tokio::task::consume_budget().await;
     let mut report = Report::new();
     let turn = report.during(lock, pin!(lock.slot().turn())).await;
     let mut turn = match receive(lock, turn, report.started()) {
         Ok(guard) => return Ok(guard),
         Err(turn) => turn,
     };
-    if turn.spell().is_unfair(std::time::Instant::now()) {
+    if lock.kind() != LockKind::Null && turn.spell().is_unfair(std::time::Instant::now()) {
         Box::pin(step_aside(lock, spell::PAUSE)).await?;
     }
     let had_rivals = turn.spell().forget_rivals();
@@ -114,9 +116,9 @@ fn receive(lock: &LockFile, turn: Turn, started: Instant) -> Result<LockGuard, T
 
 /// Lets other processes try first.
 async fn step_aside(lock: &LockFile, pause: Duration) -> Result<(), LockError> {
-    // On the pool, because Tokio's timers count in milliseconds.
-    let aside = blocking::run(move || std::thread::sleep(pause)).await;
-    aside.map_err(|error| LockError::io(&lock.target().path, "wait for", error))
+    // On the pool, because Tokio's timers count in milliseconds; but all of its threads may be waiting for this lock.
+    let aside = timeout(Duration::from_millis(1), blocking::run(move || std::thread::sleep(pause))).await;
+    aside.unwrap_or(Ok(())).map_err(|error| LockError::io(&lock.target().path, "wait for", error))
 }
 
 /// One try, on from what the `last` one found, because of a `sign`. The wait for the lock began at `started`.
@@ -166,10 +168,11 @@ async fn try_on_pool(lock: &LockFile, turn: Turn, last: Contended) -> Result<(Tu
     let tried = blocking::run_and_tidy_up(move || {
         lock.find_pace();
         let outcome = lock.target().attempt(&last);
-        // Whoever closes a file that was removed pays for the removal on the disk.
-        ((turn, outcome), last)
+        // In this order: if our caller has gone, the lock goes before the turn. And whoever closes a file that was
+        // removed pays for the removal on the disk.
+        ((outcome, turn), last)
     });
-    let (turn, outcome) = tried.await.map_err(|error| LockError::io(path, "try for", error))?;
+    let (outcome, turn) = tried.await.map_err(|error| LockError::io(path, "try for", error))?;
     Ok((turn, outcome?))
 }
 
@@ -198,7 +201,7 @@ impl<'a> Lookout<'a> {
             return Sign::Probe;
         };
         match &mut self.watch {
-            Some(watch) if watch.is_on(file) => {
+            Some(watch) if watch.is_on(file, contended.foreign) => {
                 let sign = match AFTER_EVENT.get(self.looks) {
                     Some(&delay) => Box::pin(timeout(delay, watch.sign())).await.ok(),
                     None => Some(watch.sign().await),

@@ -20,7 +20,7 @@ impl Watch {
         None
     }
 
-    pub(crate) fn is_on(&self, _file: &Arc<File>) -> bool {
+    pub(crate) fn is_on(&self, _file: &Arc<File>, _holder: Option<u32>) -> bool {
         match self.0 {}
     }
 

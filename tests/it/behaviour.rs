@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile, LockKind};
 
-use crate::support::{FILE_KINDS, each_file_kind, each_kind, poll_once, take};
+use crate::support::{FILE_KINDS, HANG, each_file_kind, each_kind, poll_once, take};
 
 #[tokio::test]
 async fn one_holder_at_a_time() {
@@ -69,6 +69,32 @@ async fn waiters_are_served_in_order() {
         drop(guard);
         for number in 0..5 {
             assert_eq!(served.recv().await, Some(number));
+        }
+    })
+    .await;
+}
+
+/// However often a task asks, in a runtime with one thread the holder must get to run.
+#[tokio::test]
+async fn a_loop_of_tries_lets_other_tasks_run() {
+    each_kind(|a, b| async move {
+        let guard = take(&a).await;
+        tokio::spawn(async move {
+            tokio::task::yield_now().await;
+            drop(guard);
+        });
+        let began = Instant::now();
+        while b.attempt().await.unwrap().is_none() {
+            assert!(began.elapsed() < HANG, "the holder does not get to run");
+        }
+        let has_run = Arc::new(AtomicBool::new(false));
+        tokio::spawn({
+            let has_run = Arc::clone(&has_run);
+            async move { has_run.store(true, Ordering::SeqCst) }
+        });
+        while !has_run.load(Ordering::SeqCst) {
+            assert!(began.elapsed() < HANG, "another task does not get to run");
+            drop(b.obtain().await.unwrap());
         }
     })
     .await;

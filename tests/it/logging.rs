@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Id, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use crate::support::{Holder, each_file_kind, in_own_process, take};
+use crate::support::{Holder, each_file_kind, in_own_process, poll_once, take};
 
 /// An event or a new span.
 #[derive(Debug, Clone)]
@@ -187,6 +188,45 @@ async fn a_loss_is_logged_when_it_is_noticed_and_only_then() {
         guard.lost().await;
         assert!(guard.release().await.is_err());
         recorder.only("lost");
+    })
+    .await;
+}
+
+/// What gives back the locks that no task comes for lives on.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
+    if !in_own_process("logging::a_subscriber_that_panics_does_not_keep_other_processes_out") {
+        return;
+    }
+    static HAS_PANICKED: AtomicBool = AtomicBool::new(false);
+    struct Panicker;
+    impl<S: Subscriber> Layer<S> for Panicker {
+        fn on_event(&self, _event: &Event<'_>, _context: Context<'_, S>) {
+            if std::thread::current().name() == Some("lockfile-handover") {
+                HAS_PANICKED.store(true, Ordering::SeqCst);
+                panic!("a subscriber's panic, which this test wants");
+            }
+        }
+    }
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Panicker)).unwrap();
+    each_file_kind(|kind, path| async move {
+        for is_lost in [true, false] {
+            let lock = kind(&path);
+            let guard = take(&lock).await;
+            let mut next = Box::pin(lock.obtain());
+            assert!(!poll_once(next.as_mut()).await);
+            drop(guard);
+            if is_lost {
+                std::fs::remove_file(&path).unwrap();
+                while !HAS_PANICKED.swap(false, Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                continue;
+            }
+            // `next` is not polled, so nobody but the caretaker can let this process in.
+            Holder::holding(&lock).release();
+        }
     })
     .await;
 }

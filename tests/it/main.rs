@@ -4,6 +4,8 @@
 mod bad_input;
 mod behaviour;
 #[cfg(unix)]
+#[cfg(unix)]
+mod flock;
 mod fuzz;
 mod handover;
 mod logging;

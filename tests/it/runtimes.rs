@@ -1,8 +1,9 @@
 //! Runtimes of every make: without I/O, without timers, several at once, and at their end.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -158,6 +159,89 @@ fn a_wait_goes_on_in_another_runtime_when_its_first_is_gone() {
         outsider.release();
         drop(timeout(HANG, wait).await.expect("hangs").unwrap());
     });
+}
+
+/// The first runtime lives, but nothing runs in it, so nobody reads its events.
+#[test]
+fn a_wait_goes_on_in_another_runtime_while_its_first_stands_still() {
+    let new_runtime = || Builder::new_current_thread().enable_all().build().unwrap();
+    let dir = TempDir::new().unwrap();
+    let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
+    let outsider = Outsider::holding(&lock);
+    let mut wait = Box::pin(lock.obtain());
+    let (first, second) = (new_runtime(), new_runtime());
+    first.block_on(async {
+        for _ in 0..10 {
+            assert!(!poll_once(wait.as_mut()).await);
+        }
+    });
+    second.block_on(async {
+        for _ in 0..10 {
+            assert!(!poll_once(wait.as_mut()).await);
+        }
+        outsider.release();
+        drop(timeout(HANG, wait).await.expect("hangs").unwrap());
+    });
+}
+
+/// Every thread of the blocking pool waits for the lock, so none is left for whatever a wait might want one for.
+#[test]
+fn waits_that_fill_the_blocking_pool_are_served_where_tries_are_inline() {
+    let dir = TempDir::new().unwrap();
+    for lock in [LockFile::flock(dir.path().join("x.lock")).unwrap(), LockFile::null()] {
+        let runtime =
+            Builder::new_multi_thread().worker_threads(1).max_blocking_threads(2).enable_all().build().unwrap();
+        let (sender, is_over) = std::sync::mpsc::channel();
+        for _ in 0..2 {
+            let (lock, handle, sender) = (lock.clone(), runtime.handle().clone(), sender.clone());
+            runtime.spawn_blocking(move || {
+                // Long enough that this process lets others go first now and then.
+                let began = Instant::now();
+                while began.elapsed() < Duration::from_millis(50) {
+                    drop(handle.block_on(lock.obtain()).unwrap());
+                }
+                sender.send(()).unwrap();
+            });
+        }
+        for _ in 0..2 {
+            is_over.recv_timeout(HANG).expect("hangs");
+        }
+    }
+}
+
+/// A waker may do what it likes, also drop the wait that it wakes.
+#[test]
+fn a_waker_that_drops_the_wait_harms_no_other() {
+    type Wait = Pin<Box<dyn Future<Output = ()> + Send>>;
+    struct Dropper(Mutex<Option<Wait>>);
+    impl Wake for Dropper {
+        fn wake(self: Arc<Self>) {
+            let wait = self.0.lock().unwrap().take();
+            drop(wait);
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    let [lock, other] = ["a", "b"].map(|name| LockFile::flock(dir.path().join(name)).unwrap());
+    let [holder, others_holder] = [&lock, &other].map(Outsider::holding);
+    // Never dropped: where this fails, its worker never comes back.
+    let runtime = Box::leak(Box::new(Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()));
+    let _entered = runtime.enter();
+    let dropper = Arc::new(Dropper(Mutex::new(None)));
+    let mut wait: Wait = Box::pin(async move { drop(lock.obtain().await) });
+    for _ in 0..10 {
+        assert!(wait.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+    let waker = Waker::from(Arc::clone(&dropper));
+    assert!(wait.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    *dropper.0.lock().unwrap() = Some(wait);
+    holder.release();
+    while dropper.0.lock().unwrap().is_some() {
+        std::thread::yield_now();
+    }
+    let (sender, is_over) = std::sync::mpsc::channel();
+    runtime.spawn(async move { sender.send(other.obtain().await.map(drop)).unwrap() });
+    others_holder.release();
+    is_over.recv_timeout(HANG).expect("hangs").unwrap();
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tokio_lockfile::LockFile;
 
-use crate::support::{Holder, take};
+use crate::support::{HANG, Holder, poll_once, take};
 
 fn place() -> (tempfile::TempDir, PathBuf, LockFile) {
     let dir = tempfile::tempdir().unwrap();
@@ -89,14 +89,52 @@ async fn links_of_dead_breakers_are_purged() {
 }
 
 #[tokio::test]
-async fn a_private_name_that_cannot_be_cleared_is_no_reason_to_refuse_a_free_lock() {
+async fn what_is_no_record_keeps_a_private_name_and_is_no_reason_to_refuse_a_free_lock() {
     let (dir, path, lock) = place();
     let private = dir.path().join(".x.lock.tokio-lockfile.break");
-    std::fs::write(&private, "somebody's notes, too long for a lock record").unwrap();
-    let guard = take(&lock).await;
-    assert!(path.exists());
-    guard.release().await.unwrap();
-    assert_eq!(names(dir.path()), [".x.lock.tokio-lockfile.break"]);
+    for notes in ["my own notes", "somebody's notes, too long for a lock record"] {
+        std::fs::write(&private, notes).unwrap();
+        let guard = take(&lock).await;
+        assert!(path.exists());
+        guard.release().await.unwrap();
+        assert_eq!(std::fs::read_to_string(&private).unwrap(), notes);
+        // Where the name is needed, that is an error, which names it.
+        std::fs::write(&path, format!("{}\n", dead_pid())).unwrap();
+        let error = lock.attempt().await.unwrap_err();
+        assert!(error.to_string().contains(".x.lock.tokio-lockfile.break"), "{error}");
+        assert_eq!(std::fs::read_to_string(&private).unwrap(), notes);
+        std::fs::remove_file(&path).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn any_record_a_breaker_can_have_linked_is_cleared() {
+    let (dir, path, lock) = place();
+    let dead = dead_pid();
+    for record in [format!("{dead:>10}\t \t\n"), format!("{dead}{}", " ".repeat(200)), "\0".repeat(200), "    ".into()]
+    {
+        std::fs::write(dir.path().join(".x.lock.tokio-lockfile.break"), record).unwrap();
+        std::fs::write(&path, format!("{dead}\n")).unwrap();
+        take(&lock).await.release().await.unwrap();
+        assert_eq!(names(dir.path()), [""; 0]);
+    }
+}
+
+/// In place, as a program does that takes the file over without a new one: the PID first seen says nothing any more.
+#[tokio::test]
+async fn a_foreign_record_that_is_rewritten_is_read_again() {
+    for poll_only in [false, true] {
+        let (_dir, path, _) = place();
+        std::fs::write(&path, format!("{:>10}\n", std::process::id())).unwrap();
+        let lock = LockFile::builder().poll_only(poll_only).shlock(&path).unwrap();
+        let mut wait = Box::pin(lock.obtain());
+        // The first tries run on the blocking pool, which tells nobody when it is done.
+        for _ in 0..1_000 {
+            assert!(!poll_once(wait.as_mut()).await);
+        }
+        std::fs::write(&path, format!("{:>10}\n", dead_pid())).unwrap();
+        drop(tokio::time::timeout(HANG, wait).await.expect("hangs").unwrap());
+    }
 }
 
 #[tokio::test]

@@ -109,7 +109,9 @@ impl Place<'_> {
             Err(error) => return Err(self.failed("open a private file of", error)),
         };
         let stat = self.stat(&file)?;
-        if stat.irregular().is_some() || stat.size > record::SHLOCK_LEN as u64 * 2 {
+        let is_ours = stat.irregular().is_none()
+            && record::is_record_or_begun(&file).map_err(|error| self.failed("read a private file of", error))?;
+        if !is_ours {
             return Err(LockError::not_a_lock_file(
                 &self.target.path.with_file_name(private),
                 "it is not a lock file, but has the name of a private one",

@@ -67,7 +67,8 @@ pub(super) fn is_still_held(target: &Target, last: &Contended) -> bool {
     let Ok(stat) = sys::stat(file) else { return false };
     Identity(stat).check(&target.path).is_ok()
         && match last.foreign {
-            Some(pid) => pid_exists(pid),
+            // The file may have been rewritten in place.
+            Some(pid) => Record::of(file).is_ok_and(|record| record == Record::Foreign(pid)) && pid_exists(pid),
             None => super::is_locked(file).unwrap_or(false),
         }
 }
@@ -344,24 +345,31 @@ impl Drop for Held {
 
 /// `.NAME.tokio-lockfile.PURPOSE`; the middle of a name that would be too long gives way to its hash.
 fn private_name(name: &OsStr, purpose: &str) -> OsString {
-    use std::hash::{DefaultHasher, Hash, Hasher};
     const LONGEST: usize = 200;
     let mut private = OsString::from(".");
     if name.len() <= LONGEST {
         private.push(name);
     } else {
-        let mut hasher = DefaultHasher::new();
-        name.hash(&mut hasher);
-        private.push(format!("{:016x}", hasher.finish()));
+        private.push(format!("{:016x}", fnv1a(name.as_encoded_bytes())));
     }
     private.push(".tokio-lockfile.");
     private.push(purpose);
     private
 }
 
+/// FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same in all versions of this crate and of Rust.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hash_is_the_published_one() {
+        assert_eq!((fnv1a(b""), fnv1a(b"foobar")), (0xcbf2_9ce4_8422_2325, 0x8594_4171_f739_67e8));
+    }
 
     #[test]
     fn private_names_fit_where_the_lock_fits() {

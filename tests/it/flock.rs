@@ -1,0 +1,51 @@
+//! The flock protocol, seen from the file system.
+
+use std::path::PathBuf;
+
+use tokio_lockfile::LockFile;
+
+use crate::support::take;
+
+fn place() -> (tempfile::TempDir, PathBuf, LockFile) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data");
+    let lock = LockFile::flock(&path).unwrap();
+    (dir, path, lock)
+}
+
+#[tokio::test]
+async fn the_record_is_sixteen_bytes_and_blanked_at_release() {
+    let (_dir, path, lock) = place();
+    let guard = take(&lock).await;
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{:>10}\t\t \t\t\n", std::process::id()));
+    guard.release().await.unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), [0; 16]);
+}
+
+#[tokio::test]
+async fn data_that_was_there_before_is_not_touched() {
+    let (_dir, path, lock) = place();
+    for content in [&b"42\n"[..], b"sixteen bytes ..", &[0; 15], b"      4321\t \t\n"] {
+        std::fs::write(&path, content).unwrap();
+        let guard = take(&lock).await;
+        assert_eq!(std::fs::read(&path).unwrap(), content);
+        guard.release().await.unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), content);
+    }
+}
+
+/// The file was empty, so it has our record; then its owner writes what the lock is there for.
+#[tokio::test]
+async fn data_written_under_the_lock_is_not_touched() {
+    for content in [&b""[..], b"42\n", b"sixteen bytes ..", b"{\"important\": \"much more than a record\"}"] {
+        let (_dir, path, lock) = place();
+        let guard = take(&lock).await;
+        std::fs::write(&path, content).unwrap();
+        guard.release().await.unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), content);
+        let guard = take(&lock).await;
+        std::fs::write(&path, content).unwrap();
+        drop(guard);
+        assert_eq!(std::fs::read(&path).unwrap(), content);
+    }
+}
