@@ -194,6 +194,7 @@ impl LockFile {
     ///
     /// # Panics
     /// Inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
+    /// [`spawn_blocking`](tokio::task::spawn_blocking) is none.
     pub fn blocking_attempt(&self) -> Result<Option<LockGuard>, LockError> {
         blocking::outside_runtime(self.attempt())
             .map_err(|error| LockError::io(&self.0.target.path, "try for", error))?
@@ -207,6 +208,7 @@ impl LockFile {
     ///
     /// # Panics
     /// Inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
+    /// [`spawn_blocking`](tokio::task::spawn_blocking) is none.
     pub fn blocking_obtain(&self) -> Result<LockGuard, LockError> {
         blocking::outside_runtime(self.obtain())
             .map_err(|error| LockError::io(&self.0.target.path, "wait for", error))?
