@@ -1,4 +1,4 @@
-//! Options of a lock.
+//! The builder.
 
 use std::path::Path;
 use std::time::Duration;
@@ -6,25 +6,7 @@ use std::time::Duration;
 use crate::error::LockError;
 use crate::kind::LockKind;
 use crate::lock::LockFile;
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Options {
-    pub(crate) mode: Option<u32>,
-    pub(crate) backoff: (Duration, Duration),
-    pub(crate) break_stale_anywhere: bool,
-    pub(crate) poll_only: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            mode: None,
-            backoff: (Duration::from_millis(1), Duration::from_millis(100)),
-            break_stale_anywhere: false,
-            poll_only: false,
-        }
-    }
-}
+use crate::options::Options;
 
 /// Makes a [`LockFile`] with options; ends in the constructors' names.
 ///

@@ -68,6 +68,8 @@ mod handover;
 mod holder;
 mod kind;
 mod lock;
+mod options;
+mod pace;
 mod process;
 mod protocol;
 mod registry;

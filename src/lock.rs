@@ -9,16 +9,18 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 
 use crate::blocking;
-use crate::builder::{LockFileBuilder, Options};
+use crate::builder::LockFileBuilder;
 use crate::error::LockError;
 use crate::guard::LockGuard;
 use crate::holder::Holder;
 use crate::kind::LockKind;
+use crate::options::Options;
+use crate::pace::Pace;
 use crate::protocol::Target;
 use crate::registry::{Registry, Slot};
 use crate::trace;
 use crate::url::LockUrl;
-use crate::wait::{self, Pace};
+use crate::wait;
 
 /// A lock that processes, and tasks within one, agree on by the name of a file.
 ///

@@ -13,9 +13,9 @@ use tokio::sync::OwnedMutexGuard;
 use crate::guard::Parcel;
 use crate::handover::{Caretaker, Handover};
 use crate::kind::LockKind;
+use crate::pace::Pace;
 use crate::spell::Spell;
 use crate::trace;
-use crate::wait::Pace;
 
 /// The slots of one process; an entry goes when its last handle goes.
 #[derive(Debug, Default)]

@@ -8,10 +8,10 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::builder::Options;
 use crate::error::{LockError, LostReason};
 use crate::holder::Holder;
 use crate::kind::LockKind;
+use crate::options::Options;
 use crate::sys;
 
 pub(crate) mod flock;

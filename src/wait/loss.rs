@@ -8,10 +8,11 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::events::Watch;
-use super::{Pace, assert_timers, has_events};
+use super::{assert_timers, has_events};
 use crate::blocking;
 use crate::error::LostReason;
 use crate::lock::LockFile;
+use crate::pace::Pace;
 use crate::protocol::Identity;
 
 /// How often to look where no event tells.

@@ -10,6 +10,7 @@ use crate::error::LockError;
 use crate::guard::LockGuard;
 use crate::kind::LockKind;
 use crate::lock::LockFile;
+use crate::pace::Pace;
 use crate::protocol::{Contended, Outcome};
 use crate::registry::Turn;
 use crate::spell;
@@ -22,13 +23,11 @@ mod events;
 #[path = "no_events.rs"]
 mod events;
 mod loss;
-mod pace;
 mod report;
 
 pub(crate) use backoff::Backoff;
 use events::Watch;
 pub(crate) use loss::lost;
-pub(crate) use pace::Pace;
 use report::Report;
 
 /// Why a watch woke its wait.
