@@ -79,7 +79,7 @@ pub enum LockError {
     #[error("timed out after {limit:?} waiting for {}{}", Place(path), Brief(holder.as_deref()))]
     #[non_exhaustive]
     TimedOut {
-        /// Path of the lock file; empty for a null lock without a name.
+        /// Path of the lock file, or name of the null lock, which may be empty.
         path: PathBuf,
         /// The limit that was given.
         limit: Duration,
@@ -116,18 +116,20 @@ struct Place<'a>(&'a Path);
 
 impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_os_str().is_empty() {
-            true => f.write_str("a null lock"),
-            false => self.0.display().fmt(f),
+        match self.0.is_absolute() {
+            true => self.0.display().fmt(f),
+            false if self.0.as_os_str().is_empty() => f.write_str("a null lock"),
+            false => write!(f, "the null lock {:?}", self.0),
         }
     }
 }
 
 impl LockError {
-    /// The path this error is about; `None` for [`InvalidUrl`](Self::InvalidUrl).
+    /// The path this error is about; `None` for [`InvalidUrl`](Self::InvalidUrl) and for null locks.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::InvalidUrl { .. } => None,
+            Self::TimedOut { path, .. } if !path.is_absolute() => None,
             Self::InvalidPath { path, .. }
             | Self::Unsupported { path, .. }
             | Self::NotALockFile { path, .. }

@@ -44,7 +44,6 @@ struct Tenure {
     held: Held,
     /// When we last saw that the file is in its place and that we are not a forked child.
     verified: Instant,
-    process: u32,
 }
 
 /// A held lock on its way to the next task of this process.
@@ -77,7 +76,7 @@ impl LockGuard {
         turn.set_held();
         let now = Instant::now();
         turn.spell().gain(now);
-        let tenure = Tenure { held, verified: now, process: std::process::id() };
+        let tenure = Tenure { held, verified: now };
         Self::with(lock, turn, now, tenure)
     }
 
@@ -90,8 +89,11 @@ impl LockGuard {
         started: tokio::time::Instant,
     ) -> Result<Self, Turn> {
         let now = Instant::now();
-        // Whoever removes the file and then asks for the lock must not be given the old one.
-        if parcel.tenure.verified < started.into_std() && !parcel.tenure.verify(lock, now) {
+        // Whoever removes the file and then asks for the lock must not be given the old one; nor must a handle whose path
+        // has come to lead elsewhere than that of the handle through which the lock was taken.
+        let is_verified =
+            parcel.tenure.verified >= started.into_std() && parcel.lock.target().path == lock.target().path;
+        if !is_verified && !parcel.tenure.verify(lock, now) {
             parcel.release();
             return Err(turn);
         }
@@ -245,8 +247,7 @@ impl Inner {
     /// Releases the lock in the system.
     fn give_back(self, listener: Listener) -> Result<(), LockError> {
         let Self { lock, mut turn, since, tenure, is_loss_told } = self;
-        if !tenure.is_ours() {
-            tenure.held.abandon();
+        if !tenure.held.is_ours() {
             // Another thread of the parent may have had any mutex at the fork, so nothing that takes one may run here.
             mem::forget((lock, turn));
             return Ok(());
@@ -273,18 +274,13 @@ impl Inner {
 }
 
 impl Tenure {
-    /// Not a forked child's copy.
-    fn is_ours(&self) -> bool {
-        self.process == std::process::id()
-    }
-
     fn is_lost(&self, lock: &LockFile) -> bool {
         self.held.file().is_some_and(|(_, identity)| identity.check(&lock.target().path).is_err())
     }
 
     /// Whether the lock may be passed on.
     fn verify(&mut self, lock: &LockFile, now: Instant) -> bool {
-        let is_in_order = self.is_ours() && !self.is_lost(lock);
+        let is_in_order = self.held.is_ours() && !self.is_lost(lock);
         if is_in_order {
             self.verified = now;
         }
@@ -300,8 +296,8 @@ impl Parcel {
 
     /// Releases the lock in the system, as nobody takes it. Its guard has been told that all is well, and it was.
     pub(crate) fn release(self) {
-        if !self.tenure.is_ours() {
-            return self.tenure.held.abandon();
+        if !self.tenure.held.is_ours() {
+            return;
         }
         match self.tenure.held.release(self.lock.target()) {
             Ok(()) => {}

@@ -7,8 +7,8 @@ use crate::process;
 
 /// Who holds a lock, as far as that can be known.
 ///
-/// A PID is what the holder wrote, or what the kernel tells. A holder in another PID namespace (a container) wrote
-/// the number it has there.
+/// A PID is what the kernel tells, or else what the holder wrote. A holder in another PID namespace (a container) wrote
+/// the number it has there, and the kernel tells the one it has here, if the container is inside ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     pid: u32,

@@ -44,7 +44,7 @@
 //! | acquired | DEBUG | `kind`, `waited` |
 //! | acquired by takeover: the last holder died with the lock | WARN | `kind`, `waited`, `holder.pid` |
 //! | waiting for the lock: after 1 s, 3 s, 7 s, … | INFO | `waited`, `holder.pid`, `holder.name` |
-//! | waiting for a lock that this very task has obtained | WARN | `waited` |
+//! | this very task has obtained the lock it waits for | WARN | `waited` |
 //! | released | DEBUG | `held_for` |
 //! | lost the lock while it was held | WARN | `reason` |
 //! | the lock could not be released properly | WARN | `error`, `cause` |

@@ -244,10 +244,15 @@ impl LockFile {
     /// When polled outside a Tokio runtime.
     pub async fn holder(&self) -> Result<Option<Holder>, LockError> {
         let target = self.0.target.clone();
-        let own = self.0.slot.held_since().filter(|_| target.kind == LockKind::Null);
-        let looked = blocking::run(move || match own {
-            Some(since) => Ok(Some(Holder::look_up(std::process::id(), Some(since)))),
-            None => target.holder(),
+        let own = self.0.slot.held_since();
+        let looked = blocking::run(move || {
+            let we = |since| Holder::look_up(std::process::id(), Some(since));
+            match (target.kind, own) {
+                (LockKind::Null, own) => Ok(own.map(we)),
+                // The kernel need not tell who locked a file without a record, but we know that we did.
+                (_, Some(since)) => Ok(target.holder()?.map(|found| if found.pid() == 0 { we(since) } else { found })),
+                _ => target.holder(),
+            }
         });
         looked.await.map_err(|error| LockError::io(&self.0.target.path, "look at", error))?
     }

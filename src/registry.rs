@@ -37,6 +37,8 @@ pub(crate) struct Slot {
     held_by: Mutex<Option<Worker>>,
     /// Where to strike this slot off; `None` for a lock without a name.
     entry: Option<(Key, &'static Registry)>,
+    /// The process that made the slot.
+    process: u32,
     /// Unknown while the directory is not there.
     pace: OnceLock<Pace>,
     handover: Handover<Parcel>,
@@ -108,6 +110,7 @@ impl Slot {
             held_since: AtomicU64::new(0),
             held_by: Mutex::default(),
             entry,
+            process: std::process::id(),
             pace: OnceLock::new(),
             handover: Handover::new(),
         }
@@ -215,7 +218,9 @@ impl Drop for Waiting<'_> {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some((key, registry)) = &self.entry {
+        // In a forked child another thread may have had the mutex at the fork.
+        let is_ours = self.process == std::process::id();
+        if let Some((key, registry)) = self.entry.as_ref().filter(|_| is_ours) {
             let mut slots = registry.slots.lock().unwrap_or_else(PoisonError::into_inner);
             // Another thread may have put a new slot here since the last handle of this one went.
             if slots.get(key).is_some_and(|slot| slot.strong_count() == 0) {
@@ -286,6 +291,16 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &slot(real.join("../alias/x"))));
         let missing = slot(real.join("not/yet/x"));
         assert!(Arc::ptr_eq(&missing, &slot(alias.join("not/yet/x"))));
+    }
+
+    #[test]
+    fn a_forked_child_takes_no_mutex_for_a_slot_of_its_parent() {
+        let registry = registry();
+        let mut slot = Slot::new(None);
+        slot.entry = Some((Key(LockKind::Null, Path::new("x").into()), registry));
+        slot.process += 1;
+        let _another_thread_has_it = registry.slots.lock().unwrap();
+        drop(slot);
     }
 
     #[tokio::test]

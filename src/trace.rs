@@ -35,12 +35,12 @@ pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>
     );
 }
 
-pub(crate) fn waiting_for_itself(target: &Target, waited: Duration) {
+pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
     warn!(
         target: TARGET,
         path = %target.path.display(),
         waited = ?waited,
-        "waiting for a lock that this very task has obtained: a deadlock, unless it gave the guard away",
+        "this very task has obtained the lock it waits for: a deadlock, unless it gave the guard away",
     );
 }
 

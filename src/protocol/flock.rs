@@ -10,13 +10,16 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::record::{self, Record};
-use super::{Contended, Identity, Outcome, Target};
+use super::{Contended, Identity, Outcome, Owner, Target};
 use crate::error::LockError;
 use crate::holder::Holder;
 use crate::sys::{self, Stat};
 
 /// How often a try starts again when the file changes under it, before it answers that this is unclear.
 const ROUNDS: u32 = 16;
+
+/// How often the kernel's list of locks is read again when it does not name a holder who has left no record.
+const SECOND_LOOKS: u32 = 3;
 
 /// Tries once.
 pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome, LockError> {
@@ -37,9 +40,9 @@ pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome, Lock
         }
         if locked {
             let found = find_record(&file, &stat);
-            let record = record::flock(std::process::id());
-            let wrote = (found.is_some() && record::write(&file, &record).is_ok()).then_some(record);
-            let held = Held { file, stat, wrote, armed: true };
+            let owner = Owner::this_process();
+            let wrote = found.is_some() && record::write(&file, &record::flock(owner.0)).is_ok();
+            let held = Held { file, stat, wrote, owner: Some(owner) };
             // Who releases blanks his record, if he lives to do so.
             return Ok(Outcome::Acquired { held: super::Held::Flock(Box::new(held)), taken_over: found.flatten() });
         }
@@ -59,18 +62,22 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
         return Ok(None);
     };
     let stat = stat(target, &file)?;
-    let known = sys::flock_holder(&stat);
     let record = Record::of(&file).map_err(|error| LockError::io(&target.path, "read lock file", error))?;
     let recorded = match record {
         Record::Flock(pid) => pid,
         _ => None,
     };
+    let mut known = sys::flock_holder(&stat);
     let held = known.is_some() || super::is_locked(&file).map_err(|error| super::lock_failed(target, error))?;
     if !held {
         return Ok(None);
     }
+    if recorded.is_none() {
+        // The list may have changed while it was read.
+        known = (0..SECOND_LOOKS).fold(known, |known, _| known.or_else(|| sys::flock_holder(&stat)));
+    }
     let since = recorded.map(|_| SystemTime::UNIX_EPOCH + stat.modified);
-    Ok(Some(Holder::look_up(recorded.or(known).unwrap_or(0), since)))
+    Ok(Some(Holder::look_up(known.or(recorded).unwrap_or(0), since)))
 }
 
 /// The state of the file, which is to be a regular one.
@@ -87,7 +94,9 @@ fn open(target: &Target) -> Result<File, LockError> {
 }
 
 fn open_failed(target: &Target, error: std::io::Error) -> LockError {
-    match sys::irregular_from_open(&error) {
+    // What the error says may be true of the directory.
+    let is_there = !matches!(sys::stat_path(&target.path), Ok(None) | Err(_));
+    match sys::irregular_from_open(&error).filter(|_| is_there) {
         Some(what) => LockError::not_a_lock_file(&target.path, format!("it is {what}")),
         None => LockError::io(&target.path, "open lock file", error),
     }
@@ -110,9 +119,10 @@ fn find_record(file: &File, stat: &Stat) -> Option<Option<u32>> {
 pub(crate) struct Held {
     file: Arc<File>,
     stat: Stat,
-    /// The record in the file, if we wrote one.
-    wrote: Option<[u8; record::FLOCK_LEN]>,
-    armed: bool,
+    /// Whether the owner's record was written.
+    wrote: bool,
+    /// `None` when the lock has been released.
+    owner: Option<Owner>,
 }
 
 impl Held {
@@ -124,6 +134,10 @@ impl Held {
         Identity(self.stat)
     }
 
+    pub(super) fn owner(&self) -> Option<Owner> {
+        self.owner
+    }
+
     pub(super) fn release(mut self, path: &Path) -> Result<(), LockError> {
         self.blank();
         // After the write: a look before it would make the kernel give the file yet another time stamp.
@@ -133,21 +147,18 @@ impl Held {
         unlocked
     }
 
-    pub(super) fn abandon(mut self) {
-        self.armed = false;
-    }
-
     /// Unlocks before the close: that frees the lock at once although a forked child may have the descriptor too, and
     /// the close that follows is the event that waiters see.
     fn unlock(&mut self) -> std::io::Result<()> {
-        self.armed = false;
         self.blank();
+        self.owner = None;
         sys::unlock(&self.file)
     }
 
     /// Blanks the record, if it is still there: the holder may have put data in its place.
     fn blank(&mut self) {
-        if self.wrote.take().is_some_and(|record| record::is_all_of(&self.file, &record)) {
+        let wrote = self.owner.filter(|_| std::mem::take(&mut self.wrote));
+        if wrote.is_some_and(|owner| record::is_all_of(&self.file, &record::flock(owner.0))) {
             let _ = record::write(&self.file, &record::FLOCK_BLANK);
         }
     }
@@ -155,7 +166,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if self.armed {
+        if self.owner.is_some_and(Owner::is_this_process) {
             let _ = self.unlock();
         }
     }

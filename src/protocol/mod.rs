@@ -56,11 +56,26 @@ impl Contended {
     }
 }
 
-/// A lock that is held. Dropping it releases the lock, as a try does whose caller has gone; the guard calls
-/// [`release`](Self::release) for its answer, or [`abandon`](Self::abandon).
+/// The process that took a lock. A forked child is another, and must not give its parent's lock away.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Owner(u32);
+
+impl Owner {
+    fn this_process() -> Self {
+        Self(std::process::id())
+    }
+
+    fn is_this_process(self) -> bool {
+        self.0 == std::process::id()
+    }
+}
+
+/// A lock that is held. Dropping it releases the lock, as a try does whose caller has gone, or the guard, which calls
+/// [`release`](Self::release) where the answer matters. Dropping it in a forked child only closes the child's copies of
+/// the descriptors.
 #[derive(Debug)]
 pub(crate) enum Held {
-    Null,
+    Null(Owner),
     #[cfg(unix)]
     Shlock(Box<shlock::Held>),
     Flock(Box<flock::Held>),
@@ -106,7 +121,7 @@ impl Target {
             #[cfg(unix)]
             LockKind::Shlock => shlock::attempt(self, last),
             LockKind::Flock | LockKind::WinFlock => flock::attempt(self, last),
-            _ => Ok(Outcome::Acquired { held: Held::Null, taken_over: None }),
+            _ => Ok(Outcome::Acquired { held: Held::Null(Owner::this_process()), taken_over: None }),
         }
     }
 
@@ -143,7 +158,7 @@ impl Held {
     /// The lock file, and what the path must lead to as long as the lock is ours; `None` for a lock without a file.
     pub(crate) fn file(&self) -> Option<(&Arc<File>, Identity)> {
         match self {
-            Self::Null => None,
+            Self::Null(_) => None,
             #[cfg(unix)]
             Self::Shlock(held) => Some((held.file(), held.identity())),
             Self::Flock(held) => Some((held.file(), held.identity())),
@@ -153,7 +168,7 @@ impl Held {
     /// Releases the lock and says whether it was ours to the end.
     pub(crate) fn release(self, target: &Target) -> Result<(), LockError> {
         match self {
-            Self::Null => {
+            Self::Null(_) => {
                 let _ = target;
                 Ok(())
             }
@@ -163,14 +178,15 @@ impl Held {
         }
     }
 
-    /// Lets go in a process that did not take the lock, a forked child: closes the descriptors, nothing else.
-    pub(crate) fn abandon(self) {
-        match self {
-            Self::Null => {}
+    /// Whether this process took the lock; `false` in a forked child.
+    pub(crate) fn is_ours(&self) -> bool {
+        let owner = match self {
+            Self::Null(owner) => Some(*owner),
             #[cfg(unix)]
-            Self::Shlock(held) => held.abandon(),
-            Self::Flock(held) => held.abandon(),
-        }
+            Self::Shlock(held) => held.owner(),
+            Self::Flock(held) => held.owner(),
+        };
+        owner.is_some_and(Owner::is_this_process)
     }
 }
 

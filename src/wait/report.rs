@@ -52,11 +52,12 @@ impl Report {
     /// Cancel safe: what was not said stays due.
     async fn speak_when_due(&mut self, lock: &LockFile) {
         sleep(self.due.saturating_sub(self.started.elapsed())).await;
-        if self.worker.is_some_and(|worker| lock.slot().is_held_by(worker)) {
-            trace::waiting_for_itself(lock.target(), self.started.elapsed());
-        } else if trace::waiting_is_heard() {
+        if trace::waiting_is_heard() {
             let holder = lock.holder().await.ok().flatten();
             trace::waiting(lock.target(), self.started.elapsed(), holder.as_ref());
+        }
+        if self.worker.is_some_and(|worker| lock.slot().is_held_by(worker)) {
+            trace::waits_for_itself(lock.target(), self.started.elapsed());
         }
         self.interval = (self.interval * 2).min(LAST);
         self.due = self.started.elapsed() + self.interval;

@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -58,7 +60,12 @@ async fn containers_exclude_each_other_though_both_are_pid_1() {
         let (_dir, path) = place();
         let url = url(kind, &path);
         let first = holder(&mut container(), "wait", &url);
-        assert!(LockFile::open(&url).unwrap().attempt().await.unwrap().is_none());
+        let lock = LockFile::open(&url).unwrap();
+        assert!(lock.attempt().await.unwrap().is_none());
+        // The kernel's list has the PID that it has here; our PID 1 is an innocent.
+        let shown = lock.holder().await.unwrap().unwrap();
+        assert_ne!(shown.pid(), 1, "{shown}");
+        assert!(shown.name().is_some_and(|name| name.starts_with("interop")), "{shown}");
         assert_eq!(attempt_by(&mut container(), &url), "busy");
         first.kill();
         // Restarted, it is PID 1 again, as the record says of the dead one.
@@ -144,6 +151,40 @@ async fn a_forked_child_that_drops_the_guard_leaves_the_parents_lock_alone() {
         drop(command);
         assert_eq!(attempt_by(&mut env(), &url), "held");
     }
+}
+
+/// A try that has the lock already when the process forks, but nobody has asked for its answer yet.
+#[test]
+fn a_forked_child_that_drops_a_pending_try_leaves_the_parents_lock_alone() {
+    struct Bell(std::sync::mpsc::Sender<()>);
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.send(()).unwrap();
+        }
+    }
+    let (_dir, path) = place();
+    let url = url("shlockfile", &path);
+    let lock = LockFile::open(&url).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let (bell, rings) = std::sync::mpsc::channel();
+    let waker = Waker::from(Arc::new(Bell(bell)));
+    let mut attempt = Box::pin(async move { lock.attempt().await.map(|guard| guard.is_some()) });
+    assert!(attempt.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    rings.recv().unwrap();
+    // In a mutex because what runs before an exec has to be Sync.
+    let attempt = Mutex::new(Some(attempt));
+    let mut command = Command::new("true");
+    let drop_it = move || {
+        drop(attempt.lock().unwrap().take());
+        Err(std::io::ErrorKind::Other.into())
+    };
+    // SAFETY: no other thread of this process is in the middle of anything that the drop might wait for.
+    unsafe { command.pre_exec(drop_it) };
+    assert!(command.status().is_err(), "the child has run");
+    assert_eq!(attempt_by(&mut env(), &url), "busy");
+    drop(command);
+    assert_eq!(attempt_by(&mut env(), &url), "held");
 }
 
 #[tokio::test]

@@ -75,6 +75,39 @@ async fn a_lost_lock_is_not_passed_on() {
     .await;
 }
 
+/// Two handles are in one queue, and then the path of one of them is led elsewhere.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_lock_is_not_passed_on_to_a_handle_on_another_file() {
+    each_file_kind(|kind, path| async move {
+        let dir = path.parent().unwrap();
+        let [first, second, link] = ["first", "second", "link"].map(|name| dir.join(name));
+        std::fs::create_dir(&first).unwrap();
+        std::fs::create_dir(&second).unwrap();
+        let point_to = |target| {
+            let _ = std::fs::remove_file(&link);
+            std::os::unix::fs::symlink(target, &link).unwrap();
+        };
+        point_to(&first);
+        let led_away = kind(&link.join("x"));
+        point_to(&second);
+        let steady = kind(&first.join("x"));
+        let holder = Holder::holding(&steady);
+        let guard = take(&led_away).await;
+        let mut brief = Box::pin(led_away.obtain());
+        let mut next = Box::pin(steady.obtain());
+        assert!(!poll_once(brief.as_mut()).await);
+        assert!(!poll_once(next.as_mut()).await);
+        // The brief holder has it verified as it comes, so it is not verified again as it goes.
+        drop(guard);
+        drop(brief.await.unwrap());
+        assert!(!poll_once(next.as_mut()).await, "two holders");
+        holder.release();
+        assert!(next.await.unwrap().is_held());
+    })
+    .await;
+}
+
 /// What was passed on is lost afterwards: the one who has it is told.
 #[cfg(unix)]
 #[tokio::test]

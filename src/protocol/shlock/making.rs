@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::{Held, Place, Probe, record};
+use super::{Held, Owner, Place, Probe, record};
 use crate::error::LockError;
 use crate::sys::{self, Dir};
 
@@ -47,10 +47,9 @@ impl Place<'_> {
         let Some(mut private) = self.create()? else {
             return Ok(Made::Unclear);
         };
-        private
-            .file
-            .write_all(&record::shlock(std::process::id()))
-            .map_err(|error| self.failed("write lock file", error))?;
+        let owner = Owner::this_process();
+        let written = private.file.write_all(&record::shlock(owner.0));
+        written.map_err(|error| self.failed("write lock file", error))?;
         let stat = self.stat(&private.file)?;
         let from = private.name.as_ref().map(|private| private.name.as_os_str());
         match self.dir.link(&private.file, from, self.name) {
@@ -60,8 +59,13 @@ impl Place<'_> {
         }
         let Private { name, file } = private;
         drop(name);
-        let held =
-            Held { dir: Arc::clone(&self.dir), name: self.name.to_owned(), file: Arc::new(file), stat, armed: true };
+        let held = Held {
+            dir: Arc::clone(&self.dir),
+            name: self.name.to_owned(),
+            file: Arc::new(file),
+            stat,
+            owner: Some(owner),
+        };
         if !self.names(self.name, &held.stat)? {
             return Ok(Made::Changed);
         }

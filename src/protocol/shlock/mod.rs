@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::record::{self, Record};
-use super::{Contended, Identity, Outcome, Target};
+use super::{Contended, Identity, Outcome, Owner, Target};
 use crate::error::LockError;
 use crate::holder::Holder;
 use crate::kind::LockKind;
@@ -80,15 +80,20 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
         return Ok(None);
     };
     let record = place.read(&file)?;
-    let held = match record {
-        Record::Foreign(pid) => pid_exists(pid),
-        _ if super::is_locked(&file).map_err(|error| place.lock_failed(error))? => true,
+    let stat = place.stat(&file)?;
+    let recorded = record.pid().unwrap_or(0);
+    let pid = match record {
+        Record::Foreign(pid) => pid_exists(pid).then_some(pid),
+        // In a container the holder has another PID than here, which the record does not tell.
+        _ if super::is_locked(&file).map_err(|error| place.lock_failed(error))? => {
+            Some(sys::flock_holder(&stat).unwrap_or(recorded))
+        }
         // As a try judges it; where none could be made, nobody knows better.
-        Record::Blank => !place.is_older_than_grace(&file).unwrap_or(false),
-        _ => false,
+        Record::Blank => (!place.is_older_than_grace(&file).unwrap_or(false)).then_some(recorded),
+        _ => None,
     };
-    let since = std::time::SystemTime::UNIX_EPOCH + place.stat(&file)?.modified;
-    Ok(held.then(|| Holder::look_up(record.pid().unwrap_or(0), Some(since))))
+    let since = std::time::SystemTime::UNIX_EPOCH + stat.modified;
+    Ok(pid.map(|pid| Holder::look_up(pid, Some(since))))
 }
 
 /// Does the PID in this lock file name a live process? PEAK's `check_lock`. Unix.
@@ -284,7 +289,10 @@ impl<'a> Place<'a> {
     }
 
     fn link_failed(&self, action: &'static str, error: io::Error) -> LockError {
-        if sys::is_link_unsupported(&error) {
+        // On a file system that is known to have links, EPERM is about this file: it may be immutable.
+        let is_about_file = error.kind() == io::ErrorKind::PermissionDenied
+            && self.target.filesystem().is_ok_and(|filesystem| filesystem.flock_is_proof());
+        if sys::is_link_unsupported(&error) && !is_about_file {
             return LockError::unsupported(
                 &self.target.path,
                 self.target.kind,
@@ -302,7 +310,8 @@ pub(crate) struct Held {
     name: OsString,
     file: Arc<File>,
     stat: Stat,
-    armed: bool,
+    /// `None` when the lock has been released.
+    owner: Option<Owner>,
 }
 
 impl Held {
@@ -314,6 +323,10 @@ impl Held {
         Identity(self.stat)
     }
 
+    pub(super) fn owner(&self) -> Option<Owner> {
+        self.owner
+    }
+
     pub(super) fn release(mut self, path: &Path) -> Result<(), LockError> {
         let checked = self.identity().check(path);
         let removed = self.remove().map_err(|error| LockError::io(path, "remove lock file", error));
@@ -321,13 +334,9 @@ impl Held {
         removed
     }
 
-    pub(super) fn abandon(mut self) {
-        self.armed = false;
-    }
-
     /// Unlinks the name if it is still ours, then unlocks: in the other order a second holder could come between.
     fn remove(&mut self) -> io::Result<()> {
-        self.armed = false;
+        self.owner = None;
         let ours = self.dir.stat(&self.name)?.is_some_and(|found| found.is_same_file(&self.stat));
         let unlinked = if ours { self.dir.unlink(&self.name) } else { Ok(()) };
         // Unlocking also frees the lock for descriptors that a forked child has inherited; close alone would not.
@@ -337,7 +346,7 @@ impl Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        if self.armed {
+        if self.owner.is_some_and(Owner::is_this_process) {
             let _ = self.remove();
         }
     }

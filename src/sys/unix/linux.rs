@@ -91,18 +91,21 @@ pub(crate) fn process_descriptor(pid: u32) -> Option<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-/// The process that took a flock(2) on the file, from /proc/locks (proc(5)); `None` if none is listed, which proves
-/// nothing: locks of other PID namespaces are not, and some file systems list another device number than stat(2).
+/// The process that took an flock(2) on the file, from /proc/locks (proc(5)), by the PID that it has here; `None` if none
+/// is listed, which proves nothing: locks of outer PID namespaces are not, nor may be one when the list changes while it
+/// is read, and some file systems list another device number than stat(2). An exclusive lock goes before shared ones,
+/// which may be questions.
 pub(crate) fn flock_holder(stat: &Stat) -> Option<u32> {
     let (device, inode) = stat.device_and_inode();
     let id = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     // 12: FLOCK  ADVISORY  WRITE 4321 08:01:1234 0 EOF; a waiter's line has "->" behind the number.
-    locks.lines().find_map(|line| {
+    let on_file = locks.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         match fields[..] {
-            [_, "FLOCK", _, _, pid, file, ..] if file == id => pid.parse().ok(),
+            [_, "FLOCK", _, mode, pid, file, ..] if file == id => Some((mode == "WRITE", pid.parse().ok()?)),
             _ => None,
         }
-    })
+    });
+    on_file.max_by_key(|&(is_exclusive, _)| is_exclusive).map(|(_, pid)| pid)
 }
