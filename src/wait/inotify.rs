@@ -93,15 +93,19 @@ impl Watch {
         }
         let process = holder.and_then(sys::process_descriptor);
         let process = process.and_then(register).and_then(Result::ok).map(Box::new);
-        Some(Self { file: Arc::downgrade(file), descriptor, signal, runtime: runtime.id(), holder, process })
+        let watch = Self { file: Arc::downgrade(file), descriptor, signal, runtime: runtime.id(), holder, process };
+        // Where the runtime is shutting down, the driver has come and gone. To watch anew again and again would keep the
+        // shutdown waiting for the task that we are in.
+        (!watch.is_orphaned()).then_some(watch)
     }
 
     /// Whether it still watches, for the runtime we are in, and this file with this holder.
     pub(crate) fn is_on(&self, file: &Arc<File>, holder: Option<u32>) -> bool {
-        self.file.as_ptr() == Arc::as_ptr(file)
-            && self.holder == holder
-            && self.is_at_home()
-            && !self.signal.is_orphaned.load(Ordering::Acquire)
+        self.file.as_ptr() == Arc::as_ptr(file) && self.holder == holder && self.is_at_home() && !self.is_orphaned()
+    }
+
+    fn is_orphaned(&self) -> bool {
+        self.signal.is_orphaned.load(Ordering::Acquire)
     }
 
     fn is_at_home(&self) -> bool {

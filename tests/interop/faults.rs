@@ -168,9 +168,28 @@ async fn a_dead_users_file() {
     set_mode(dir.path(), 0o2775);
     assert_eq!(attempt_as(65534, group, &url), "held");
 
+    // In a sticky directory whoever may write to a file may not remove it for that.
+    set_mode(dir.path(), 0o1777);
+    leave_stale(0o666);
+    let answer = attempt_as_nobody(&url);
+    assert!(answer.starts_with("Some(PermissionDenied)") && answer.contains("sticky"), "{answer}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "and nothing is left beside it");
+
     leave_stale(0o644);
     take(&LockFile::shlock(&path).unwrap()).await.release().await.unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// By chattr(1).
+#[tokio::test]
+async fn a_stale_file_that_cannot_be_changed() {
+    let (_dir, path) = crate::place();
+    std::fs::write(&path, "   4194305\t \t\n").unwrap();
+    let chattr = |flag| Command::new("chattr").arg(flag).arg(&path).status().unwrap().success();
+    assert!(chattr("+i"), "this file system has no such flag");
+    let refused = LockFile::shlock(&path).unwrap().attempt().await;
+    assert!(chattr("-i"));
+    assert_eq!(io_kind(&refused.unwrap_err()), ErrorKind::PermissionDenied);
 }
 
 #[tokio::test]

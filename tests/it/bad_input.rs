@@ -59,6 +59,18 @@ async fn a_device_is_refused() {
     }
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn a_loop_of_links_on_the_way_is_not_what_is_at_the_path() {
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
+    let path = dir.path().join("loop/x.lock");
+    for lock in [LockFile::shlock(&path), LockFile::flock(&path)] {
+        let error = lock.unwrap().attempt().await.unwrap_err();
+        assert!(error.io_error().is_some() && error.to_string().contains("loop/x.lock"), "{error:?}");
+    }
+}
+
 #[tokio::test]
 async fn content_that_is_no_record_is_refused_by_shlock_and_kept_by_flock() {
     let long = "lock ".repeat(1 << 18);

@@ -29,6 +29,7 @@ async fn data_that_was_there_before_is_not_touched() {
         std::fs::write(&path, content).unwrap();
         let guard = take(&lock).await;
         assert_eq!(std::fs::read(&path).unwrap(), content);
+        assert_eq!(lock.holder().await.unwrap().unwrap().pid(), std::process::id());
         guard.release().await.unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), content);
     }

@@ -40,6 +40,11 @@ impl Place<'_> {
             let is_changed = self.stat(&stale.file)?.links != seen.links;
             return Ok(if is_changed { Broken::Changed } else { Broken::Busy });
         }
+        // Else the private name would stay, too.
+        if !self.dir.lets_us_unlink(&seen).map_err(|error| self.failed("look at the directory of", error))? {
+            let action = "take over another user's lock file in a sticky directory, left behind at";
+            return Err(self.failed(action, io::ErrorKind::PermissionDenied.into()));
+        }
         if !is_linked {
             match self.link_breaking(&stale.file)? {
                 Linked::Ours => {}

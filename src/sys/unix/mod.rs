@@ -80,6 +80,15 @@ impl Dir {
         }
     }
 
+    /// Whether we may remove the file's name, if we may write to the directory: a sticky one lets only the owner of
+    /// either (unlink(2)).
+    pub(crate) fn lets_us_unlink(&self, file: &Stat) -> io::Result<bool> {
+        let dir = rustix::fs::fstat(&self.0)?;
+        let us = rustix::process::geteuid();
+        let is_sticky = Mode::from_raw_mode(dir.st_mode).contains(Mode::SVTX);
+        Ok(!is_sticky || us.is_root() || us.as_raw() == dir.st_uid || !file.is_another_users())
+    }
+
     /// The names in the directory.
     pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
