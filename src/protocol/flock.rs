@@ -76,7 +76,9 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
         // The list may have changed while it was read.
         known = (0..SECOND_LOOKS).fold(known, |known, _| known.or_else(|| sys::flock_holder(&stat)));
     }
-    let since = recorded.map(|_| SystemTime::UNIX_EPOCH + stat.modified);
+    // The record may be a dead one's, and the file locked by a program that writes none.
+    let is_the_writer = known.is_none() || known == recorded;
+    let since = (recorded.is_some() && is_the_writer).then(|| SystemTime::UNIX_EPOCH + stat.modified);
     Ok(Some(Holder::look_up(known.or(recorded).unwrap_or(0), since)))
 }
 

@@ -91,9 +91,12 @@ async fn flock1_and_ours() {
     guard.release().await.unwrap();
     assert!(succeeds(Command::new("flock").arg("-n").arg(&path).arg("true")));
 
+    // What a dead one of ours has left there is not flock(1)'s.
+    std::fs::write(&path, "   4194305\t\t \t\t\n").unwrap();
     let peer = Peer::flock1(&path);
     assert!(lock.attempt().await.unwrap().is_none());
-    assert!(lock.holder().await.unwrap().is_some());
+    let holder = lock.holder().await.unwrap().unwrap();
+    assert_eq!((holder.pid(), holder.name(), holder.since()), (peer.0.id(), Some("flock"), None));
     assert!(matches!(lock.obtain_timeout(Duration::from_millis(20)).await, Err(LockError::TimedOut { .. })));
     peer.finish();
     lock.obtain().await.unwrap().release().await.unwrap();
