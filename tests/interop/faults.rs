@@ -85,7 +85,9 @@ pub(crate) fn attempt_by(command: &mut Command, url: &str) -> String {
     // Another user may not read the directory this binary is in.
     let dir = TempDir::new_in("/tmp").unwrap();
     let program = dir.path().join("attempt");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    // By another process: a descriptor that may write to it, inherited by a child that another thread forks, would make
+    // it "busy" (execve(2)).
+    assert!(succeeds(Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&program)));
     set_mode(dir.path(), 0o755);
     command.arg(&program).args(["faults::attempt_for_parent", "--exact", "--nocapture"]).env(ROLE, url);
     let output = command.output().unwrap();
