@@ -6,6 +6,7 @@ mod behaviour;
 #[cfg(unix)]
 #[cfg(unix)]
 mod flock;
+#[cfg(unix)]
 mod fuzz;
 mod handover;
 mod logging;
