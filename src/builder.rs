@@ -38,8 +38,9 @@ impl LockFileBuilder {
         self
     }
 
-    /// The shortest and the longest pause between two tries while the lock is held elsewhere. 1 ms and 100 ms if not
-    /// given. A `longest` below `shortest` counts as `shortest`, and a pause is never shorter than 100 µs.
+    /// The shortest and the longest pause between two tries while the lock is held elsewhere, less up to a half by
+    /// chance, so that waiters do not march in step. 1 ms and 100 ms if not given. A `longest` below `shortest` counts as
+    /// `shortest`, and a `shortest` below 100 µs as that.
     pub fn backoff(&mut self, shortest: Duration, longest: Duration) -> &mut Self {
         let shortest = shortest.max(Duration::from_micros(100));
         self.options.backoff = (shortest, longest.max(shortest));

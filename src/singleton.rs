@@ -51,7 +51,7 @@ pub enum SingletonError<E> {
 /// # let dir = tempfile::tempdir()?;
 /// # let path = dir.path().join("leader.lock");
 /// let leader = Singleton::new(LockFile::new(&path)?).pause(Duration::from_secs(1), Duration::from_secs(30));
-/// let shutdown = tokio::time::sleep(Duration::from_millis(20)); // such as token.cancelled(), or ctrl_c()
+/// let shutdown = tokio::time::sleep(Duration::from_millis(20)); // such as token.cancelled()
 /// let result = leader.run(|| lead(), shutdown).await?;
 /// assert_eq!(result, None); // it was shut down
 /// # Ok(()) }

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Id, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
-use crate::support::{Holder, each_file_kind, in_own_process, poll_once, take};
+use crate::support::{Holder, each_file_kind, in_own_process, take};
 
 /// An event or a new span.
 #[derive(Debug, Clone)]
@@ -199,6 +198,8 @@ async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
     if !in_own_process("logging::a_subscriber_that_panics_does_not_keep_other_processes_out") {
         return;
     }
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     static HAS_PANICKED: AtomicBool = AtomicBool::new(false);
     struct Panicker;
     impl<S: Subscriber> Layer<S> for Panicker {
@@ -215,7 +216,7 @@ async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
             let lock = kind(&path);
             let guard = take(&lock).await;
             let mut next = Box::pin(lock.obtain());
-            assert!(!poll_once(next.as_mut()).await);
+            assert!(!crate::support::poll_once(next.as_mut()).await);
             drop(guard);
             if is_lost {
                 std::fs::remove_file(&path).unwrap();

@@ -79,6 +79,10 @@ fn a_runtime_shuts_down_at_once_under_contention() {
 /// The other worker closes the runtime while this one polls the wait; whoever reads its events is gone then.
 #[test]
 fn a_wait_that_is_polled_while_its_runtime_shuts_down_lets_it() {
+    // Alone, because another test's runtime would go on reading the events.
+    if !in_own_process("runtimes::a_wait_that_is_polled_while_its_runtime_shuts_down_lets_it") {
+        return;
+    }
     async fn until_shutdown() {
         loop {
             let ran = Arc::new(AtomicBool::new(false));
@@ -113,6 +117,29 @@ fn a_wait_that_is_polled_while_its_runtime_shuts_down_lets_it() {
         sender.send(()).unwrap();
     });
     is_over.recv_timeout(HANG).expect("hangs");
+}
+
+#[test]
+fn many_runtimes_end_while_their_waits_are_polled() {
+    if !in_own_process("runtimes::many_runtimes_end_while_their_waits_are_polled") {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
+    let _outsider = Outsider::holding(&lock);
+    for _ in 0..100 {
+        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (sender, is_over) = std::sync::mpsc::channel();
+        for _ in 0..20 {
+            let lock = lock.clone();
+            runtime.spawn(async move { lock.obtain().await.map(drop) });
+        }
+        std::thread::spawn(move || {
+            drop(runtime);
+            sender.send(()).unwrap();
+        });
+        is_over.recv_timeout(HANG).expect("hangs");
+    }
 }
 
 #[test]

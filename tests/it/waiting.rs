@@ -125,12 +125,15 @@ fn ten_thousand_cancelled_waits_leave_nothing() {
             }
             let path = lock.path().unwrap().to_owned();
             outsider.release();
+            // Not at once: a cancelled try may still be ahead on the blocking pool.
+            lock.obtain().await.unwrap().release().await.unwrap();
             assert!(Outsider::is_free(&path, lock.kind()), "a phantom has the lock");
             while descriptors() > before {
                 tokio::task::yield_now().await;
             }
-            // Not at once: a cancelled try may still be ahead on the blocking pool.
-            lock.obtain().await.unwrap().release().await.unwrap();
+            let is_private = |name: &std::ffi::OsStr| name.to_string_lossy().contains("tokio-lockfile");
+            let names = std::fs::read_dir(path.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name());
+            assert_eq!(names.filter(|name| is_private(name)).count(), 0, "a file is left");
         })
         .await;
     });
