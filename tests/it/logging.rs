@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio_lockfile::{LockError, LockFile};
+use tokio_lockfile::{LockError, LockFile, Singleton};
 use tracing::field::{Field, Visit};
 use tracing::span::Attributes;
 use tracing::subscriber::DefaultGuard;
@@ -230,6 +230,20 @@ async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
         }
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_singletons_failed_work_is_a_warning() {
+    if !in_own_process("logging::a_singletons_failed_work_is_a_warning") {
+        return;
+    }
+    let (recorder, _listening) = Recorder::listen();
+    let mut failures = ["no disk"].into_iter();
+    let work = || std::future::ready(failures.next().map_or(Ok(()), Err));
+    let done = Singleton::new(LockFile::null()).run(work, std::future::pending()).await;
+    assert!(matches!(done, Ok(Some(()))));
+    let failed = recorder.only("the work under the lock failed");
+    assert_eq!((failed.level, failed.fields["error"].as_str()), (Level::WARN, "no disk"));
 }
 
 #[tokio::test(start_paused = true)]

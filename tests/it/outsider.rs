@@ -40,7 +40,7 @@ impl Outsider {
     }
 }
 
-/// Whether this process watches any file.
+/// Whether this process watches any file, or did a moment ago.
 pub(crate) fn waiter_is_asleep() -> bool {
     std::fs::read_dir("/proc/self/fdinfo")
         .unwrap()

@@ -1,6 +1,6 @@
 //! Two real processes.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_lockfile::pid_exists;
 
@@ -14,7 +14,9 @@ async fn processes_exclude_each_other() {
         assert!(lock.attempt().await.unwrap().is_none());
         assert!(!lock.locked(), "locked() speaks of this process");
         assert_eq!(lock.holder().await.unwrap().unwrap().pid(), holder.pid());
+        let began = Instant::now();
         let error = lock.obtain_timeout(Duration::from_millis(20)).await.unwrap_err();
+        assert!((Duration::from_millis(20)..Duration::from_secs(1)).contains(&began.elapsed()), "it lands on time");
         assert!(error.to_string().contains(&format!("held by pid {} (", holder.pid())), "{error}");
         holder.release();
         take(&lock).await.release().await.unwrap();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use tokio_lockfile::LockFile;
 
-use crate::support::{HANG, Holder, poll_once, take};
+use crate::support::{HANG, Holder, in_own_process, poll_once, take};
 
 fn place() -> (tempfile::TempDir, PathBuf, LockFile) {
     let dir = tempfile::tempdir().unwrap();
@@ -36,6 +36,34 @@ async fn the_record_is_fourteen_bytes() {
     let guard = take(&private).await;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     drop(guard);
+}
+
+#[tokio::test]
+async fn a_lock_file_gets_its_permissions_less_the_umask() {
+    if !in_own_process("shlock::a_lock_file_gets_its_permissions_less_the_umask") {
+        return;
+    }
+    let (dir, _, _) = place();
+    for (umask, shlock, flock, given) in [(0, 0o644, 0o666, 0o660), (0o027, 0o640, 0o640, 0o640)] {
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask));
+        let path = |name: &str| dir.path().join(format!("{name}{umask}"));
+        let mut with_mode = LockFile::builder();
+        with_mode.mode(0o660);
+        for (lock, mode) in [
+            (LockFile::shlock(path("s")), shlock),
+            (LockFile::flock(path("f")), flock),
+            (with_mode.shlock(path("sm")), given),
+            (with_mode.flock(path("fm")), given),
+        ] {
+            let lock = lock.unwrap();
+            let _guard = take(&lock).await;
+            assert_eq!(
+                std::fs::metadata(lock.path().unwrap()).unwrap().permissions().mode() & 0o7777,
+                mode,
+                "{lock:?}"
+            );
+        }
+    }
 }
 
 #[tokio::test]

@@ -109,3 +109,18 @@ pub(crate) fn flock_holder(stat: &Stat) -> Option<u32> {
     });
     on_file.max_by_key(|&(is_exclusive, _)| is_exclusive).map(|(_, pid)| pid)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_free_flock_proves_something_only_where_it_is_known_to() {
+        for local in [0xef53, 0x0102_1994, 0x5846_5342, 0x794c_7630] {
+            assert!(named(local).flock_is_proof(), "{}", named(local));
+        }
+        for other in [0x6969, 0xff53_4d42, 0x6573_5546, 0x0102_1997, 0x1234_5678] {
+            assert!(!named(other).flock_is_proof(), "{}", named(other));
+        }
+    }
+}
