@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio_lockfile::{LockFile, LockGuard};
 
 /// Bounds a hang; nothing waits this long when all is well.
-pub(crate) const HANG: Duration = Duration::from_secs(20);
+pub(crate) const HANG: Duration = Duration::from_secs(60);
 
 /// One kind of lock: makes a handle on `path`, anew at each call.
 pub(crate) type Kind = fn(&Path) -> LockFile;
