@@ -251,7 +251,7 @@ impl Watches {
         let mut events = Reader::new(&*inotify, &mut buffer);
         loop {
             match events.next() {
-                Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => due = self.event_for_all(),
+                Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => due.0.extend(self.event_for_all().0),
                 Ok(event) => {
                     let signals = self.watched.get(&event.wd()).into_iter().flatten();
                     due.0.extend(signals.inspect(|signal| signal.is_event.store(true, Ordering::Release)).cloned());
