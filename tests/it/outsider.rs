@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock};
 use tokio_lockfile::{LockFile, LockKind};
 
 /// A holder that this process's registry does not know: it takes the lock by the raw calls of the protocol.
@@ -17,10 +18,19 @@ pub(crate) struct Outsider {
 impl Outsider {
     pub(crate) fn holding(lock: &LockFile) -> Self {
         let (path, kind) = (lock.path().unwrap().to_owned(), lock.kind());
-        let mut file = File::options().create(true).write(true).truncate(false).open(&path).unwrap();
+        let mut file: File = match kind {
+            // As the protocol makes it. Once such a file is unlinked, the kernel ends all watches at its maker's close.
+            LockKind::Shlock => {
+                let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+                rustix::fs::open(path.parent().unwrap(), flags, Mode::from_raw_mode(0o644)).unwrap().into()
+            }
+            _ => File::options().create(true).write(true).truncate(false).open(&path).unwrap(),
+        };
         flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
         if kind == LockKind::Shlock {
             file.write_all(format!("{:>10}\t \t\n", std::process::id()).as_bytes()).unwrap();
+            let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+            rustix::fs::linkat(CWD, unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW).unwrap();
         }
         Self { file, path, kind }
     }

@@ -177,6 +177,42 @@ async fn a_busy_process_does_not_starve_another() {
     .await;
 }
 
+/// More events than the kernel queues, about files that are gone and files that are not, before anybody reads them.
+#[tokio::test]
+async fn an_overflow_of_events_loses_no_release() {
+    if !in_own_process("waiting::an_overflow_of_events_loses_no_release") {
+        return;
+    }
+    each_file_kind(|kind, path| async move {
+        let locks: Vec<_> = (0..100).map(|number| kind(&path.with_extension(number.to_string()))).collect();
+        let mut outsiders: Vec<_> = locks.iter().map(Outsider::holding).collect();
+        let waits: Vec<_> =
+            locks.into_iter().map(|lock| tokio::spawn(async move { lock.obtain().await.map(drop) })).collect();
+        while descriptors() < 200 || !waiter_is_asleep() {
+            tokio::task::yield_now().await;
+        }
+        // A pause for tries on the blocking pool, which tell nobody that they are done.
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        let last = outsiders.split_off(98);
+        for outsider in outsiders {
+            let _ = std::fs::remove_file(&outsider.path);
+            drop(outsider.file);
+        }
+        let queue = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
+        for number in 0..queue.trim().parse::<usize>().unwrap() {
+            // The same event twice in a row would count once.
+            drop(std::fs::File::options().append(true).open(&last[number % 2].path).unwrap());
+        }
+        last.into_iter().for_each(Outsider::release);
+        for wait in waits {
+            wait.await.unwrap().unwrap();
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn waiting_processes_are_all_served() {
     each_file_kind(|kind, path| async move {
