@@ -112,13 +112,13 @@ impl Watch {
         Handle::try_current().is_ok_and(|runtime| runtime.id() == self.runtime)
     }
 
-    /// As a part of [`sign`](Self::sign): `false` when the wait has moved to another runtime. The first may stand still,
-    /// and its driver with it.
-    async fn notified(&self) -> bool {
+    /// As a part of [`sign`](Self::sign). Returns also when the wait has moved to another runtime: the first may stand
+    /// still, and its driver with it.
+    async fn notified(&self) {
         let mut notified = pin!(self.signal.notify.notified());
         poll_fn(|context| match self.is_at_home() {
-            true => notified.as_mut().poll(context).map(|()| true),
-            false => Poll::Ready(false),
+            true => notified.as_mut().poll(context),
+            false => Poll::Ready(()),
         })
         .await
     }
@@ -126,11 +126,11 @@ impl Watch {
     /// Waits until something happened since the last sign, or since the watch was made. Cancel safe.
     pub(crate) async fn sign(&mut self) -> Sign {
         match &self.process {
-            None => _ = self.notified().await,
+            None => self.notified().await,
             Some(process) => {
                 let ended = Box::pin(async {
                     tokio::select! {
-                        _ = self.notified() => false,
+                        () = self.notified() => false,
                         _ = process.readable() => true,
                     }
                 });
