@@ -21,7 +21,7 @@ impl Outsider {
         let mut file: File = match kind {
             // As the protocol makes it. Once such a file is unlinked, the kernel ends all watches at its maker's close.
             LockKind::Shlock => {
-                let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+                let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
                 rustix::fs::open(path.parent().unwrap(), flags, Mode::from_raw_mode(0o644)).unwrap().into()
             }
             _ => File::options().create(true).write(true).truncate(false).open(&path).unwrap(),
