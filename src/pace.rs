@@ -21,10 +21,32 @@ impl Pace {
         if target.kind == LockKind::Null {
             return Some(Self::Inline);
         }
-        Some(match (target.kind, target.filesystem().ok()?) {
+        Some(Self::on(&target.filesystem().ok()?, target.kind))
+    }
+
+    fn on(filesystem: &FileSystem, kind: LockKind) -> Self {
+        match (kind, filesystem) {
             (_, FileSystem::Memory) | (LockKind::Flock, FileSystem::Local) => Self::Inline,
             (_, FileSystem::Local) => Self::LookInline,
-            _ => Self::Poll,
-        })
+            (_, FileSystem::Other(_)) => Self::Poll,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_touch_a_disk_or_a_network_goes_to_the_blocking_pool() {
+        let other = FileSystem::Other("NFS".into());
+        for (filesystem, flock, shlock) in [
+            (&FileSystem::Memory, Pace::Inline, Pace::Inline),
+            (&FileSystem::Local, Pace::Inline, Pace::LookInline),
+            (&other, Pace::Poll, Pace::Poll),
+        ] {
+            assert_eq!(Pace::on(filesystem, LockKind::Flock), flock, "{filesystem}");
+            assert_eq!(Pace::on(filesystem, LockKind::Shlock), shlock, "{filesystem}");
+        }
     }
 }

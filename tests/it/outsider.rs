@@ -52,10 +52,20 @@ impl Outsider {
 
 /// Whether this process watches any file, or did a moment ago.
 pub(crate) fn waiter_is_asleep() -> bool {
+    watches(|_| true)
+}
+
+/// The same of this file.
+pub(crate) fn is_watched(file: &File) -> bool {
+    let inode = format!(" ino:{:x} ", rustix::fs::fstat(file).unwrap().st_ino);
+    watches(|watch| watch.contains(&inode))
+}
+
+fn watches(is_meant: impl Fn(&str) -> bool) -> bool {
     std::fs::read_dir("/proc/self/fdinfo")
         .unwrap()
         .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok())
-        .any(|info| info.contains("inotify wd:"))
+        .any(|info| info.lines().any(|line| line.starts_with("inotify wd:") && is_meant(line)))
 }
 
 pub(crate) fn threads() -> usize {

@@ -1,11 +1,12 @@
 //! A singleton: one works, the others stand by.
 
 use std::future::pending;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, sleep};
 use tokio_lockfile::{LockFile, Restart, Singleton, SingletonError};
 
 use crate::support::take;
@@ -57,6 +58,54 @@ async fn failed_work_is_restarted_after_a_pause_in_which_others_can_have_the_loc
         tokio::time::advance(Duration::from_secs(5)).await;
     }
     assert_eq!(task.await.unwrap().unwrap(), Some("third"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_double_until_the_work_has_gone_well_for_as_long_as_the_longest() {
+    let (shortest, longest) = (Duration::from_secs(1), Duration::from_secs(8));
+    let terms = Mutex::new(Vec::new());
+    let work = || async {
+        let term = {
+            let mut terms = terms.lock().unwrap();
+            terms.push(Instant::now());
+            terms.len()
+        };
+        match term {
+            // Almost long enough, and long enough.
+            5 => sleep(longest - Duration::from_millis(10)).await,
+            7 => sleep(longest).await,
+            _ => {}
+        }
+        if term < 9 { Err("fails") } else { Ok(()) }
+    };
+    let growing = Singleton::new(LockFile::null()).pause(shortest, longest);
+    growing.run(work, pending()).await.unwrap();
+    let terms = terms.into_inner().unwrap();
+    let worked = [0, 0, 0, 0, 8, 0, 8, 0].map(Duration::from_secs);
+    let pauses = terms.windows(2).zip(worked).map(|(pair, worked)| pair[1] - pair[0] - worked.min(pair[1] - pair[0]));
+    // With jitter, a pause is at least half as long as it may be.
+    let nominal = [1, 2, 4, 8, 8, 8, 1, 2].map(Duration::from_secs);
+    for (number, (pause, nominal)) in pauses.zip(nominal).enumerate() {
+        let slack = Duration::from_millis(15);
+        assert!(pause + slack >= nominal / 2 && pause <= nominal + slack, "{number}: {pause:?} of {nominal:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_does_not_end_in_its_grace_is_dropped_at_its_end() {
+    let (lock, ends) = (LockFile::null(), Arc::new(AtomicUsize::new(0)));
+    let (started, grace) = (Notify::new(), Duration::from_secs(30));
+    let work = || async {
+        let _witness = Witness(lock.clone(), Arc::clone(&ends));
+        started.notify_one();
+        pending::<Result<(), String>>().await
+    };
+    let asked_to_end = Instant::now();
+    assert_eq!(singleton(&lock).grace(grace).run(work, started.notified()).await.unwrap(), None);
+    let taken = asked_to_end.elapsed();
+    assert!(taken >= grace && taken < grace * 2, "{taken:?}");
+    assert_eq!(ends.load(Ordering::SeqCst), 1);
+    assert!(!lock.locked());
 }
 
 #[tokio::test]
