@@ -16,10 +16,10 @@ use crate::registry::Turn;
 use crate::spell;
 
 mod backoff;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 #[path = "inotify.rs"]
 mod events;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(all(target_os = "linux", not(tokio_lockfile_test_portable))))]
 #[path = "no_events.rs"]
 mod events;
 mod loss;

@@ -31,11 +31,11 @@ pub(crate) fn main() {
                 say("held\n".into());
                 match guard.release().await {
                     Ok(()) => say("released\n".into()),
-                    Err(error) => say(format!("error {error}: {:?}\n", error.io_error())),
+                    Err(error) => say(format!("error {error}: {error:?}\n")),
                 }
             }
             Ok(None) => say("busy\n".into()),
-            Err(error) => say(format!("error {error}: {:?}\n", error.io_error())),
+            Err(error) => say(format!("error {error}: {error:?}\n")),
         }
         let _ = Path::new(END).metadata();
     });

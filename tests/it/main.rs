@@ -4,7 +4,6 @@
 mod bad_input;
 mod behaviour;
 #[cfg(unix)]
-#[cfg(unix)]
 mod flock;
 #[cfg(unix)]
 mod fuzz;

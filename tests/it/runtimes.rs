@@ -143,6 +143,7 @@ fn many_runtimes_end_while_their_waits_are_polled() {
 }
 
 #[test]
+#[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
 fn a_runtime_that_is_gone_has_left_no_descriptor() {
     if !in_own_process("runtimes::a_runtime_that_is_gone_has_left_no_descriptor") {
         return;
@@ -168,6 +169,7 @@ fn a_runtime_that_is_gone_has_left_no_descriptor() {
 
 /// Nobody reads the first runtime's events any more: it is gone, or it lives but nothing runs in it.
 #[test]
+#[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
 fn a_wait_goes_on_in_another_runtime() {
     for is_gone in [true, false] {
         let new_runtime = || Builder::new_current_thread().enable_all().build().unwrap();
@@ -270,6 +272,7 @@ fn many_waits_in_one_current_thread_runtime_are_all_served() {
 }
 
 #[test]
+#[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
 fn a_runtime_without_io_is_asked_for_it_only_once() {
     if !in_own_process("runtimes::a_runtime_without_io_is_asked_for_it_only_once") {
         return;

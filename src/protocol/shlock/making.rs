@@ -55,6 +55,8 @@ impl Place<'_> {
         match self.dir.link(&private.file, from, self.name) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Made::Changed),
+            // Somebody has removed the private name, if there is one, or the directory, which the next round finds.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && from.is_some() => return Ok(Made::Changed),
             Err(error) => return Err(self.link_failed("link lock file", error)),
         }
         let Private { name, file } = private;
@@ -69,10 +71,28 @@ impl Place<'_> {
         if !self.names(self.name, &held.stat)? {
             return Ok(Made::Changed);
         }
+        if !self.shows_lock(&held.file)? {
+            let place = super::super::place_name(self.target);
+            let reason = format!("{place} loses the lock on a file that gets another name; use the flock kind");
+            return Err(LockError::unsupported(&self.target.path, self.target.kind, reason));
+        }
         // A breaker who died between its two unlinks left this name, and nobody else looks for it. If it cannot be
         // removed, the next who needs it says so; the lock is ours all the same.
         let _ = self.clear(&self.breaking());
         Ok(Made::Held(held))
+    }
+
+    /// Whether others find the flock that we have on `file` when they open the lock's name. Some FUSE file systems take
+    /// each name of a file for another file.
+    fn shows_lock(&self, file: &File) -> Result<bool, LockError> {
+        let filesystem = sys::filesystem(file).map_err(|error| self.failed("find the file system of", error))?;
+        if filesystem.flock_is_proof() {
+            return Ok(true);
+        }
+        match self.open_lock()? {
+            Some(named) => super::super::is_locked(&named).map_err(|error| self.lock_failed(error)),
+            None => Ok(false),
+        }
     }
 
     /// An empty file with our flock on it that is not at the lock's name; `None` if another process is making one.
@@ -121,10 +141,11 @@ impl Place<'_> {
                 "it is not a lock file, but has the name of a private one",
             ));
         }
-        if !sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))? {
-            return Ok(Cleared::InUse);
-        }
-        let _probe = Probe(Some(Arc::new(file)));
+        let _probe = match self.try_lock(private, Arc::new(file))? {
+            Some((file, true)) => Probe(Some(file)),
+            Some((_, false)) => return Ok(Cleared::InUse),
+            None => return Ok(Cleared::Gone),
+        };
         if self.names(private, &stat)? {
             self.dir.unlink(private).map_err(|error| self.failed("remove a private file of", error))?;
         }

@@ -186,7 +186,9 @@ impl<'a> Place<'a> {
             },
         };
         // Lock before reading: whoever holds this lock knows that nobody else judges the file meanwhile.
-        let locked = sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))?;
+        let Some((file, locked)) = self.try_lock(self.name, file)? else {
+            return Ok(Found::Changed);
+        };
         if locked {
             let file = Probe(Some(file));
             if !self.names(self.name, &self.stat(&file)?)? {
@@ -197,6 +199,25 @@ impl<'a> Place<'a> {
         }
         let record = self.read(&file)?;
         self.judge_locked(file, record)
+    }
+
+    /// Asks for our exclusive flock on the file, opened anew at its `name` where that needs writing; `None` if the name is
+    /// gone. What it leads to by then is to be checked.
+    fn try_lock(&self, name: &OsStr, file: Arc<File>) -> Result<Option<(Arc<File>, bool)>, LockError> {
+        let error = match sys::try_lock_exclusive(&file) {
+            Ok(locked) => return Ok(Some((file, locked))),
+            Err(error) => error,
+        };
+        if !sys::is_lock_for_writers(&error) {
+            return Err(self.lock_failed(error));
+        }
+        let file = match self.dir.open_writable(name) {
+            Ok(file) => Arc::new(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failed("open for writing, to lock it,", error)),
+        };
+        let locked = sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))?;
+        Ok(Some((file, locked)))
     }
 
     /// Somebody else has a lock on the file: the holder, or another try or question in passing.

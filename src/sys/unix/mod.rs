@@ -12,14 +12,14 @@ use fs4::{FileExt, TryLockError};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 #[path = "linux.rs"]
 mod imp;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(all(target_os = "linux", not(tokio_lockfile_test_portable))))]
 #[path = "other.rs"]
 mod imp;
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 pub(crate) use imp::process_descriptor;
 pub(crate) use imp::{filesystem, filesystem_at, flock_holder, process_existence};
 
@@ -42,6 +42,12 @@ impl Dir {
     /// Opens an existing file for reading.
     pub(crate) fn open_file(&self, name: &OsStr) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
+    }
+
+    /// Opens an existing file for reading and writing.
+    pub(crate) fn open_writable(&self, name: &OsStr) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
     }
 
@@ -199,7 +205,7 @@ impl Stat {
         }
     }
 
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
     pub(crate) fn device_and_inode(&self) -> (u64, u64) {
         (self.device, self.inode)
     }
@@ -236,6 +242,11 @@ pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
 /// Whether the file system cannot lock files at all.
 pub(crate) fn is_lock_unsupported(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL))
+}
+
+/// Whether the file system lets only a file that is open for writing be locked, as NFS does (flock(2)).
+pub(crate) fn is_lock_for_writers(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::BADF)
 }
 
 /// Whether the file system cannot give a file a second name.

@@ -1,4 +1,6 @@
 //! Unix systems other than Linux: no files without names, no links by descriptor, no process descriptors.
+//!
+//! With `--cfg tokio_lockfile_test_portable` this stands for Linux too, where its tests can run.
 
 use std::fs::File;
 use std::io;
@@ -56,12 +58,21 @@ fn named(raw: &rustix::fs::StatFs) -> FileSystem {
 
 #[cfg(not(any(target_vendor = "apple", target_os = "freebsd")))]
 pub(crate) fn filesystem(_file: impl AsFd) -> io::Result<FileSystem> {
-    Ok(FileSystem::Other("an unknown file system".into()))
+    Ok(unknown())
 }
 
 #[cfg(not(any(target_vendor = "apple", target_os = "freebsd")))]
 pub(crate) fn filesystem_at(_path: &Path) -> io::Result<FileSystem> {
-    Ok(FileSystem::Other("an unknown file system".into()))
+    Ok(unknown())
+}
+
+#[cfg(not(any(target_vendor = "apple", target_os = "freebsd")))]
+fn unknown() -> FileSystem {
+    match cfg!(tokio_lockfile_test_portable) {
+        // So that all calls are made on one thread, where tests/crash can count them.
+        true => FileSystem::Memory,
+        false => FileSystem::Other("an unknown file system".into()),
+    }
 }
 
 /// No such list.
