@@ -1,11 +1,17 @@
 //! What needs root to arrange: full and read-only file systems, other users' files, no descriptors left.
 
+use std::fmt::Debug;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 use tokio_lockfile::{LockError, LockFile};
+use tracing::field::Field;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry;
 
 use crate::{succeeds, take};
 
@@ -192,6 +198,48 @@ async fn a_stale_file_that_cannot_be_changed() {
     let refused = LockFile::shlock(&path).unwrap().attempt().await;
     assert!(chattr("-i"));
     assert_eq!(io_kind(&refused.unwrap_err()), ErrorKind::PermissionDenied);
+}
+
+/// What the warnings say that this thread logs.
+#[derive(Clone, Default)]
+struct Warnings(Arc<Mutex<String>>);
+
+impl<S: Subscriber> Layer<S> for Warnings {
+    fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+        if *event.metadata().level() == Level::WARN {
+            event.record(&mut |field: &Field, value: &dyn Debug| {
+                self.0.lock().unwrap().push_str(&format!("{field}={value:?} "));
+            });
+        }
+    }
+}
+
+/// A directory from which nothing can be removed, by chattr(1).
+#[tokio::test]
+async fn a_release_that_fails_is_an_error_and_a_drop_that_fails_a_warning() {
+    let (dir, path) = crate::place();
+    let chattr = |flag| assert!(succeeds(Command::new("chattr").arg(flag).arg(dir.path())));
+    let lock = LockFile::shlock(&path).unwrap();
+    for is_dropped in [false, true] {
+        let guard = take(&lock).await;
+        chattr("+a");
+        if is_dropped {
+            let warnings = Warnings::default();
+            let _listening = tracing::subscriber::set_default(registry().with(warnings.clone()));
+            drop(guard);
+            let warnings = warnings.0.lock().unwrap();
+            for part in ["could not be released properly", path.to_str().unwrap(), "Operation not permitted"] {
+                assert!(warnings.contains(part), "{part}: {warnings}");
+            }
+        } else {
+            let error = guard.release().await.unwrap_err();
+            assert_eq!((error.path(), io_kind(&error)), (Some(&*path), ErrorKind::PermissionDenied));
+        }
+        chattr("-a");
+        assert!(path.exists() && !lock.locked());
+        // Nobody is locked out by what is left.
+        take(&lock).await.release().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -15,11 +15,11 @@ use tokio_lockfile::{LockError, LockFile, check_lock};
 use crate::faults::{attempt_by, set_mode};
 use crate::{Peer, place, take};
 
-fn url(kind: &str, path: &Path) -> String {
+pub(crate) fn url(kind: &str, path: &Path) -> String {
     format!("{kind}:{}", path.display())
 }
 
-const KINDS: [&str; 2] = ["shlockfile", "flockfile"];
+pub(crate) const KINDS: [&str; 2] = ["shlockfile", "flockfile"];
 const ROLE: &str = "TOKIO_LOCKFILE_TEST_IDENTITY";
 
 /// Not a test of its own: a process that takes the lock of a URL, says "held", and goes on as `then` says.
@@ -38,12 +38,12 @@ fn hold_for_parent() {
 }
 
 /// That process, started by `command`, once it holds the lock.
-fn holder(command: &mut Command, then: &str, url: &str) -> Peer {
+pub(crate) fn holder(command: &mut Command, then: &str, url: &str) -> Peer {
     command.arg(std::env::current_exe().unwrap()).args(["identity::hold_for_parent", "--exact", "--nocapture"]);
     Peer::start_among_lines(command.env(ROLE, format!("{then} {url}")))
 }
 
-fn env() -> Command {
+pub(crate) fn env() -> Command {
     Command::new("env")
 }
 

@@ -6,6 +6,7 @@
 //! ```
 #![cfg(unix)]
 
+mod elsewhere;
 mod faults;
 mod grace;
 mod identity;
