@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::error::{LockError, LostReason};
+use crate::kind::LockKind;
 use crate::lock::LockFile;
 use crate::protocol::Held;
 use crate::registry::Turn;
@@ -73,8 +74,8 @@ impl LockGuard {
             Some(pid) => trace::taken_over(lock.target(), pid, started),
             None => trace::acquired(lock.target(), started),
         }
-        turn.set_held();
         let now = Instant::now();
+        turn.set_held(now);
         turn.spell().gain(now);
         let tenure = Tenure { held, verified: now };
         Self::with(lock, turn, now, tenure)
@@ -88,17 +89,17 @@ impl LockGuard {
         mut parcel: Parcel,
         started: tokio::time::Instant,
     ) -> Result<Self, Turn> {
-        let now = Instant::now();
         // Whoever removes the file and then asks for the lock must not be given the old one; nor must a handle whose path
         // has come to lead elsewhere than that of the handle through which the lock was taken.
         let is_verified =
             parcel.tenure.verified >= started.into_std() && parcel.lock.target().path == lock.target().path;
-        if !is_verified && !parcel.tenure.verify(lock, now) {
+        if !is_verified && !parcel.tenure.verify(lock) {
             parcel.release();
             return Err(turn);
         }
         trace::acquired(lock.target(), started);
-        turn.set_held();
+        let now = Instant::now();
+        turn.set_held(now);
         Ok(Self::with(lock.clone(), turn, now, parcel.tenure))
     }
 
@@ -219,11 +220,12 @@ impl Inner {
             return Err(self);
         }
         let now = Instant::now();
-        if self.turn.spell().is_spent(now) {
+        // A null lock keeps no other process waiting.
+        if self.lock.kind() != LockKind::Null && self.turn.spell().is_spent(now) {
             return Err(self);
         }
         let is_verified = now - self.since < INSTANTLY && now - self.tenure.verified < RECENTLY;
-        if !is_verified && !self.tenure.verify(&self.lock, now) {
+        if !is_verified && !self.tenure.verify(&self.lock) {
             return Err(self);
         }
         let slot = Arc::clone(slot);
@@ -279,7 +281,8 @@ impl Tenure {
     }
 
     /// Whether the lock may be passed on.
-    fn verify(&mut self, lock: &LockFile, now: Instant) -> bool {
+    fn verify(&mut self, lock: &LockFile) -> bool {
+        let now = Instant::now();
         let is_in_order = self.held.is_ours() && !self.is_lost(lock);
         if is_in_order {
             self.verified = now;

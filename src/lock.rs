@@ -229,7 +229,7 @@ impl LockFile {
 
     /// Whether a task *of this process* holds the lock, through any handle. Never blocks.
     pub fn locked(&self) -> bool {
-        self.0.slot.held_since().is_some()
+        self.0.slot.is_held()
     }
 
     /// Who holds the lock, in any process; `None` if nobody does. It may have changed when the answer arrives.

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::OwnedMutexGuard;
 
@@ -27,11 +27,14 @@ pub(crate) struct Registry {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key(LockKind, Arc<Path>);
 
+/// Some moment before this process got its first lock.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 /// One lock in this process.
 #[derive(Debug)]
 pub(crate) struct Slot {
     queue: Arc<tokio::sync::Mutex<Spell>>,
-    /// Nanoseconds since the Unix epoch when a task of this process got the lock; 0 while none holds it.
+    /// Nanoseconds since [`EPOCH`] when a task of this process got the lock; 0 while none holds it.
     held_since: AtomicU64,
     /// The task that got it; not kept if no warning would be heard.
     held_by: Mutex<Option<Worker>>,
@@ -160,18 +163,23 @@ impl Slot {
 
     /// Whether `worker` got the lock that this process holds.
     pub(crate) fn is_held_by(&self, worker: Worker) -> bool {
-        self.held_since().is_some() && *self.held_by() == Some(worker)
+        self.is_held() && *self.held_by() == Some(worker)
     }
 
     fn held_by(&self) -> MutexGuard<'_, Option<Worker>> {
         self.held_by.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a task of this process holds the lock.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held_since.load(Ordering::Acquire) != 0
+    }
+
     /// When a task of this process got the lock it holds.
     pub(crate) fn held_since(&self) -> Option<SystemTime> {
         match self.held_since.load(Ordering::Acquire) {
             0 => None,
-            nanoseconds => Some(SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds)),
+            nanoseconds => SystemTime::now().checked_sub((*EPOCH + Duration::from_nanos(nanoseconds)).elapsed()),
         }
     }
 }
@@ -240,9 +248,8 @@ impl Turn {
         self.slot.handover.take()
     }
 
-    pub(crate) fn set_held(&self) {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let nanoseconds = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+    pub(crate) fn set_held(&self, since: Instant) {
+        let nanoseconds = u64::try_from((since - *EPOCH).as_nanos()).unwrap_or(u64::MAX);
         if trace::warnings_are_heard() {
             *self.slot.held_by() = Some(Worker::current());
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::events::Watch;
-use super::{assert_timers, has_events};
+use super::{begin, has_events};
 use crate::blocking;
 use crate::error::LostReason;
 use crate::lock::LockFile;
@@ -20,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Resolves when `path` no longer leads to the lock file that is held.
 pub(crate) async fn lost(lock: &LockFile, file: &Arc<File>, identity: Identity) -> LostReason {
-    assert_timers();
+    begin();
     let mut watch: Option<Watch> = None;
     loop {
         match check(lock, identity).await {

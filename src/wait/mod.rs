@@ -57,8 +57,7 @@ enum Tried {
 
 /// Tries once.
 pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGuard>, LockError> {
-    assert_timers();
-    let started = Instant::now();
+    let started = begin();
     let turn = match receive(lock, turn, started) {
         Ok(guard) => return Ok(Some(guard)),
         Err(turn) => turn,
@@ -71,9 +70,8 @@ pub(crate) async fn attempt(lock: &LockFile, turn: Turn) -> Result<Option<LockGu
 
 /// Queues behind the other tasks of this process, then tries until it is ours.
 pub(crate) async fn obtain(lock: &LockFile) -> Result<LockGuard, LockError> {
-    assert_timers();
+    let mut report = Report::new(begin());
     tokio::task::consume_budget().await;
-    let mut report = Report::new();
     let turn = report.during(lock, pin!(lock.slot().turn())).await;
     let mut turn = match receive(lock, turn, report.started()) {
         Ok(guard) => return Ok(guard),
@@ -143,9 +141,10 @@ async fn attempt_from(
     unreachable!("the last look returns")
 }
 
-/// Panics where Tokio's timers are not to be had: at the first try, not at the first rival, which may come years later.
-fn assert_timers() {
-    drop(sleep(Duration::ZERO));
+/// The moment at which a wait begins. Panics where Tokio's timers are not to be had: at the first try, not at the first
+/// rival, which may come years later.
+fn begin() -> Instant {
+    sleep(Duration::ZERO).deadline()
 }
 
 /// Tries on this thread if nothing can block it there, else on the blocking pool.

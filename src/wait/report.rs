@@ -26,9 +26,9 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(started: Instant) -> Self {
         let worker = trace::warnings_are_heard().then(Worker::current);
-        Self { started: Instant::now(), interval: FIRST, due: FIRST, worker }
+        Self { started, interval: FIRST, due: FIRST, worker }
     }
 
     pub(super) fn started(&self) -> Instant {
