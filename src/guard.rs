@@ -116,6 +116,19 @@ impl LockGuard {
     /// # Cancel safety
     /// Once polled, the lock is released, whether or not the answer is awaited; dropping the future before that drops
     /// the guard, which releases too.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tokio_lockfile::{LockError, LockFile};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("nightly.lock");
+    /// let guard = LockFile::new(&path)?.obtain().await?;
+    /// std::fs::remove_file(&path)?; // somebody else's doing, as a rule
+    /// assert!(matches!(guard.release().await, Err(LockError::Lost { .. })));
+    /// # Ok(()) }
+    /// ```
     pub async fn release(mut self) -> Result<(), LockError> {
         match self.inner.take() {
             Some(inner) => inner.release(Listener::Caller),
@@ -132,6 +145,27 @@ impl LockGuard {
     ///
     /// # Panics
     /// When polled outside a Tokio runtime with time enabled.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tokio_lockfile::LockFile;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("nightly.lock");
+    /// # let mut next_job = async || Some(());
+    /// # let mut left = 3;
+    /// let guard = LockFile::new(&path)?.obtain().await?;
+    /// loop {
+    ///     tokio::select! {
+    ///         Some(()) = next_job() => { /* … */ }
+    ///         reason = guard.lost() => return Err(format!("stopped: {reason}").into()),
+    ///     }
+    ///     # left -= 1;
+    ///     # if left == 0 { break }
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub async fn lost(&self) -> LostReason {
         let inner = self.inner();
         let Some((file, identity)) = inner.tenure.held.file() else {
@@ -160,6 +194,19 @@ impl LockGuard {
     ///
     /// # Panics
     /// As [`lost`](Self::lost), and when `work` panics; the lock is released then.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tokio_lockfile::LockFile;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("nightly.lock");
+    /// let guard = LockFile::new(&path)?.obtain().await?;
+    /// let rows = guard.run(async { /* migrate the database */ 42 }).await?;
+    /// assert_eq!(rows, 42);
+    /// # Ok(()) }
+    /// ```
     pub async fn run<F: Future>(self, work: F) -> Result<F::Output, LockError> {
         let output = {
             let work = pin!(work);

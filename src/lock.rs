@@ -134,6 +134,20 @@ impl LockFile {
     ///
     /// # Panics
     /// When polled outside a Tokio runtime with time enabled.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tokio_lockfile::LockFile;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("nightly.lock");
+    /// match LockFile::new(&path)?.attempt().await? {
+    ///     Some(guard) => guard.run(async { /* the work */ }).await?,
+    ///     None => println!("another process is at it"),
+    /// }
+    /// # Ok(()) }
+    /// ```
     #[doc(alias = "try_lock")]
     pub async fn attempt(&self) -> Result<Option<LockGuard>, LockError> {
         // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
@@ -155,6 +169,23 @@ impl LockFile {
     ///
     /// # Panics
     /// As [`attempt`](Self::attempt).
+    ///
+    /// # Examples
+    /// ```
+    /// # use tokio_lockfile::LockFile;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("nightly.lock");
+    /// # let shutdown = std::future::pending::<()>();
+    /// let lock = LockFile::new(&path)?;
+    /// let guard = tokio::select! {
+    ///     guard = lock.obtain() => guard?,
+    ///     () = shutdown => return Ok(()), // leaves no trace of the wait
+    /// };
+    /// # drop(guard);
+    /// # Ok(()) }
+    /// ```
     #[doc(alias = "lock_owned")]
     #[doc(alias = "acquire")]
     #[doc(alias = "lock")]
@@ -172,6 +203,22 @@ impl LockFile {
     ///
     /// # Panics
     /// As [`attempt`](Self::attempt).
+    ///
+    /// # Examples
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tokio_lockfile::{LockError, LockFile};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("nightly.lock");
+    /// # let held = LockFile::new(&path)?.obtain().await?;
+    /// let error = LockFile::new(&path)?.obtain_timeout(Duration::from_millis(10)).await.unwrap_err();
+    /// assert!(matches!(error, LockError::TimedOut { .. }));
+    /// // timed out after 10ms waiting for /run/nightly.lock, held by pid 4321 (backupd), for 3m 12s
+    /// println!("{error}");
+    /// # Ok(()) }
+    /// ```
     pub async fn obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
         let obtained = if limit.is_zero() {
             self.attempt().await?
@@ -197,6 +244,21 @@ impl LockFile {
     /// # Panics
     /// Inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
     /// [`spawn_blocking`](tokio::task::spawn_blocking) is none.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tokio_lockfile::LockFile;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("service.lock");
+    /// let Some(guard) = LockFile::new(&path)?.blocking_attempt()? else {
+    ///     return Err("the service is already running".into());
+    /// };
+    /// # let serve = async {};
+    /// tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve);
+    /// drop(guard);
+    /// # Ok(()) }
+    /// ```
     pub fn blocking_attempt(&self) -> Result<Option<LockGuard>, LockError> {
         blocking::outside_runtime(self.attempt())
             .map_err(|error| LockError::io(&self.0.target.path, "try for", error))?
@@ -242,6 +304,22 @@ impl LockFile {
     ///
     /// # Panics
     /// When polled outside a Tokio runtime.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tokio_lockfile::LockFile;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("nightly.lock");
+    /// let lock = LockFile::new(&path)?;
+    /// assert_eq!(lock.holder().await?, None);
+    /// let guard = lock.obtain().await?;
+    /// let holder = lock.holder().await?.expect("it is held");
+    /// assert_eq!(holder.pid(), std::process::id());
+    /// # drop(guard);
+    /// # Ok(()) }
+    /// ```
     pub async fn holder(&self) -> Result<Option<Holder>, LockError> {
         let target = self.0.target.clone();
         let own = self.0.slot.held_since();
