@@ -80,6 +80,7 @@ async fn content_that_is_no_record_is_refused_by_shlock_and_kept_by_flock() {
         std::fs::write(&path, content).unwrap();
         let error = refusal(&LockFile::shlock(&path).unwrap()).await;
         assert!(matches!(error, LockError::NotALockFile { .. }), "{error:?}");
+        assert!(error.to_string().contains("choose another path"), "{error}");
         let flock = LockFile::flock(&path).unwrap();
         let guard = crate::support::take(&flock).await;
         assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
@@ -96,7 +97,8 @@ async fn the_kinds_do_not_harm_each_others_files() {
     let guard = crate::support::take(&flock).await;
     assert!(matches!(refusal(&shlock).await, LockError::NotALockFile { .. }));
     guard.release().await.unwrap();
-    assert!(matches!(refusal(&shlock).await, LockError::NotALockFile { .. }));
+    let idle = refusal(&shlock).await;
+    assert!(matches!(idle, LockError::NotALockFile { .. }) && idle.to_string().contains("as that kind"), "{idle}");
     std::fs::remove_file(&path).unwrap();
     let guard = crate::support::take(&shlock).await;
     assert!(flock.attempt().await.unwrap().is_none());

@@ -284,8 +284,8 @@ impl<'a> Place<'a> {
 
     fn read(&self, file: &File) -> Result<Record, LockError> {
         let found = match Record::of(file).map_err(|error| self.failed("read lock file", error))? {
-            Record::Garbage => "its content is no lock record",
-            Record::Flock(_) => "it is the file of an flock lock",
+            Record::Garbage => "its content is no lock record; choose another path, or remove it if nobody needs it",
+            Record::Flock(_) => "it is the file of an flock lock; open it as that kind, or choose another path",
             record => return Ok(record),
         };
         Err(LockError::not_a_lock_file(&self.target.path, found))
