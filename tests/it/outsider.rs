@@ -4,9 +4,12 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock};
 use tokio_lockfile::{LockFile, LockKind};
+
+use crate::support::HANG;
 
 /// A holder that this process's registry does not know: it takes the lock by the raw calls of the protocol.
 pub(crate) struct Outsider {
@@ -59,6 +62,15 @@ pub(crate) fn waiter_is_asleep() -> bool {
 pub(crate) fn is_watched(file: &File) -> bool {
     let inode = format!(" ino:{:x} ", rustix::fs::fstat(file).unwrap().st_ino);
     watches(|watch| watch.contains(&inode))
+}
+
+/// Lets the other tasks run until it is so.
+pub(crate) async fn until(is_so: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < HANG, "hangs");
+        tokio::task::yield_now().await;
+    }
 }
 
 fn watches(is_meant: impl Fn(&str) -> bool) -> bool {

@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tokio_lockfile::LockFile;
 
-use crate::outsider::{Outsider, descriptors, waiter_is_asleep};
+use crate::outsider::{Outsider, descriptors, until, waiter_is_asleep};
 use crate::support::{HANG, Kind, each_file_kind, in_own_process, poll_once};
 
 #[test]
@@ -159,9 +159,7 @@ fn a_runtime_that_is_gone_has_left_no_descriptor() {
         for lock in locks.clone() {
             runtime.spawn(async move { lock.obtain().await.map(drop) });
         }
-        while !waiter_is_asleep() {
-            std::thread::yield_now();
-        }
+        runtime.block_on(until(waiter_is_asleep));
         drop(runtime);
         assert_eq!(descriptors(), before, "round {round}");
     }

@@ -12,7 +12,7 @@ use tokio::runtime::Builder;
 use tokio::time::timeout;
 use tokio_lockfile::{LockFile, LockKind};
 
-use crate::outsider::{Outsider, descriptors, is_watched, threads, waiter_is_asleep};
+use crate::outsider::{Outsider, descriptors, is_watched, threads, until, waiter_is_asleep};
 use crate::support::{HANG, Holder, Kind, each_file_kind, in_own_process, take};
 
 #[tokio::test]
@@ -67,10 +67,8 @@ async fn the_end_of_a_foreign_holder_wakes_a_waiter() {
         let lock = lock.clone();
         async move { lock.obtain().await.unwrap() }
     });
-    while !waiter_is_asleep() {
-        assert!(!waiter.is_finished());
-        tokio::task::yield_now().await;
-    }
+    until(waiter_is_asleep).await;
+    assert!(!waiter.is_finished());
     drop(holder.stdin.take());
     drop(timeout(HANG, waiter).await.expect("hangs").unwrap());
     holder.wait().unwrap();
@@ -88,9 +86,7 @@ async fn delay(kind: Kind, hold: impl Fn(&LockFile) -> Box<dyn FnOnce()>) -> Dur
             let guard = lock.obtain().await.unwrap();
             (Instant::now(), guard)
         });
-        while !is_watched(&file) {
-            tokio::task::yield_now().await;
-        }
+        until(|| is_watched(&file)).await;
         release();
         let released = Instant::now();
         let (obtained, guard) = timeout(HANG, wait).await.expect("hangs").unwrap();
