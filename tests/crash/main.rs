@@ -21,10 +21,7 @@ fn main() {
     if std::env::args().nth(1).as_deref() == Some(worker::ROLE) {
         return worker::main();
     }
-    // The model makes its files as Linux can.
-    if !cfg!(tokio_lockfile_test_portable) {
-        conformance::run();
-    }
+    conformance::run();
     kills::run();
     stops::run();
     faults::run();

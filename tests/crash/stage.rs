@@ -49,6 +49,8 @@ pub(crate) enum Scene {
     Free,
     /// A dead holder's file.
     Stale,
+    /// The same, killed before he could remove the name under which he made it, as where files need one.
+    Unfinished,
     /// A dead foreign holder's file, with the links of a dead breaker.
     Litter,
     /// A file that is held; the worker tries once.
@@ -59,8 +61,8 @@ pub(crate) enum Scene {
 
 /// Where a wait polls, nothing shows that it is asleep.
 pub(crate) const SCENES: &[Scene] = match cfg!(tokio_lockfile_test_portable) {
-    false => &[Scene::Free, Scene::Stale, Scene::Litter, Scene::Held, Scene::Waiting],
-    true => &[Scene::Free, Scene::Stale, Scene::Litter, Scene::Held],
+    false => &[Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Litter, Scene::Held, Scene::Waiting],
+    true => &[Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Litter, Scene::Held],
 };
 
 /// One run's directory.
@@ -95,7 +97,11 @@ impl Stage {
         match (scene, kind) {
             (Scene::Free, _) => {}
             (Scene::Stale, Kind::Shlock) => fs::write(path, format!("{:>10}\t \t\n", dead_pid())).unwrap(),
-            (Scene::Stale | Scene::Litter, Kind::Flock) => {
+            (Scene::Unfinished, Kind::Shlock) => {
+                fs::write(&path, format!("{:>10}\t \t\n", dead_pid())).unwrap();
+                fs::hard_link(&path, path.with_file_name(".x.lock.tokio-lockfile.new")).unwrap();
+            }
+            (Scene::Stale | Scene::Unfinished | Scene::Litter, Kind::Flock) => {
                 fs::write(path, format!("{:>10}\t\t \t\t\n", dead_pid())).unwrap()
             }
             (Scene::Litter, Kind::Shlock) => {

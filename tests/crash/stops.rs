@@ -15,7 +15,7 @@ pub(crate) fn run() {
     println!("stopped at {tried} boundaries, and nobody was robbed or harmed");
 
     let mut swept = 0;
-    for scene in [Scene::Free, Scene::Stale, Scene::Litter] {
+    for scene in [Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Litter] {
         for boundary in boundaries(Kind::Shlock, scene) {
             sweep(scene, boundary);
             swept += 1;

@@ -12,7 +12,7 @@
 #[allow(dead_code, reason = "the names of the calls are for tests/crash")]
 mod model;
 
-use model::protocol::Kind::{self, Inn, NetBsd, Ours, Peak};
+use model::protocol::Kind::{self, Inn, Named, NetBsd, Ours, Peak, Portable};
 use model::protocol::{Model, Without};
 use model::search::Found;
 
@@ -41,6 +41,17 @@ fn two_of_ours() {
 }
 
 #[test]
+fn two_of_ours_where_files_need_names() {
+    is_safe_and_never_stuck(&[Named, Named]);
+    is_safe_and_never_stuck(&[Ours, Named]);
+}
+
+#[test]
+fn two_of_ours_where_files_need_names_and_are_linked_by_them() {
+    is_safe_and_never_stuck(&[Portable, Portable]);
+}
+
+#[test]
 #[ignore = "large"]
 fn three_of_ours() {
     is_safe_and_never_stuck(&[Ours, Ours, Ours]);
@@ -48,8 +59,20 @@ fn three_of_ours() {
 
 #[test]
 #[ignore = "large"]
+fn three_of_ours_where_files_need_names_and_are_linked_by_them() {
+    is_safe_and_never_stuck(&[Portable, Portable, Portable]);
+}
+
+#[test]
+#[ignore = "large"]
 fn ours_beside_inn() {
     is_safe_and_never_stuck(&[Ours, Inn]);
+}
+
+#[test]
+#[ignore = "large"]
+fn ours_beside_inn_where_files_need_names_and_are_linked_by_them() {
+    is_safe_and_never_stuck(&[Portable, Inn]);
 }
 
 #[test]
@@ -102,6 +125,14 @@ fn two_holders_without_link_discipline_beside_inn() {
 #[test]
 fn two_holders_without_a_look_for_breakers_beside_inn() {
     is_unsafe(&[Ours, Inn], Without { look_for_breakers: true, ..Without::default() });
+}
+
+/// Each of the first two saves what the last one would have to, and the other way round.
+#[test]
+fn two_holders_without_two_of_the_looks_at_what_needs_a_name() {
+    let without = Without { look_published: true, ..Without::default() };
+    is_unsafe(&[Portable, Portable], Without { look_at_making: true, ..without });
+    is_unsafe(&[Portable, Portable], Without { flock_before_clear: true, ..without });
 }
 
 /// A dead breaker's private name may be a living one's by the time it is removed: its PID has been given anew.

@@ -6,12 +6,26 @@
 use super::state::{Inode, Local, Name, PROCESSES, Process, Record, State};
 
 /// Whose program a process runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Ours,
+    /// Ours, where no file can be without a name, as on some file systems of Linux.
+    Named,
+    /// Ours, where besides a file can be linked by a name only, as on other systems.
+    Portable,
     Inn,
     NetBsd,
     Peak,
+}
+
+impl Kind {
+    fn is_ours(self) -> bool {
+        matches!(self, Self::Ours | Self::Named | Self::Portable)
+    }
+
+    fn makes_named(self) -> bool {
+        matches!(self, Self::Named | Self::Portable)
+    }
 }
 
 /// What can be left out of our protocol, to see that the search notices.
@@ -28,11 +42,14 @@ pub(crate) struct Without {
     /// Whether the name still stands for the file, before what is dead is removed.
     pub(crate) look_before_purge: bool,
     pub(crate) flock_before_link: bool,
+    pub(crate) look_at_making: bool,
+    pub(crate) flock_before_clear: bool,
+    pub(crate) look_published: bool,
     pub(crate) unlink_before_unlock: bool,
 }
 
 /// Where a process is: its next system call. Ours name the function in src/protocol/shlock/ that makes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum At {
     Dead,
     Idle,
@@ -100,22 +117,30 @@ pub(crate) enum At {
     UnlockStale {
         then: Then,
     },
+    /// `give_way`, `names`: fstatat of the private name.
+    GiveWay,
+    /// `break_stale`: unlinkat of the private name under which the stale file was made.
+    UnlinkMade {
+        links: Links,
+    },
     /// `clear`: openat of the private name; then what called it goes on.
-    ClearOpen {
-        held: bool,
-    },
+    ClearOpen(Clear),
     /// `clear`: flock.
-    ClearFlock {
-        held: bool,
-    },
-    /// `clear`, `names`: fstatat, unlinkat.
-    ClearUnlink {
-        held: bool,
-    },
-    /// `create`: openat with O_TMPFILE.
-    Create,
+    ClearFlock(Clear),
+    /// `clear`, `names`: fstatat.
+    ClearLook(Clear),
+    /// `clear`: unlinkat.
+    ClearUnlink(Clear),
+    /// `clear`, `Probe::drop`: LOCK_UN.
+    ClearUnlock(Clear),
+    /// `create`: openat with O_TMPFILE, or else O_EXCL with the private name.
+    Create(Purpose),
     /// `create`: flock.
-    FlockOwn,
+    FlockOwn(Purpose),
+    /// `create`, `names`: fstatat of the private name.
+    LookMaking(Purpose),
+    /// `PrivateName::drop`: unlinkat.
+    UnlinkMaking(Made),
     /// `acquire`: write.
     Write,
     /// `acquire`: linkat, by descriptor.
@@ -156,11 +181,47 @@ pub(crate) enum At {
 }
 
 /// What a breaker of ours has made of the number of links.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Links {
     Explained,
     Young,
     Old,
+}
+
+/// Which private name is cleared, and for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Clear {
+    /// The breakers', by the new holder.
+    AsHolder,
+    /// The breakers', by the next of them.
+    ToBreak,
+    /// The makers', by the next of them.
+    ToMake(Purpose),
+}
+
+impl Clear {
+    fn name(self) -> Name {
+        match self {
+            Self::AsHolder | Self::ToBreak => Name::Breaking,
+            Self::ToMake(_) => Name::Making,
+        }
+    }
+}
+
+/// What a file is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Purpose {
+    Lock,
+    /// To compare the stale file's age with.
+    Age,
+}
+
+/// How it goes on when a file that was made has lost its private name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Made {
+    Published,
+    InVain,
+    Compared(Links),
 }
 
 /// What a name says of its owner: dead, at work on the file, or nothing.
@@ -172,7 +233,7 @@ enum Judged {
 }
 
 /// How a try goes on after it has let go of what it had open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Then {
     LookAgain,
     Make,
@@ -222,6 +283,7 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn new(kinds: &[Kind]) -> Self {
         assert!(kinds.len() <= PROCESSES);
+        assert!(kinds.is_sorted(), "so that processes of one kind can change places");
         Self { kinds: kinds.to_vec(), without: Without::default() }
     }
 
@@ -229,38 +291,62 @@ impl Model {
         State::new(self.kinds.iter().map(|_| At::Idle))
     }
 
+    /// The same state for states between which nothing makes a difference. Two processes of ours that change places are
+    /// such; of peers' processes the names tell which is which.
+    pub(crate) fn normal(&self, state: &State<At>) -> State<At> {
+        let mut order = std::array::from_fn(|process| process);
+        order[..self.kinds.len()].sort_by_key(|&process| match self.kinds[process] {
+            kind if kind.is_ours() => (kind, Some(state.local(process).at), 0),
+            kind => (kind, None, process),
+        });
+        state.reordered(order).normal(At::compares_ages)
+    }
+
     /// The system calls of a process's next step, as far as they decide anything; ours.
     pub(crate) fn calls(&self, state: &State<At>, process: Process) -> Vec<&'static str> {
         let Local { at, file, .. } = *state.local(process);
+        let ask_pid = if self.kinds[process] == Kind::Portable { "kill" } else { "pidfd_open" };
         let judging = |name| match name {
             Name::Litter => vec![],
-            name if file.is_some_and(|file| state.has_name(file, name)) => vec!["newfstatat", "pidfd_open"],
+            name if file.is_some_and(|file| state.has_name(file, name)) => vec!["newfstatat", ask_pid],
             name if state.look_up(name).is_some() => vec!["newfstatat"],
             _ => vec![],
         };
         match at {
-            At::Open | At::ClearOpen { .. } | At::Create => vec!["openat"],
-            At::Flock | At::Share | At::Unshare | At::ClearFlock { .. } | At::FlockOwn | At::UnlockHeld => {
-                vec!["flock"]
-            }
+            At::Open | At::ClearOpen(_) | At::Create(_) => vec!["openat"],
+            At::Flock
+            | At::Share
+            | At::Unshare
+            | At::ClearFlock(_)
+            | At::ClearUnlock(_)
+            | At::FlockOwn(_)
+            | At::UnlockHeld => vec!["flock"],
             At::UnlockStale { .. } if file.is_some_and(|file| state.file(file).locked_by == Some(process as u8)) => {
                 vec!["flock"]
             }
             At::Read => vec!["pread64"],
-            At::AskPid => vec!["pidfd_open"],
-            At::LookAgain | At::CountLinks | At::LookUnbroken { .. } | At::LookLinked { .. } | At::LookPublished => {
-                vec!["newfstatat"]
-            }
+            At::AskPid => vec![ask_pid],
+            At::LookAgain
+            | At::CountLinks
+            | At::LookUnbroken { .. }
+            | At::LookLinked { .. }
+            | At::GiveWay
+            | At::ClearLook(_)
+            | At::LookMaking(_)
+            | At::LookPublished => vec!["newfstatat"],
             At::LookForOwnLink => vec!["newfstatat", "newfstatat"],
             At::AskAge => vec!["openat", "flock"],
             At::LookForOthers { .. } => std::iter::once("getdents64").chain(self.names().flat_map(judging)).collect(),
             At::ListLinks { .. } => vec!["getdents64"],
             At::JudgeLink { number, .. } => self.names().nth(number.into()).map_or(vec![], judging),
             At::LinkBreaking { .. } | At::Publish => vec!["linkat"],
-            At::RemoveDeadLink { .. } | At::UnlinkStale | At::UnlinkBreaking { .. } | At::UnlinkHeld => {
-                vec!["unlinkat"]
-            }
-            At::ClearUnlink { .. } => vec!["newfstatat", "unlinkat", "flock"],
+            At::RemoveDeadLink { .. }
+            | At::UnlinkStale
+            | At::UnlinkBreaking { .. }
+            | At::UnlinkMade { .. }
+            | At::UnlinkMaking(_)
+            | At::ClearUnlink(_)
+            | At::UnlinkHeld => vec!["unlinkat"],
             At::Write => vec!["write"],
             // LockGuard::release looks at the path, too: its directory may be another by now.
             At::LookHeld => vec!["newfstatat", "newfstatat"],
@@ -275,8 +361,7 @@ impl Model {
         };
         let holders: Vec<_> = state.processes.iter().enumerate().filter_map(held).collect();
         let has_name = |local: &Local<At>| local.made.is_some() && state.look_up(Name::Lock) == local.made;
-        holders.len() > 1
-            || holders.iter().any(|(process, local)| self.kinds[*process] == Kind::Ours && !has_name(local))
+        holders.len() > 1 || holders.iter().any(|(process, local)| self.kinds[*process].is_ours() && !has_name(local))
     }
 
     /// What can happen next.
@@ -322,14 +407,14 @@ impl Model {
     /// One system call of one process.
     pub(crate) fn step(&self, state: &mut State<At>, process: Process) {
         match self.kinds[process] {
-            Kind::Ours => self.step_ours(state, process),
+            kind if kind.is_ours() => self.step_ours(state, process),
             kind => step_peer(kind, state, process),
         }
     }
 
     /// The names that `others_links` judges, one after the other.
     fn names(&self) -> impl Iterator<Item = Name> {
-        let peers = (0..self.kinds.len()).filter(|&process| self.kinds[process] != Kind::Ours);
+        let peers = (0..self.kinds.len()).filter(|&process| !self.kinds[process].is_ours());
         let names = peers.flat_map(|peer| [Name::Temporary(peer as u8), Name::Second(peer as u8)]);
         names.chain([Name::Litter])
     }
@@ -351,7 +436,14 @@ impl Model {
         let Local { at, file, made, private, .. } = *state.local(process);
         let file = || file.expect("the lock file is open");
         let made = || made.expect("a file is made");
+        let private = || private.expect("the private file is open");
         let names_lock = |state: &State<At>, inode| state.look_up(Name::Lock) == Some(inode);
+        let kind = self.kinds[process];
+        // The file that link(2) is about: the open one, or what its name leads to by now.
+        let to_link = |state: &State<At>, inode: Inode, name| match kind {
+            Kind::Portable => state.look_up(name),
+            _ => Some(inode).filter(|&inode| state.links(inode) > 0 || !kind.makes_named()),
+        };
         let next = match at {
             At::Idle => At::Open,
             At::Open => match state.look_up(Name::Lock) {
@@ -359,7 +451,7 @@ impl Model {
                     state.local_mut(process).file = found;
                     At::Flock
                 }
-                None => At::Create,
+                None => At::Create(Purpose::Lock),
             },
             At::Flock => match state.try_lock(process, file()) {
                 true if self.without.look_after_flock => At::Read,
@@ -406,9 +498,13 @@ impl Model {
             }
             At::LookForOwnLink => {
                 let links = std::mem::take(&mut state.local_mut(process).links);
-                match state.look_up(Name::Breaking) == Some(file()) {
-                    true if links == 2 => At::LookLinked { links: Links::Explained },
-                    _ => At::AskAge,
+                let [is_linked, is_made] = [Name::Breaking, Name::Making].map(|name| state.has_name(file(), name));
+                state.local_mut(process).is_made = is_made;
+                match links == 1 + u8::from(is_linked) + u8::from(is_made) {
+                    true if is_linked => after_link(state.local(process), Links::Explained),
+                    true => At::LinkBreaking { links: Links::Explained },
+                    false if kind.makes_named() => At::Create(Purpose::Age),
+                    false => At::AskAge,
                 }
             }
             At::AskAge if state.file(file()).is_old => At::LookForOthers { links: Links::Old },
@@ -416,20 +512,27 @@ impl Model {
             At::LookForOthers { links } => {
                 let judged = |wanted| self.names().any(|name| self.judge(state, file(), name) == wanted);
                 match !judged(Judged::Breaks) && (links == Links::Old || judged(Judged::Dead)) {
-                    true if state.look_up(Name::Breaking) == Some(file()) => At::ListLinks { links },
+                    true if state.look_up(Name::Breaking) == Some(file()) => after_link(state.local(process), links),
                     true => At::LinkBreaking { links },
                     false => At::UnlockStale { then: Then::GiveUp },
                 }
             }
-            At::LinkBreaking { links } => match state.link(file(), Name::Breaking) {
-                true if links == Links::Explained => At::LookLinked { links },
-                true => At::ListLinks { links },
-                false => At::ClearOpen { held: false },
+            At::LinkBreaking { links } => match to_link(state, file(), Name::Lock) {
+                None => At::UnlockStale { then: Then::LookAgain },
+                Some(inode) => match state.link(inode, Name::Breaking) {
+                    true => after_link(state.local(process), links),
+                    false => At::ClearOpen(Clear::ToBreak),
+                },
             },
+            At::UnlinkMade { links } => {
+                state.unlink(Name::Making);
+                state.local_mut(process).is_made = false;
+                after_link(state.local(process), links)
+            }
             At::ListLinks { links } => At::JudgeLink { links, number: 0, dead: 0 },
             At::JudgeLink { links, number, dead } => match self.names().nth(number.into()) {
                 Some(name) => match self.judge(state, file(), name) {
-                    Judged::Breaks => At::UnlinkBreaking { then: Then::GiveUp },
+                    Judged::Breaks => At::GiveWay,
                     Judged::Dead => At::JudgeLink { links, number: number + 1, dead: dead | 1 << number },
                     Judged::Nothing => At::JudgeLink { links, number: number + 1, dead },
                 },
@@ -437,7 +540,7 @@ impl Model {
             },
             At::LookUnbroken { links, dead } => match names_lock(state, file()) || self.without.look_before_purge {
                 true => after_removal(links, dead),
-                false => At::UnlinkBreaking { then: Then::GiveUp },
+                false => At::GiveWay,
             },
             At::RemoveDeadLink { links, dead } => {
                 let number = dead.trailing_zeros();
@@ -449,8 +552,12 @@ impl Model {
             }
             At::LookLinked { links } => {
                 let alone = names_lock(state, file()) && (links == Links::Old || state.links(file()) == 2);
-                if alone { At::UnlinkStale } else { At::UnlinkBreaking { then: Then::GiveUp } }
+                if alone { At::UnlinkStale } else { At::GiveWay }
             }
+            At::GiveWay => match state.has_name(file(), Name::Breaking) {
+                true => At::UnlinkBreaking { then: Then::GiveUp },
+                false => At::ClearOpen(Clear::ToBreak),
+            },
             At::UnlinkStale => {
                 state.unlink(Name::Lock);
                 match self.without.link_discipline || self.without.look_after_flock {
@@ -467,63 +574,96 @@ impl Model {
                 state.close_all(process);
                 match then {
                     Then::LookAgain => At::Open,
-                    Then::Make => At::Create,
+                    Then::Make => At::Create(Purpose::Lock),
                     Then::GiveUp => At::Idle,
                 }
             }
 
-            At::ClearOpen { held } => {
-                state.local_mut(process).private = state.look_up(Name::Breaking);
+            At::ClearOpen(clear) => {
+                state.local_mut(process).private = state.look_up(clear.name());
                 match state.local(process).private {
-                    Some(_) => At::ClearFlock { held },
-                    None => after_clear(held),
+                    Some(_) => At::ClearFlock(clear),
+                    None => after_clear(clear),
                 }
             }
-            At::ClearFlock { held } => {
-                let private = private.expect("the private file is open");
-                // One descriptor's lock does not exclude another's of the same process here, as it does in truth; but
-                // nobody looks for a private name of the file it has locked.
-                match state.try_lock(process, private) {
-                    true => At::ClearUnlink { held },
-                    false => {
-                        state.local_mut(process).private = None;
-                        after_clear(held)
-                    }
+            // One descriptor's lock excludes another's of the same process, too.
+            At::ClearFlock(clear) => match state.try_lock(process, private()) || self.without.flock_before_clear {
+                true => At::ClearLook(clear),
+                false => {
+                    state.local_mut(process).private = None;
+                    after_clear(clear)
                 }
+            },
+            At::ClearLook(clear) => match state.has_name(private(), clear.name()) {
+                true => At::ClearUnlink(clear),
+                false => At::ClearUnlock(clear),
+            },
+            At::ClearUnlink(clear) => {
+                state.unlink(clear.name());
+                At::ClearUnlock(clear)
             }
-            At::ClearUnlink { held } => {
-                let private = private.expect("the private file is open");
-                if state.look_up(Name::Breaking) == Some(private) {
-                    state.unlink(Name::Breaking);
-                }
-                state.unlock(process, private);
+            At::ClearUnlock(clear) => {
+                state.unlock(process, private());
                 state.local_mut(process).private = None;
-                after_clear(held)
+                after_clear(clear)
             }
 
-            At::Create => {
-                state.local_mut(process).made = Some(state.create());
-                if self.without.flock_before_link { At::Write } else { At::FlockOwn }
-            }
-            At::FlockOwn => {
-                state.try_lock(process, made());
-                At::Write
-            }
+            At::Create(purpose) => match kind.makes_named() && state.look_up(Name::Making).is_some() {
+                true => At::ClearOpen(Clear::ToMake(purpose)),
+                false => {
+                    let inode = state.create();
+                    state.local_mut(process).made = Some(inode);
+                    if kind.makes_named() {
+                        state.link(inode, Name::Making);
+                    }
+                    if self.without.flock_before_link { At::Write } else { At::FlockOwn(purpose) }
+                }
+            },
+            At::FlockOwn(purpose) => match (state.try_lock(process, made()), purpose) {
+                (true, Purpose::Lock) if kind.makes_named() && self.without.look_at_making => At::Write,
+                (true, _) if kind.makes_named() => At::LookMaking(purpose),
+                (true, _) => At::Write,
+                (false, _) => self.fail_to_make(state, process, purpose),
+            },
+            At::LookMaking(purpose) => match (state.has_name(made(), Name::Making), purpose) {
+                (true, Purpose::Lock) => At::Write,
+                (true, Purpose::Age) if state.file(file()).is_old => At::UnlinkMaking(Made::Compared(Links::Old)),
+                (true, Purpose::Age) => At::UnlinkMaking(Made::Compared(Links::Young)),
+                (false, _) => self.fail_to_make(state, process, purpose),
+            },
             At::Write => {
                 state.file_mut(made()).record = Record::Marked(Some(process as u8));
                 At::Publish
             }
-            At::Publish => match state.link(made(), Name::Lock) {
-                true => At::LookPublished,
-                false => At::UnlockStale { then: Then::LookAgain },
-            },
+            At::Publish => {
+                let to_link = to_link(state, made(), Name::Making);
+                match (to_link.is_some_and(|inode| state.link(inode, Name::Lock)), kind.makes_named()) {
+                    (true, true) => At::UnlinkMaking(Made::Published),
+                    (true, false) => At::LookPublished,
+                    (false, true) => At::UnlinkMaking(Made::InVain),
+                    (false, false) => At::UnlockStale { then: Then::LookAgain },
+                }
+            }
+            At::UnlinkMaking(then) => {
+                state.unlink(Name::Making);
+                match then {
+                    Made::Published if self.without.look_published => At::ClearOpen(Clear::AsHolder),
+                    Made::Published => At::LookPublished,
+                    Made::InVain => At::UnlockStale { then: Then::LookAgain },
+                    Made::Compared(links) => {
+                        state.unlock(process, made());
+                        state.local_mut(process).made = None;
+                        At::LookForOthers { links }
+                    }
+                }
+            }
             At::FlockPublished => match state.try_lock(process, made()) {
-                true => At::ClearOpen { held: true },
+                true => At::ClearOpen(Clear::AsHolder),
                 false => At::UnlockStale { then: Then::GiveUp },
             },
             At::LookPublished => match names_lock(state, made()) {
                 true if self.without.flock_before_link => At::FlockPublished,
-                true => At::ClearOpen { held: true },
+                true => At::ClearOpen(Clear::AsHolder),
                 false => At::UnlockStale { then: Then::LookAgain },
             },
             At::Held => At::LookHeld,
@@ -544,14 +684,34 @@ impl Model {
         };
         state.local_mut(process).at = next;
     }
+
+    /// `create` answers that another process is making a file.
+    fn fail_to_make(&self, state: &mut State<At>, process: Process, purpose: Purpose) -> At {
+        let made = state.local_mut(process).made.take().expect("a file is made");
+        state.unlock(process, made);
+        after_clear(Clear::ToMake(purpose))
+    }
+}
+
+/// With our link there.
+fn after_link(local: &Local<At>, links: Links) -> At {
+    match links {
+        _ if local.is_made => At::UnlinkMade { links },
+        Links::Explained => At::LookLinked { links },
+        _ => At::ListLinks { links },
+    }
 }
 
 fn after_removal(links: Links, dead: u8) -> At {
     if dead == 0 { At::LookLinked { links } } else { At::RemoveDeadLink { links, dead } }
 }
 
-fn after_clear(held: bool) -> At {
-    if held { At::Held } else { At::UnlockStale { then: Then::GiveUp } }
+fn after_clear(clear: Clear) -> At {
+    match clear {
+        Clear::AsHolder => At::Held,
+        Clear::ToBreak | Clear::ToMake(Purpose::Lock) => At::UnlockStale { then: Then::GiveUp },
+        Clear::ToMake(Purpose::Age) => At::LookForOthers { links: Links::Young },
+    }
 }
 
 fn is_alive(state: &State<At>, pid: Option<u8>) -> bool {

@@ -1,6 +1,6 @@
 //! Every state that can be reached, and from which of them a lock can still be had.
 
-use std::collections::HashMap;
+use indexmap::IndexSet;
 
 use super::protocol::{At, Chance, Model};
 use super::state::{PROCESSES, Process, State};
@@ -18,9 +18,8 @@ pub(crate) struct Found {
 impl Model {
     /// Breadth first, until a violation or to the end.
     pub(crate) fn search(&self) -> Found {
-        let start = self.start().normal(At::compares_ages);
-        let mut numbers = HashMap::from([(start, 0_u32)]);
-        let mut states = vec![start];
+        let start = self.normal(&self.start());
+        let mut states = IndexSet::from([start]);
         let mut parents = vec![0_u32];
         // What happens in due course, backwards: (to, from).
         let mut edges = Vec::new();
@@ -28,42 +27,43 @@ impl Model {
         while next < states.len() {
             let state = states[next];
             if self.is_violated(&state) {
-                return Found { states: states.len(), violation: Some(path(&states, &parents, next)), stuck: 0 };
+                return Found { states: states.len(), violation: Some(self.path(&states, &parents, next)), stuck: 0 };
             }
             for (successor, chance) in self.successors(&state) {
-                let successor = successor.normal(At::compares_ages);
-                let number = *numbers.entry(successor).or_insert_with(|| {
-                    states.push(successor);
+                let (number, is_new) = states.insert_full(self.normal(&successor));
+                if is_new {
                     parents.push(next as u32);
-                    states.len() as u32 - 1
-                });
+                }
                 if chance == Chance::Course {
-                    edges.push((number, next as u32));
+                    edges.push((number as u32, next as u32));
                 }
             }
             next += 1;
         }
-        drop(numbers);
         Found { states: states.len(), violation: None, stuck: stuck(&states, edges) }
     }
-}
 
-fn path(states: &[State<At>], parents: &[u32], mut number: usize) -> Vec<(Process, At)> {
-    let mut steps = Vec::new();
-    while number != 0 {
-        let parent = parents[number] as usize;
-        let (before, after) = (&states[parent].processes, &states[number].processes);
-        steps.extend((0..PROCESSES).filter_map(|process| {
-            let (was, is) = (before[process]?.at, after[process]?.at);
-            (was != is).then_some((process, is))
-        }));
-        number = parent;
+    /// How a state came about. Who is which number changes from step to step.
+    fn path(&self, states: &IndexSet<State<At>>, parents: &[u32], mut number: usize) -> Vec<(Process, At)> {
+        let mut steps = Vec::new();
+        while number != 0 {
+            let parent = parents[number] as usize;
+            let mut successors = self.successors(&states[parent]).into_iter();
+            let (after, _) =
+                successors.find(|(after, _)| self.normal(after) == states[number]).expect("it came from there");
+            let before = &states[parent].processes;
+            steps.extend((0..PROCESSES).filter_map(|process| {
+                let (was, is) = (before[process]?.at, after.processes[process]?.at);
+                (was != is).then_some((process, is))
+            }));
+            number = parent;
+        }
+        steps.reverse();
+        steps
     }
-    steps.reverse();
-    steps
 }
 
-fn stuck(states: &[State<At>], mut edges: Vec<(u32, u32)>) -> usize {
+fn stuck(states: &IndexSet<State<At>>, mut edges: Vec<(u32, u32)>) -> usize {
     edges.sort_unstable();
     let mut can = vec![false; states.len()];
     let holds = |state: &State<At>| state.processes.iter().flatten().any(|local| local.at.is_held());

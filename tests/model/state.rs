@@ -41,6 +41,8 @@ pub(crate) enum Name {
     Lock,
     /// Ours, one for all: what a breaker calls the stale file.
     Breaking,
+    /// Ours, one for all: what a file is called before it is the lock, where it cannot be without a name.
+    Making,
     /// A peer's `shlock<pid>`.
     Temporary(u8),
     /// A peer's `shlock<pid>x` (INN) or `shlock<pid>-2` (NetBSD).
@@ -60,12 +62,15 @@ pub(crate) struct Local<At> {
     pub(crate) private: Option<Inode>,
     /// The link count it has seen.
     pub(crate) links: u8,
+    /// Whether it has seen that the stale file is also called [`Name::Making`].
+    pub(crate) is_made: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State<At> {
     lock: Option<Inode>,
     breaking: Option<Inode>,
+    making: Option<Inode>,
     temporary: [Option<Inode>; PROCESSES],
     second: [Option<Inode>; PROCESSES],
     /// Peers' names of PIDs that nobody has any more.
@@ -78,12 +83,13 @@ impl<At: Copy> State<At> {
     pub(crate) fn new(at: impl Iterator<Item = At>) -> Self {
         let mut processes = [const { None }; PROCESSES];
         for (place, at) in processes.iter_mut().zip(at) {
-            *place = Some(Local { at, file: None, made: None, private: None, links: 0 });
+            *place = Some(Local { at, file: None, made: None, private: None, links: 0, is_made: false });
         }
         let none = [None; PROCESSES];
         Self {
             lock: None,
             breaking: None,
+            making: None,
             temporary: none,
             second: none,
             litter: [None; LITTER],
@@ -104,6 +110,7 @@ impl<At: Copy> State<At> {
         match name {
             Name::Lock => &mut self.lock,
             Name::Breaking => &mut self.breaking,
+            Name::Making => &mut self.making,
             Name::Temporary(process) => &mut self.temporary[process as usize],
             Name::Second(process) => &mut self.second[process as usize],
             Name::Litter => unreachable!("nobody makes or removes one by its name"),
@@ -115,6 +122,7 @@ impl<At: Copy> State<At> {
         match name {
             Name::Lock => self.lock,
             Name::Breaking => self.breaking,
+            Name::Making => self.making,
             Name::Temporary(process) => self.temporary[process as usize],
             Name::Second(process) => self.second[process as usize],
             Name::Litter => unreachable!("there may be several"),
@@ -232,11 +240,38 @@ impl<At: Copy> State<At> {
             self.unlock(process, inode);
         }
         let local = self.local_mut(process);
-        (local.file, local.made, local.private, local.links) = (None, None, None, 0);
+        (local.file, local.made, local.private) = (None, None, None);
+        (local.links, local.is_made) = (0, false);
+    }
+
+    /// The same state with the processes numbered anew: `order` says who comes first.
+    pub(crate) fn reordered(&self, order: [Process; PROCESSES]) -> Self {
+        let mut number = [0; PROCESSES];
+        order.iter().enumerate().for_each(|(new, &old)| number[old] = new as u8);
+        let renumber = |process: Option<u8>| process.map(|process| number[process as usize]);
+        let renumber_all = |bits: u8| {
+            (0..PROCESSES)
+                .filter(|process| bits & 1 << process != 0)
+                .fold(0, |bits, process| bits | 1 << number[process])
+        };
+        let mut reordered = *self;
+        reordered.processes = order.map(|old| self.processes[old]);
+        reordered.temporary = order.map(|old| self.temporary[old]);
+        reordered.second = order.map(|old| self.second[old]);
+        for file in &mut reordered.files {
+            match &mut file.record {
+                Record::Marked(pid) | Record::Foreign(pid) => *pid = renumber(*pid),
+                Record::Blank => {}
+            }
+            file.locked_by = renumber(file.locked_by);
+            file.shared_by = renumber_all(file.shared_by);
+            file.changed_since = renumber_all(file.changed_since);
+        }
+        reordered
     }
 
     fn names(&self) -> impl Iterator<Item = Option<Inode>> {
-        [self.lock, self.breaking].into_iter().chain(self.temporary).chain(self.second).chain(self.litter)
+        [self.lock, self.breaking, self.making].into_iter().chain(self.temporary).chain(self.second).chain(self.litter)
     }
 
     fn references(&self) -> impl Iterator<Item = Inode> {
@@ -263,7 +298,8 @@ impl<At: Copy> State<At> {
         }
         let renumber = |inode: Option<Inode>| inode.and_then(|inode| number[inode as usize]);
         let mut normal = Self { files, ..*self };
-        (normal.lock, normal.breaking) = (renumber(self.lock), renumber(self.breaking));
+        (normal.lock, normal.breaking, normal.making) =
+            (renumber(self.lock), renumber(self.breaking), renumber(self.making));
         (normal.temporary, normal.second) = (self.temporary.map(renumber), self.second.map(renumber));
         normal.litter = self.litter.map(renumber);
         normal.litter.sort_unstable();
