@@ -3,7 +3,7 @@
 //! A crash is possible before every step, a pause of any length between any two, and a process may start again at any
 //! time, with the PID of its last life or with another.
 
-use super::state::{Inode, Local, Name, PROCESSES, Process, Record, State};
+use super::state::{Local, Name, PROCESSES, Process, State};
 
 /// Whose program a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,11 +19,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn is_ours(self) -> bool {
+    pub(super) fn is_ours(self) -> bool {
         matches!(self, Self::Ours | Self::Named | Self::Portable)
     }
 
-    fn makes_named(self) -> bool {
+    pub(super) fn makes_named(self) -> bool {
         matches!(self, Self::Named | Self::Portable)
     }
 }
@@ -200,7 +200,7 @@ pub(crate) enum Clear {
 }
 
 impl Clear {
-    fn name(self) -> Name {
+    pub(super) fn name(self) -> Name {
         match self {
             Self::AsHolder | Self::ToBreak => Name::Breaking,
             Self::ToMake(_) => Name::Making,
@@ -222,14 +222,6 @@ pub(crate) enum Made {
     Published,
     InVain,
     Compared(Links),
-}
-
-/// What a name says of its owner: dead, at work on the file, or nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Judged {
-    Dead,
-    Breaks,
-    Nothing,
 }
 
 /// How a try goes on after it has let go of what it had open.
@@ -302,58 +294,6 @@ impl Model {
         state.reordered(order).normal(At::compares_ages)
     }
 
-    /// The system calls of a process's next step, as far as they decide anything; ours.
-    pub(crate) fn calls(&self, state: &State<At>, process: Process) -> Vec<&'static str> {
-        let Local { at, file, .. } = *state.local(process);
-        let ask_pid = if self.kinds[process] == Kind::Portable { "kill" } else { "pidfd_open" };
-        let judging = |name| match name {
-            Name::Litter => vec![],
-            name if file.is_some_and(|file| state.has_name(file, name)) => vec!["newfstatat", ask_pid],
-            name if state.look_up(name).is_some() => vec!["newfstatat"],
-            _ => vec![],
-        };
-        match at {
-            At::Open | At::ClearOpen(_) | At::Create(_) => vec!["openat"],
-            At::Flock
-            | At::Share
-            | At::Unshare
-            | At::ClearFlock(_)
-            | At::ClearUnlock(_)
-            | At::FlockOwn(_)
-            | At::UnlockHeld => vec!["flock"],
-            At::UnlockStale { .. } if file.is_some_and(|file| state.file(file).locked_by == Some(process as u8)) => {
-                vec!["flock"]
-            }
-            At::Read => vec!["pread64"],
-            At::AskPid => vec![ask_pid],
-            At::LookAgain
-            | At::CountLinks
-            | At::LookUnbroken { .. }
-            | At::LookLinked { .. }
-            | At::GiveWay
-            | At::ClearLook(_)
-            | At::LookMaking(_)
-            | At::LookPublished => vec!["newfstatat"],
-            At::LookForOwnLink => vec!["newfstatat", "newfstatat"],
-            At::AskAge => vec!["openat", "flock"],
-            At::LookForOthers { .. } => std::iter::once("getdents64").chain(self.names().flat_map(judging)).collect(),
-            At::ListLinks { .. } => vec!["getdents64"],
-            At::JudgeLink { number, .. } => self.names().nth(number.into()).map_or(vec![], judging),
-            At::LinkBreaking { .. } | At::Publish => vec!["linkat"],
-            At::RemoveDeadLink { .. }
-            | At::UnlinkStale
-            | At::UnlinkBreaking { .. }
-            | At::UnlinkMade { .. }
-            | At::UnlinkMaking(_)
-            | At::ClearUnlink(_)
-            | At::UnlinkHeld => vec!["unlinkat"],
-            At::Write => vec!["write"],
-            // LockGuard::release looks at the path, too: its directory may be another by now.
-            At::LookHeld => vec!["newfstatat", "newfstatat"],
-            _ => vec![],
-        }
-    }
-
     /// Two holders, or a holder of ours whose name is not his any more.
     pub(crate) fn is_violated(&self, state: &State<At>) -> bool {
         let held = |(process, local): (Process, &Option<Local<At>>)| {
@@ -408,418 +348,12 @@ impl Model {
     pub(crate) fn step(&self, state: &mut State<At>, process: Process) {
         match self.kinds[process] {
             kind if kind.is_ours() => self.step_ours(state, process),
-            kind => step_peer(kind, state, process),
+            kind => super::peers::step_peer(kind, state, process),
         }
     }
-
-    /// The names that `others_links` judges, one after the other.
-    fn names(&self) -> impl Iterator<Item = Name> {
-        let peers = (0..self.kinds.len()).filter(|&process| !self.kinds[process].is_ours());
-        let names = peers.flat_map(|peer| [Name::Temporary(peer as u8), Name::Second(peer as u8)]);
-        names.chain([Name::Litter])
-    }
-
-    fn judge(&self, state: &State<At>, file: Inode, name: Name) -> Judged {
-        let is_alive = match name {
-            Name::Temporary(peer) | Name::Second(peer) => state.local(peer.into()).at != At::Dead,
-            _ => false,
-        };
-        match name {
-            _ if !state.has_name(file, name) => Judged::Nothing,
-            Name::Second(_) if is_alive && !self.without.look_for_breakers => Judged::Breaks,
-            _ if is_alive => Judged::Nothing,
-            _ => Judged::Dead,
-        }
-    }
-
-    fn step_ours(&self, state: &mut State<At>, process: Process) {
-        let Local { at, file, made, private, .. } = *state.local(process);
-        let file = || file.expect("the lock file is open");
-        let made = || made.expect("a file is made");
-        let private = || private.expect("the private file is open");
-        let names_lock = |state: &State<At>, inode| state.look_up(Name::Lock) == Some(inode);
-        let kind = self.kinds[process];
-        // The file that link(2) is about: the open one, or what its name leads to by now.
-        let to_link = |state: &State<At>, inode: Inode, name| match kind {
-            Kind::Portable => state.look_up(name),
-            _ => Some(inode).filter(|&inode| state.links(inode) > 0 || !kind.makes_named()),
-        };
-        let next = match at {
-            At::Idle => At::Open,
-            At::Open => match state.look_up(Name::Lock) {
-                found @ Some(_) => {
-                    state.local_mut(process).file = found;
-                    At::Flock
-                }
-                None => At::Create(Purpose::Lock),
-            },
-            At::Flock => match state.try_lock(process, file()) {
-                true if self.without.look_after_flock => At::Read,
-                true => At::LookAgain,
-                false => At::Read,
-            },
-            At::LookAgain => match names_lock(state, file()) {
-                true => At::Read,
-                false => At::UnlockStale { then: Then::LookAgain },
-            },
-            At::Read => match (state.file(file()).record, state.file(file()).locked_by == Some(process as u8)) {
-                (Record::Marked(_), true) => At::CountLinks,
-                (Record::Foreign(_), _) | (_, false) => At::AskPid,
-                (Record::Blank, true) if state.file(file()).is_old => At::CountLinks,
-                (Record::Blank, true) => At::UnlockStale { then: Then::GiveUp },
-            },
-            At::AskPid => {
-                let is_locked = state.file(file()).locked_by == Some(process as u8);
-                match (state.file(file()).record, is_locked) {
-                    (Record::Foreign(pid), true) if !is_alive(state, pid) => At::CountLinks,
-                    (_, true) => At::UnlockStale { then: Then::GiveUp },
-                    // Refused: busy or unclear, which end the try alike.
-                    (Record::Marked(pid) | Record::Foreign(pid), false) if is_alive(state, pid) => At::Share,
-                    (_, false) => At::UnlockStale { then: Then::GiveUp },
-                }
-            }
-            At::Share => match state.try_share(process, file()) {
-                true => At::Unshare,
-                false => At::UnlockStale { then: Then::GiveUp },
-            },
-            At::Unshare => At::UnlockStale { then: Then::GiveUp },
-
-            At::CountLinks => {
-                let links = state.links(file());
-                state.local_mut(process).links = links;
-                match names_lock(state, file()) {
-                    _ if self.without.look_after_flock => At::UnlinkStale,
-                    false => At::UnlockStale { then: Then::LookAgain },
-                    _ if self.without.link_discipline => At::UnlinkStale,
-                    _ if links == 1 => At::LinkBreaking { links: Links::Explained },
-                    _ if self.without.purge => At::UnlockStale { then: Then::GiveUp },
-                    _ => At::LookForOwnLink,
-                }
-            }
-            At::LookForOwnLink => {
-                let links = std::mem::take(&mut state.local_mut(process).links);
-                let [is_linked, is_made] = [Name::Breaking, Name::Making].map(|name| state.has_name(file(), name));
-                state.local_mut(process).is_made = is_made;
-                match links == 1 + u8::from(is_linked) + u8::from(is_made) {
-                    true if is_linked => after_link(state.local(process), Links::Explained),
-                    true => At::LinkBreaking { links: Links::Explained },
-                    false if kind.makes_named() => At::Create(Purpose::Age),
-                    false => At::AskAge,
-                }
-            }
-            At::AskAge if state.file(file()).is_old => At::LookForOthers { links: Links::Old },
-            At::AskAge => At::LookForOthers { links: Links::Young },
-            At::LookForOthers { links } => {
-                let judged = |wanted| self.names().any(|name| self.judge(state, file(), name) == wanted);
-                match !judged(Judged::Breaks) && (links == Links::Old || judged(Judged::Dead)) {
-                    true if state.look_up(Name::Breaking) == Some(file()) => after_link(state.local(process), links),
-                    true => At::LinkBreaking { links },
-                    false => At::UnlockStale { then: Then::GiveUp },
-                }
-            }
-            At::LinkBreaking { links } => match to_link(state, file(), Name::Lock) {
-                None => At::UnlockStale { then: Then::LookAgain },
-                Some(inode) => match state.link(inode, Name::Breaking) {
-                    true => after_link(state.local(process), links),
-                    false => At::ClearOpen(Clear::ToBreak),
-                },
-            },
-            At::UnlinkMade { links } => {
-                state.unlink(Name::Making);
-                state.local_mut(process).is_made = false;
-                after_link(state.local(process), links)
-            }
-            At::ListLinks { links } => At::JudgeLink { links, number: 0, dead: 0 },
-            At::JudgeLink { links, number, dead } => match self.names().nth(number.into()) {
-                Some(name) => match self.judge(state, file(), name) {
-                    Judged::Breaks => At::GiveWay,
-                    Judged::Dead => At::JudgeLink { links, number: number + 1, dead: dead | 1 << number },
-                    Judged::Nothing => At::JudgeLink { links, number: number + 1, dead },
-                },
-                None => At::LookUnbroken { links, dead },
-            },
-            At::LookUnbroken { links, dead } => match names_lock(state, file()) || self.without.look_before_purge {
-                true => after_removal(links, dead),
-                false => At::GiveWay,
-            },
-            At::RemoveDeadLink { links, dead } => {
-                let number = dead.trailing_zeros();
-                match self.names().nth(number as usize).expect("has been judged") {
-                    Name::Litter => state.remove_litter(file()),
-                    name => state.unlink(name),
-                }
-                after_removal(links, dead & !(1 << number))
-            }
-            At::LookLinked { links } => {
-                let alone = names_lock(state, file()) && (links == Links::Old || state.links(file()) == 2);
-                if alone { At::UnlinkStale } else { At::GiveWay }
-            }
-            At::GiveWay => match state.has_name(file(), Name::Breaking) {
-                true => At::UnlinkBreaking { then: Then::GiveUp },
-                false => At::ClearOpen(Clear::ToBreak),
-            },
-            At::UnlinkStale => {
-                state.unlink(Name::Lock);
-                match self.without.link_discipline || self.without.look_after_flock {
-                    true => At::UnlockStale { then: Then::Make },
-                    false => At::UnlinkBreaking { then: Then::Make },
-                }
-            }
-            At::UnlinkBreaking { then } => {
-                state.unlink(Name::Breaking);
-                state.local_mut(process).links = 0;
-                At::UnlockStale { then }
-            }
-            At::UnlockStale { then } => {
-                state.close_all(process);
-                match then {
-                    Then::LookAgain => At::Open,
-                    Then::Make => At::Create(Purpose::Lock),
-                    Then::GiveUp => At::Idle,
-                }
-            }
-
-            At::ClearOpen(clear) => {
-                state.local_mut(process).private = state.look_up(clear.name());
-                match state.local(process).private {
-                    Some(_) => At::ClearFlock(clear),
-                    None => after_clear(clear),
-                }
-            }
-            // One descriptor's lock excludes another's of the same process, too.
-            At::ClearFlock(clear) => match state.try_lock(process, private()) || self.without.flock_before_clear {
-                true => At::ClearLook(clear),
-                false => {
-                    state.local_mut(process).private = None;
-                    after_clear(clear)
-                }
-            },
-            At::ClearLook(clear) => match state.has_name(private(), clear.name()) {
-                true => At::ClearUnlink(clear),
-                false => At::ClearUnlock(clear),
-            },
-            At::ClearUnlink(clear) => {
-                state.unlink(clear.name());
-                At::ClearUnlock(clear)
-            }
-            At::ClearUnlock(clear) => {
-                state.unlock(process, private());
-                state.local_mut(process).private = None;
-                after_clear(clear)
-            }
-
-            At::Create(purpose) => match kind.makes_named() && state.look_up(Name::Making).is_some() {
-                true => At::ClearOpen(Clear::ToMake(purpose)),
-                false => {
-                    let inode = state.create();
-                    state.local_mut(process).made = Some(inode);
-                    if kind.makes_named() {
-                        state.link(inode, Name::Making);
-                    }
-                    if self.without.flock_before_link { At::Write } else { At::FlockOwn(purpose) }
-                }
-            },
-            At::FlockOwn(purpose) => match (state.try_lock(process, made()), purpose) {
-                (true, Purpose::Lock) if kind.makes_named() && self.without.look_at_making => At::Write,
-                (true, _) if kind.makes_named() => At::LookMaking(purpose),
-                (true, _) => At::Write,
-                (false, _) => self.fail_to_make(state, process, purpose),
-            },
-            At::LookMaking(purpose) => match (state.has_name(made(), Name::Making), purpose) {
-                (true, Purpose::Lock) => At::Write,
-                (true, Purpose::Age) if state.file(file()).is_old => At::UnlinkMaking(Made::Compared(Links::Old)),
-                (true, Purpose::Age) => At::UnlinkMaking(Made::Compared(Links::Young)),
-                (false, _) => self.fail_to_make(state, process, purpose),
-            },
-            At::Write => {
-                state.file_mut(made()).record = Record::Marked(Some(process as u8));
-                At::Publish
-            }
-            At::Publish => {
-                let to_link = to_link(state, made(), Name::Making);
-                match (to_link.is_some_and(|inode| state.link(inode, Name::Lock)), kind.makes_named()) {
-                    (true, true) => At::UnlinkMaking(Made::Published),
-                    (true, false) => At::LookPublished,
-                    (false, true) => At::UnlinkMaking(Made::InVain),
-                    (false, false) => At::UnlockStale { then: Then::LookAgain },
-                }
-            }
-            At::UnlinkMaking(then) => {
-                state.unlink(Name::Making);
-                match then {
-                    Made::Published if self.without.look_published => At::ClearOpen(Clear::AsHolder),
-                    Made::Published => At::LookPublished,
-                    Made::InVain => At::UnlockStale { then: Then::LookAgain },
-                    Made::Compared(links) => {
-                        state.unlock(process, made());
-                        state.local_mut(process).made = None;
-                        At::LookForOthers { links }
-                    }
-                }
-            }
-            At::FlockPublished => match state.try_lock(process, made()) {
-                true => At::ClearOpen(Clear::AsHolder),
-                false => At::UnlockStale { then: Then::GiveUp },
-            },
-            At::LookPublished => match names_lock(state, made()) {
-                true if self.without.flock_before_link => At::FlockPublished,
-                true => At::ClearOpen(Clear::AsHolder),
-                false => At::UnlockStale { then: Then::LookAgain },
-            },
-            At::Held => At::LookHeld,
-            At::LookHeld if self.without.unlink_before_unlock => {
-                state.unlock(process, made());
-                At::UnlinkHeld
-            }
-            At::LookHeld => At::UnlinkHeld,
-            At::UnlinkHeld => {
-                state.unlink(Name::Lock);
-                At::UnlockHeld
-            }
-            At::UnlockHeld => {
-                state.close_all(process);
-                At::Idle
-            }
-            other => unreachable!("{other:?} is a peer's, or nobody's"),
-        };
-        state.local_mut(process).at = next;
-    }
-
-    /// `create` answers that another process is making a file.
-    fn fail_to_make(&self, state: &mut State<At>, process: Process, purpose: Purpose) -> At {
-        let made = state.local_mut(process).made.take().expect("a file is made");
-        state.unlock(process, made);
-        after_clear(Clear::ToMake(purpose))
-    }
 }
 
-/// With our link there.
-fn after_link(local: &Local<At>, links: Links) -> At {
-    match links {
-        _ if local.is_made => At::UnlinkMade { links },
-        Links::Explained => At::LookLinked { links },
-        _ => At::ListLinks { links },
-    }
-}
-
-fn after_removal(links: Links, dead: u8) -> At {
-    if dead == 0 { At::LookLinked { links } } else { At::RemoveDeadLink { links, dead } }
-}
-
-fn after_clear(clear: Clear) -> At {
-    match clear {
-        Clear::AsHolder => At::Held,
-        Clear::ToBreak | Clear::ToMake(Purpose::Lock) => At::UnlockStale { then: Then::GiveUp },
-        Clear::ToMake(Purpose::Age) => At::LookForOthers { links: Links::Young },
-    }
-}
-
-fn is_alive(state: &State<At>, pid: Option<u8>) -> bool {
+/// Whether a process has this PID.
+pub(super) fn is_alive(state: &State<At>, pid: Option<u8>) -> bool {
     pid.is_some_and(|process| state.local(process.into()).at != At::Dead)
-}
-
-/// INN 2.8's shlock.c, NetBSD's shlock.c 1.15, and PEAK's `SHLockFile`. The lock tool and the script for which it locks
-/// are one process here.
-fn step_peer(kind: Kind, state: &mut State<At>, process: Process) {
-    let (temporary, second) = (Name::Temporary(process as u8), Name::Second(process as u8));
-    let Local { at, file, made, .. } = *state.local(process);
-    let file = || file.expect("the lock file is open");
-    let made = || made.expect("a temporary file is made");
-    let next = match at {
-        At::Idle => At::PeerCreate,
-        At::PeerCreate => {
-            state.unlink(temporary);
-            let inode: Inode = state.create();
-            state.link(inode, temporary);
-            state.local_mut(process).made = Some(inode);
-            At::PeerWrite
-        }
-        At::PeerWrite => {
-            state.file_mut(made()).record = Record::Foreign(Some(process as u8));
-            // Whatever changed before is older than this file.
-            if let Some(lock) = state.look_up(Name::Lock) {
-                state.file_mut(lock).changed_since &= !(1 << process);
-            }
-            At::PeerLink
-        }
-        At::PeerLink if state.look_up(temporary) != Some(made()) => At::PeerDropTemporary { held: false },
-        At::PeerLink => match (state.link(made(), Name::Lock), kind) {
-            (true, Kind::NetBsd) => At::PeerCheckOwn,
-            (true, _) => At::PeerDropTemporary { held: true },
-            (false, _) => At::PeerOpen,
-        },
-        At::PeerOpen => match state.look_up(Name::Lock) {
-            None => At::PeerDropTemporary { held: false },
-            found => {
-                let local = state.local_mut(process);
-                local.file = found;
-                // NetBSD counts the links here.
-                state.local_mut(process).links = state.links(found.expect("just found"));
-                At::PeerRead
-            }
-        },
-        At::PeerRead => match state.file(file()).record {
-            Record::Blank => At::PeerUnlinkSecond,
-            _ => At::PeerKill,
-        },
-        At::PeerKill => match (state.file(file()).record, kind) {
-            (Record::Marked(pid) | Record::Foreign(pid), _) if is_alive(state, pid) => {
-                At::PeerDropTemporary { held: false }
-            }
-            (_, Kind::Peak) => At::PeakUnlinkStale,
-            _ => At::PeerUnlinkSecond,
-        },
-        At::PeakUnlinkStale => {
-            state.unlink(Name::Lock);
-            At::PeerLink
-        }
-        At::PeerUnlinkSecond => {
-            state.unlink(second);
-            At::PeerCountLinks
-        }
-        At::PeerCountLinks => {
-            let links = if kind == Kind::NetBsd { state.local(process).links } else { state.links(file()) };
-            let changed = state.file(file()).changed_since & (1 << process) != 0;
-            if changed || links != 1 { At::PeerDropTemporary { held: false } } else { At::PeerLinkSecond }
-        }
-        At::PeerLinkSecond => match state.look_up(Name::Lock) {
-            Some(inode) => {
-                state.link(inode, second);
-                At::PeerLook
-            }
-            None => At::PeerDropTemporary { held: false },
-        },
-        At::PeerLook => match state.look_up(Name::Lock) {
-            Some(found) if found == file() && state.links(found) == 2 => At::PeerUnlinkStale,
-            _ => At::PeerDropSecond { retry: false },
-        },
-        At::PeerUnlinkStale => {
-            state.unlink(Name::Lock);
-            At::PeerDropSecond { retry: true }
-        }
-        At::PeerDropSecond { retry } => {
-            state.unlink(second);
-            if retry { At::PeerLink } else { At::PeerDropTemporary { held: false } }
-        }
-        At::PeerCheckOwn => At::PeerDropTemporary { held: state.links(made()) == 2 },
-        At::PeerDropTemporary { held } => {
-            state.unlink(temporary);
-            state.local_mut(process).file = None;
-            state.local_mut(process).links = 0;
-            if !held {
-                state.local_mut(process).made = None;
-            }
-            if held { At::Held } else { At::Idle }
-        }
-        At::Held => At::PeerUnlinkHeld,
-        At::PeerUnlinkHeld => {
-            if state.look_up(Name::Lock) == state.local(process).made {
-                state.unlink(Name::Lock);
-            }
-            state.local_mut(process).made = None;
-            At::Idle
-        }
-        other => unreachable!("{other:?} is ours, or nobody's"),
-    };
-    state.local_mut(process).at = next;
 }

@@ -106,6 +106,21 @@ impl<At: Copy> State<At> {
         self.processes[process].as_mut().expect("takes part")
     }
 
+    /// The lock file that the process has open.
+    pub(crate) fn open(&self, process: Process) -> Inode {
+        self.local(process).file.expect("the lock file is open")
+    }
+
+    /// The file that the process makes.
+    pub(crate) fn made(&self, process: Process) -> Inode {
+        self.local(process).made.expect("a file is made")
+    }
+
+    /// The private file of another that the process has open.
+    pub(crate) fn private(&self, process: Process) -> Inode {
+        self.local(process).private.expect("a private file is open")
+    }
+
     fn slot(&mut self, name: Name) -> &mut Option<Inode> {
         match name {
             Name::Lock => &mut self.lock,

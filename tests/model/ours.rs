@@ -1,0 +1,418 @@
+//! Our protocol, function by function as in src/protocol/shlock/.
+
+use super::protocol::{At, Clear, Kind, Links, Made, Model, Purpose, Then, is_alive};
+use super::state::{Inode, Local, Name, Process, Record, State};
+
+/// What a name says of its owner: dead, at work on the file, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judged {
+    Dead,
+    Breaks,
+    Nothing,
+}
+
+impl Model {
+    /// One system call of a process of ours.
+    pub(super) fn step_ours(&self, state: &mut State<At>, process: Process) {
+        let next = self.contend(state, process);
+        let next = next.or_else(|| self.break_stale(state, process));
+        let next = next.or_else(|| self.clear(state, process));
+        let next = next.or_else(|| self.acquire(state, process));
+        let next = next.or_else(|| self.release(state, process));
+        state.local_mut(process).at = next.expect("one of these makes the call");
+    }
+
+    /// Looks at the name: whose is it?
+    fn contend(&self, state: &mut State<At>, process: Process) -> Option<At> {
+        // What the file says, and whether we have locked it.
+        let judged = |state: &State<At>| {
+            let file = state.file(state.open(process));
+            (file.record, file.locked_by == Some(process as u8))
+        };
+        Some(match state.local(process).at {
+            At::Idle => At::Open,
+            At::Open => match state.look_up(Name::Lock) {
+                found @ Some(_) => {
+                    state.local_mut(process).file = found;
+                    At::Flock
+                }
+                None => At::Create(Purpose::Lock),
+            },
+            At::Flock => match state.try_lock(process, state.open(process)) {
+                true if self.without.look_after_flock => At::Read,
+                true => At::LookAgain,
+                false => At::Read,
+            },
+            At::LookAgain => match names_lock(state, state.open(process)) {
+                true => At::Read,
+                false => At::UnlockStale { then: Then::LookAgain },
+            },
+            At::Read => match judged(state) {
+                (Record::Marked(_), true) => At::CountLinks,
+                (Record::Foreign(_), _) | (_, false) => At::AskPid,
+                (Record::Blank, true) if state.file(state.open(process)).is_old => At::CountLinks,
+                (Record::Blank, true) => At::UnlockStale { then: Then::GiveUp },
+            },
+            At::AskPid => match judged(state) {
+                (Record::Foreign(pid), true) if !is_alive(state, pid) => At::CountLinks,
+                (_, true) => At::UnlockStale { then: Then::GiveUp },
+                // Refused: busy or unclear, which end the try alike.
+                (Record::Marked(pid) | Record::Foreign(pid), false) if is_alive(state, pid) => At::Share,
+                (_, false) => At::UnlockStale { then: Then::GiveUp },
+            },
+            At::Share => match state.try_share(process, state.open(process)) {
+                true => At::Unshare,
+                false => At::UnlockStale { then: Then::GiveUp },
+            },
+            At::Unshare => At::UnlockStale { then: Then::GiveUp },
+            At::UnlockStale { then } => {
+                state.close_all(process);
+                match then {
+                    Then::LookAgain => At::Open,
+                    Then::Make => At::Create(Purpose::Lock),
+                    Then::GiveUp => At::Idle,
+                }
+            }
+            _ => return None,
+        })
+    }
+
+    /// Takes a stale file away.
+    fn break_stale(&self, state: &mut State<At>, process: Process) -> Option<At> {
+        let kind = self.kinds[process];
+        Some(match state.local(process).at {
+            At::CountLinks => {
+                let links = state.links(state.open(process));
+                state.local_mut(process).links = links;
+                match names_lock(state, state.open(process)) {
+                    _ if self.without.look_after_flock => At::UnlinkStale,
+                    false => At::UnlockStale { then: Then::LookAgain },
+                    _ if self.without.link_discipline => At::UnlinkStale,
+                    _ if links == 1 => At::LinkBreaking { links: Links::Explained },
+                    _ if self.without.purge => At::UnlockStale { then: Then::GiveUp },
+                    _ => At::LookForOwnLink,
+                }
+            }
+            At::LookForOwnLink => {
+                let links = std::mem::take(&mut state.local_mut(process).links);
+                let [is_linked, is_made] =
+                    [Name::Breaking, Name::Making].map(|name| state.has_name(state.open(process), name));
+                state.local_mut(process).is_made = is_made;
+                match links == 1 + u8::from(is_linked) + u8::from(is_made) {
+                    true if is_linked => after_link(state.local(process), Links::Explained),
+                    true => At::LinkBreaking { links: Links::Explained },
+                    false if kind.makes_named() => At::Create(Purpose::Age),
+                    false => At::AskAge,
+                }
+            }
+            At::AskAge if state.file(state.open(process)).is_old => At::LookForOthers { links: Links::Old },
+            At::AskAge => At::LookForOthers { links: Links::Young },
+            At::LookForOthers { links } => {
+                let judged = |wanted| self.names().any(|name| self.judge(state, state.open(process), name) == wanted);
+                match !judged(Judged::Breaks) && (links == Links::Old || judged(Judged::Dead)) {
+                    true if state.look_up(Name::Breaking) == Some(state.open(process)) => {
+                        after_link(state.local(process), links)
+                    }
+                    true => At::LinkBreaking { links },
+                    false => At::UnlockStale { then: Then::GiveUp },
+                }
+            }
+            At::LinkBreaking { links } => match self.to_link(state, process, state.open(process), Name::Lock) {
+                None => At::UnlockStale { then: Then::LookAgain },
+                Some(inode) => match state.link(inode, Name::Breaking) {
+                    true => after_link(state.local(process), links),
+                    false => At::ClearOpen(Clear::ToBreak),
+                },
+            },
+            At::UnlinkMade { links } => {
+                state.unlink(Name::Making);
+                state.local_mut(process).is_made = false;
+                after_link(state.local(process), links)
+            }
+            At::ListLinks { links } => At::JudgeLink { links, number: 0, dead: 0 },
+            At::JudgeLink { links, number, dead } => match self.names().nth(number.into()) {
+                Some(name) => match self.judge(state, state.open(process), name) {
+                    Judged::Breaks => At::GiveWay,
+                    Judged::Dead => At::JudgeLink { links, number: number + 1, dead: dead | 1 << number },
+                    Judged::Nothing => At::JudgeLink { links, number: number + 1, dead },
+                },
+                None => At::LookUnbroken { links, dead },
+            },
+            At::LookUnbroken { links, dead } => {
+                match names_lock(state, state.open(process)) || self.without.look_before_purge {
+                    true => after_removal(links, dead),
+                    false => At::GiveWay,
+                }
+            }
+            At::RemoveDeadLink { links, dead } => {
+                let number = dead.trailing_zeros();
+                match self.names().nth(number as usize).expect("has been judged") {
+                    Name::Litter => state.remove_litter(state.open(process)),
+                    name => state.unlink(name),
+                }
+                after_removal(links, dead & !(1 << number))
+            }
+            At::LookLinked { links } => {
+                let alone = names_lock(state, state.open(process))
+                    && (links == Links::Old || state.links(state.open(process)) == 2);
+                if alone { At::UnlinkStale } else { At::GiveWay }
+            }
+            At::GiveWay => match state.has_name(state.open(process), Name::Breaking) {
+                true => At::UnlinkBreaking { then: Then::GiveUp },
+                false => At::ClearOpen(Clear::ToBreak),
+            },
+            At::UnlinkStale => {
+                state.unlink(Name::Lock);
+                match self.without.link_discipline || self.without.look_after_flock {
+                    true => At::UnlockStale { then: Then::Make },
+                    false => At::UnlinkBreaking { then: Then::Make },
+                }
+            }
+            At::UnlinkBreaking { then } => {
+                state.unlink(Name::Breaking);
+                state.local_mut(process).links = 0;
+                At::UnlockStale { then }
+            }
+            _ => return None,
+        })
+    }
+
+    /// Removes a private name if the process that made it is dead.
+    fn clear(&self, state: &mut State<At>, process: Process) -> Option<At> {
+        Some(match state.local(process).at {
+            At::ClearOpen(clear) => {
+                state.local_mut(process).private = state.look_up(clear.name());
+                match state.local(process).private {
+                    Some(_) => At::ClearFlock(clear),
+                    None => after_clear(clear),
+                }
+            }
+            // One descriptor's lock excludes another's of the same process, too.
+            At::ClearFlock(clear) => {
+                match state.try_lock(process, state.private(process)) || self.without.flock_before_clear {
+                    true => At::ClearLook(clear),
+                    false => {
+                        state.local_mut(process).private = None;
+                        after_clear(clear)
+                    }
+                }
+            }
+            At::ClearLook(clear) => match state.has_name(state.private(process), clear.name()) {
+                true => At::ClearUnlink(clear),
+                false => At::ClearUnlock(clear),
+            },
+            At::ClearUnlink(clear) => {
+                state.unlink(clear.name());
+                At::ClearUnlock(clear)
+            }
+            At::ClearUnlock(clear) => {
+                state.unlock(process, state.private(process));
+                state.local_mut(process).private = None;
+                after_clear(clear)
+            }
+            _ => return None,
+        })
+    }
+
+    /// Makes the lock file, or one to compare ages with.
+    fn acquire(&self, state: &mut State<At>, process: Process) -> Option<At> {
+        let kind = self.kinds[process];
+        Some(match state.local(process).at {
+            At::Create(purpose) => match kind.makes_named() && state.look_up(Name::Making).is_some() {
+                true => At::ClearOpen(Clear::ToMake(purpose)),
+                false => {
+                    let inode = state.create();
+                    state.local_mut(process).made = Some(inode);
+                    if kind.makes_named() {
+                        state.link(inode, Name::Making);
+                    }
+                    if self.without.flock_before_link { At::Write } else { At::FlockOwn(purpose) }
+                }
+            },
+            At::FlockOwn(purpose) => match (state.try_lock(process, state.made(process)), purpose) {
+                (true, Purpose::Lock) if kind.makes_named() && self.without.look_at_making => At::Write,
+                (true, _) if kind.makes_named() => At::LookMaking(purpose),
+                (true, _) => At::Write,
+                (false, _) => fail_to_make(state, process, purpose),
+            },
+            At::LookMaking(purpose) => match (state.has_name(state.made(process), Name::Making), purpose) {
+                (true, Purpose::Lock) => At::Write,
+                (true, Purpose::Age) if state.file(state.open(process)).is_old => {
+                    At::UnlinkMaking(Made::Compared(Links::Old))
+                }
+                (true, Purpose::Age) => At::UnlinkMaking(Made::Compared(Links::Young)),
+                (false, _) => fail_to_make(state, process, purpose),
+            },
+            At::Write => {
+                state.file_mut(state.made(process)).record = Record::Marked(Some(process as u8));
+                At::Publish
+            }
+            At::Publish => {
+                let to_link = self.to_link(state, process, state.made(process), Name::Making);
+                match (to_link.is_some_and(|inode| state.link(inode, Name::Lock)), kind.makes_named()) {
+                    (true, true) => At::UnlinkMaking(Made::Published),
+                    (true, false) => At::LookPublished,
+                    (false, true) => At::UnlinkMaking(Made::InVain),
+                    (false, false) => At::UnlockStale { then: Then::LookAgain },
+                }
+            }
+            At::UnlinkMaking(then) => {
+                state.unlink(Name::Making);
+                match then {
+                    Made::Published if self.without.look_published => At::ClearOpen(Clear::AsHolder),
+                    Made::Published => At::LookPublished,
+                    Made::InVain => At::UnlockStale { then: Then::LookAgain },
+                    Made::Compared(links) => {
+                        state.unlock(process, state.made(process));
+                        state.local_mut(process).made = None;
+                        At::LookForOthers { links }
+                    }
+                }
+            }
+            At::FlockPublished => match state.try_lock(process, state.made(process)) {
+                true => At::ClearOpen(Clear::AsHolder),
+                false => At::UnlockStale { then: Then::GiveUp },
+            },
+            At::LookPublished => match names_lock(state, state.made(process)) {
+                true if self.without.flock_before_link => At::FlockPublished,
+                true => At::ClearOpen(Clear::AsHolder),
+                false => At::UnlockStale { then: Then::LookAgain },
+            },
+            _ => return None,
+        })
+    }
+
+    /// Releases the lock.
+    fn release(&self, state: &mut State<At>, process: Process) -> Option<At> {
+        Some(match state.local(process).at {
+            At::Held => At::LookHeld,
+            At::LookHeld if self.without.unlink_before_unlock => {
+                state.unlock(process, state.made(process));
+                At::UnlinkHeld
+            }
+            At::LookHeld => At::UnlinkHeld,
+            At::UnlinkHeld => {
+                state.unlink(Name::Lock);
+                At::UnlockHeld
+            }
+            At::UnlockHeld => {
+                state.close_all(process);
+                At::Idle
+            }
+            _ => return None,
+        })
+    }
+
+    /// What link(2) links: the open file, or what its name leads to by now.
+    fn to_link(&self, state: &State<At>, process: Process, inode: Inode, name: Name) -> Option<Inode> {
+        match self.kinds[process] {
+            Kind::Portable => state.look_up(name),
+            // A file whose last name is gone cannot be given another, unless it never had one.
+            kind => Some(inode).filter(|&inode| state.links(inode) > 0 || !kind.makes_named()),
+        }
+    }
+
+    /// The names that `others_links` judges, one after the other.
+    fn names(&self) -> impl Iterator<Item = Name> {
+        let peers = (0..self.kinds.len()).filter(|&process| !self.kinds[process].is_ours());
+        let names = peers.flat_map(|peer| [Name::Temporary(peer as u8), Name::Second(peer as u8)]);
+        names.chain([Name::Litter])
+    }
+
+    fn judge(&self, state: &State<At>, file: Inode, name: Name) -> Judged {
+        let is_alive = match name {
+            Name::Temporary(peer) | Name::Second(peer) => state.local(peer.into()).at != At::Dead,
+            _ => false,
+        };
+        match name {
+            _ if !state.has_name(file, name) => Judged::Nothing,
+            Name::Second(_) if is_alive && !self.without.look_for_breakers => Judged::Breaks,
+            _ if is_alive => Judged::Nothing,
+            _ => Judged::Dead,
+        }
+    }
+
+    /// The system calls of a process's next step, as far as they decide anything; ours.
+    pub(crate) fn calls(&self, state: &State<At>, process: Process) -> Vec<&'static str> {
+        let Local { at, file, .. } = *state.local(process);
+        let ask_pid = if self.kinds[process] == Kind::Portable { "kill" } else { "pidfd_open" };
+        let judging = |name| match name {
+            Name::Litter => vec![],
+            name if file.is_some_and(|file| state.has_name(file, name)) => vec!["newfstatat", ask_pid],
+            name if state.look_up(name).is_some() => vec!["newfstatat"],
+            _ => vec![],
+        };
+        match at {
+            At::Open | At::ClearOpen(_) | At::Create(_) => vec!["openat"],
+            At::Flock
+            | At::Share
+            | At::Unshare
+            | At::ClearFlock(_)
+            | At::ClearUnlock(_)
+            | At::FlockOwn(_)
+            | At::UnlockHeld => vec!["flock"],
+            At::UnlockStale { .. } if file.is_some_and(|file| state.file(file).locked_by == Some(process as u8)) => {
+                vec!["flock"]
+            }
+            At::Read => vec!["pread64"],
+            At::AskPid => vec![ask_pid],
+            At::LookAgain
+            | At::CountLinks
+            | At::LookUnbroken { .. }
+            | At::LookLinked { .. }
+            | At::GiveWay
+            | At::ClearLook(_)
+            | At::LookMaking(_)
+            | At::LookPublished => vec!["newfstatat"],
+            At::LookForOwnLink => vec!["newfstatat", "newfstatat"],
+            At::AskAge => vec!["openat", "flock"],
+            At::LookForOthers { .. } => std::iter::once("getdents64").chain(self.names().flat_map(judging)).collect(),
+            At::ListLinks { .. } => vec!["getdents64"],
+            At::JudgeLink { number, .. } => self.names().nth(number.into()).map_or(vec![], judging),
+            At::LinkBreaking { .. } | At::Publish => vec!["linkat"],
+            At::RemoveDeadLink { .. }
+            | At::UnlinkStale
+            | At::UnlinkBreaking { .. }
+            | At::UnlinkMade { .. }
+            | At::UnlinkMaking(_)
+            | At::ClearUnlink(_)
+            | At::UnlinkHeld => vec!["unlinkat"],
+            At::Write => vec!["write"],
+            // LockGuard::release looks at the path, too: its directory may be another by now.
+            At::LookHeld => vec!["newfstatat", "newfstatat"],
+            _ => vec![],
+        }
+    }
+}
+
+fn names_lock(state: &State<At>, inode: Inode) -> bool {
+    state.look_up(Name::Lock) == Some(inode)
+}
+
+/// `create` answers that another process is making a file.
+fn fail_to_make(state: &mut State<At>, process: Process, purpose: Purpose) -> At {
+    let made = state.local_mut(process).made.take().expect("a file is made");
+    state.unlock(process, made);
+    after_clear(Clear::ToMake(purpose))
+}
+
+/// With our link there.
+fn after_link(local: &Local<At>, links: Links) -> At {
+    match links {
+        _ if local.is_made => At::UnlinkMade { links },
+        Links::Explained => At::LookLinked { links },
+        _ => At::ListLinks { links },
+    }
+}
+
+fn after_removal(links: Links, dead: u8) -> At {
+    if dead == 0 { At::LookLinked { links } } else { At::RemoveDeadLink { links, dead } }
+}
+
+fn after_clear(clear: Clear) -> At {
+    match clear {
+        Clear::AsHolder => At::Held,
+        Clear::ToBreak | Clear::ToMake(Purpose::Lock) => At::UnlockStale { then: Then::GiveUp },
+        Clear::ToMake(Purpose::Age) => At::LookForOthers { links: Links::Young },
+    }
+}
