@@ -188,6 +188,11 @@ static WATCHES: Mutex<Watches> = Mutex::new(Watches {
 struct Due(Vec<Arc<Signal>>);
 
 impl Due {
+    fn event(&mut self, signals: &[Arc<Signal>]) {
+        signals.iter().for_each(|signal| signal.is_event.store(true, Ordering::Release));
+        self.0.extend_from_slice(signals);
+    }
+
     fn wake(self) {
         self.0.iter().for_each(|signal| signal.notify.notify_one());
     }
@@ -251,10 +256,11 @@ impl Watches {
         let mut events = Reader::new(&*inotify, &mut buffer);
         loop {
             match events.next() {
-                Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => due.0.extend(self.event_for_all().0),
+                Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
+                    self.watched.values().for_each(|signals| due.event(signals));
+                }
                 Ok(event) => {
-                    let signals = self.watched.get(&event.wd()).into_iter().flatten();
-                    due.0.extend(signals.inspect(|signal| signal.is_event.store(true, Ordering::Release)).cloned());
+                    self.watched.get(&event.wd()).into_iter().for_each(|signals| due.event(signals));
                     if event.events().contains(ReadFlags::IGNORED) {
                         self.watched.remove(&event.wd());
                     }
@@ -263,11 +269,6 @@ impl Watches {
                 Err(_) => return due,
             }
         }
-    }
-
-    fn event_for_all(&self) -> Due {
-        let signals = self.watched.values().flatten();
-        Due(signals.inspect(|signal| signal.is_event.store(true, Ordering::Release)).cloned().collect())
     }
 
     /// The next few waits in turn.
@@ -302,10 +303,11 @@ impl Watches {
     /// another runtime, or never.
     fn leave(&mut self, runtime: Id) -> Due {
         self.driven.retain(|&driven| driven != runtime);
+        let mut due = Due::default();
         if !self.driven.is_empty() {
-            return Due::default();
+            return due;
         }
-        let due = self.event_for_all();
+        self.watched.values().for_each(|signals| due.event(signals));
         due.0.iter().for_each(|signal| signal.is_orphaned.store(true, Ordering::Release));
         self.inotify = None;
         self.watched.clear();
