@@ -19,9 +19,9 @@
 //!   whom the kernel lists as the one who locked a file.
 //!
 //! **Unix**, for `protocol::shlock`
-//! - [`Dir`]: an open directory; `open_file`, `open_writable`, `create_new`, `create_unnamed` (no name until `link`; an error where the
-//!   platform or the file system has no such files), `stat` (of a name), `link` (of an *open file*, by descriptor
-//!   where the platform can, to a new name), `unlink`, `lets_us_unlink`, `names`.
+//! - [`Dir`]: an open directory; `open_file`, `open_writable`, `create_new`, `create_unnamed` (no name until `link`; an
+//!   error where the platform or the file system has no such files), `stat` (of a name), `link` (of an *open file*, by
+//!   descriptor where the platform can, to a new name), `unlink`, `lets_us_unlink`, `names`.
 //! - [`Stat`] tells links, times and `is_another_users` too.
 //! - `filesystem`: what an open file lives on. `is_link_unsupported`: that a file cannot have two names there.
 //!   `is_lock_for_writers`: that it must be open for writing to be locked.
