@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::error::LockError;
-use crate::kind::LockKind;
 use crate::lock::LockFile;
-use crate::options::Options;
+use crate::words::error::LockError;
+use crate::words::kind::LockKind;
+use crate::words::options::Options;
 
-/// Makes a [`LockFile`] with options; ends in the constructors' names.
+/// Makes a [`LockFile`] with options. Its last call has the name of a constructor of [`LockFile`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -66,7 +66,7 @@ impl LockFileBuilder {
     /// As [`LockFile::new`].
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`LockFile::new`].
     pub fn build(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
         LockFile::with(LockKind::PLATFORM_DEFAULT, path.as_ref(), self.options)
     }
@@ -74,7 +74,7 @@ impl LockFileBuilder {
     /// As [`LockFile::shlock`].
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`LockFile::shlock`].
     pub fn shlock(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
         LockFile::with(LockKind::Shlock, path.as_ref(), self.options)
     }
@@ -82,7 +82,7 @@ impl LockFileBuilder {
     /// As [`LockFile::flock`].
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`LockFile::flock`].
     pub fn flock(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
         LockFile::with(LockKind::Flock, path.as_ref(), self.options)
     }
@@ -90,7 +90,7 @@ impl LockFileBuilder {
     /// As [`LockFile::winflock`].
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`LockFile::winflock`].
     pub fn winflock(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
         LockFile::with(LockKind::WinFlock, path.as_ref(), self.options)
     }
@@ -98,7 +98,7 @@ impl LockFileBuilder {
     /// As [`LockFile::open`].
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`LockFile::open`].
     pub fn open(&self, url: &str) -> Result<LockFile, LockError> {
         LockFile::from_url(&url.parse()?, self.options)
     }

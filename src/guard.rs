@@ -1,20 +1,12 @@
 //! The guard: the lock as long as it lives.
 
-use std::future::{Future, pending};
-use std::mem;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use crate::error::{LockError, LostReason};
-use crate::kind::LockKind;
-use crate::lock::LockFile;
-use crate::protocol::Held;
-use crate::registry::Turn;
-use crate::trace;
-use crate::wait;
+use crate::process::acquire;
+use crate::process::acquisition::Acquisition;
+use crate::words::error::{LockError, LostReason};
+use crate::words::kind::LockKind;
 
 /// A held lock. Dropping it releases the lock.
 ///
@@ -25,86 +17,13 @@ use crate::wait;
 #[clippy::has_significant_drop]
 #[derive(Debug)]
 pub struct LockGuard {
-    /// `None` only between the end of the lock and the end of the guard.
-    inner: Option<Inner>,
+    /// `None` only between the release of the lock and the end of the guard.
+    acquisition: Option<Acquisition>,
 }
-
-#[derive(Debug)]
-struct Inner {
-    lock: LockFile,
-    turn: Turn,
-    since: Instant,
-    tenure: Tenure,
-    /// Whether the loss of the lock has been logged.
-    is_loss_told: AtomicBool,
-}
-
-/// The lock as the process holds it, for one task after another.
-#[derive(Debug)]
-struct Tenure {
-    held: Held,
-    /// When we last saw that the file is in its place and that we are not a forked child.
-    verified: Instant,
-}
-
-/// A held lock on its way to the next task of this process.
-#[derive(Debug)]
-pub(crate) struct Parcel {
-    lock: LockFile,
-    tenure: Tenure,
-    left_at: Instant,
-}
-
-/// Removing a file, or forking, takes longer: in so short a hold nothing has happened to the lock that its holder knows of.
-const INSTANTLY: Duration = Duration::from_micros(2);
-
-/// How long ago the lock may have been verified when it is passed on after so short a hold.
-const RECENTLY: Duration = Duration::from_micros(20);
 
 impl LockGuard {
-    /// For the task that calls this; it has waited since `started`.
-    pub(crate) fn new(
-        lock: LockFile,
-        mut turn: Turn,
-        held: Held,
-        taken_over: Option<u32>,
-        started: tokio::time::Instant,
-    ) -> Self {
-        match taken_over {
-            Some(pid) => trace::taken_over(lock.target(), pid, started),
-            None => trace::acquired(lock.target(), started),
-        }
-        let now = Instant::now();
-        turn.set_held(now);
-        turn.spell().gain(now);
-        let tenure = Tenure { held, verified: now };
-        Self::with(lock, turn, now, tenure)
-    }
-
-    /// Takes over what another task of this process has left for the one that has waited since `started`. Answers the
-    /// turn if the lock has been lost.
-    pub(crate) fn receive(
-        lock: &LockFile,
-        turn: Turn,
-        mut parcel: Parcel,
-        started: tokio::time::Instant,
-    ) -> Result<Self, Turn> {
-        // Whoever removes the file and then asks for the lock must not be given the old one; nor must a handle whose path
-        // has come to lead elsewhere than that of the handle through which the lock was taken.
-        let is_verified =
-            parcel.tenure.verified >= started.into_std() && parcel.lock.target().path == lock.target().path;
-        if !is_verified && !parcel.tenure.verify(lock) {
-            parcel.release();
-            return Err(turn);
-        }
-        trace::acquired(lock.target(), started);
-        let now = Instant::now();
-        turn.set_held(now);
-        Ok(Self::with(lock.clone(), turn, now, parcel.tenure))
-    }
-
-    fn with(lock: LockFile, turn: Turn, since: Instant, tenure: Tenure) -> Self {
-        Self { inner: Some(Inner { lock, turn, since, tenure, is_loss_told: AtomicBool::new(false) }) }
+    pub(crate) fn new(acquisition: Acquisition) -> Self {
+        Self { acquisition: Some(acquisition) }
     }
 
     /// Releases the lock and reports what a drop could only log.
@@ -130,8 +49,8 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub async fn release(mut self) -> Result<(), LockError> {
-        match self.inner.take() {
-            Some(inner) => inner.release(Listener::Caller),
+        match self.acquisition.take() {
+            Some(acquisition) => acquisition.release().await,
             None => unreachable!("only this and drop take it, and both end the guard"),
         }
     }
@@ -167,19 +86,19 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub async fn lost(&self) -> LostReason {
-        let inner = self.inner();
-        let Some((file, identity)) = inner.tenure.held.file() else {
-            return pending().await;
-        };
-        let reason = wait::lost(&inner.lock, file, identity).await;
-        inner.tell_loss(reason);
-        reason
+        acquire::begin();
+        self.acquisition().lost().await
     }
 
     /// Whether the lock is ours at this moment: one look at the path, no wait.
     pub fn is_held(&self) -> bool {
-        let Inner { lock, tenure, .. } = self.inner();
-        !tenure.is_lost(lock)
+        self.acquisition().is_held()
+    }
+
+    /// A number that grows with every change of the holder. A server that sees it can reject a former holder that writes
+    /// too late. `None` for locks on files, which have no such number.
+    pub fn fencing_token(&self) -> Option<u64> {
+        self.acquisition().token()
     }
 
     /// Runs `work` under the lock, then releases the lock.
@@ -217,7 +136,7 @@ impl LockGuard {
                 _ = self.lost() => None,
             }
         };
-        let path = self.inner().lock.target().path.clone();
+        let path = self.acquisition().target().path.clone();
         let released = self.release().await;
         match output {
             Some(output) => released.map(|()| output),
@@ -228,153 +147,19 @@ impl LockGuard {
 
     /// The lock file; `None` for a null lock.
     pub fn path(&self) -> Option<&Path> {
-        self.inner().lock.path()
+        let target = self.acquisition().target();
+        (target.kind != LockKind::Null).then_some(&*target.path)
     }
 
-    fn inner(&self) -> &Inner {
-        self.inner.as_ref().expect("present until the guard ends")
+    fn acquisition(&self) -> &Acquisition {
+        self.acquisition.as_ref().expect("present until the guard ends")
     }
 }
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
-        if let Some(inner) = self.inner.take() {
-            let _ = inner.release(Listener::Log);
+        if let Some(acquisition) = self.acquisition.take() {
+            acquisition.release_now();
         }
-    }
-}
-
-/// Who wants to know how a release went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Listener {
-    Caller,
-    Log,
-}
-
-impl Inner {
-    fn release(self, listener: Listener) -> Result<(), LockError> {
-        match self.hand_over() {
-            Ok(()) => Ok(()),
-            Err(inner) => inner.give_back(listener),
-        }
-    }
-
-    /// Leaves the lock to the next task of this process, if there is one, the lock is in order, and other processes
-    /// have had their chance lately.
-    fn hand_over(mut self) -> Result<(), Self> {
-        let slot = self.lock.slot();
-        if !slot.handover().somebody_waits() {
-            return Err(self);
-        }
-        let now = Instant::now();
-        // A null lock keeps no other process waiting.
-        if self.lock.kind() != LockKind::Null && self.turn.spell().is_spent(now) {
-            return Err(self);
-        }
-        let is_verified = now - self.since < INSTANTLY && now - self.tenure.verified < RECENTLY;
-        if !is_verified && !self.tenure.verify(&self.lock) {
-            return Err(self);
-        }
-        let slot = Arc::clone(slot);
-        let Self { lock, turn, since, tenure, .. } = self;
-        turn.set_free();
-        trace::released(lock.target(), since);
-        if let Some((parcel, turn)) = slot.pass(Parcel { lock, tenure, left_at: now }, turn) {
-            parcel.release();
-            drop(turn);
-        }
-        Ok(())
-    }
-
-    /// Logs the loss, unless that has been done.
-    fn tell_loss(&self, reason: LostReason) {
-        if !self.is_loss_told.swap(true, Ordering::Relaxed) {
-            trace::lost(self.lock.target(), reason);
-        }
-    }
-
-    /// Releases the lock in the system.
-    fn give_back(self, listener: Listener) -> Result<(), LockError> {
-        let Self { lock, mut turn, since, tenure, is_loss_told } = self;
-        if !tenure.held.is_ours() {
-            // Another thread of the parent may have had any mutex at the fork, so nothing that takes one may run here.
-            mem::forget((lock, turn));
-            return Ok(());
-        }
-        let target = lock.target();
-        let result = match listener == Listener::Caller || trace::warnings_are_heard() {
-            true => tenure.held.release(target),
-            // The look whether it was lost would be for nobody.
-            false => {
-                drop(tenure);
-                Ok(())
-            }
-        };
-        turn.spell().leave(Instant::now());
-        turn.set_free();
-        match &result {
-            Ok(()) => trace::released(target, since),
-            Err(LockError::Lost { .. }) if is_loss_told.into_inner() => {}
-            Err(LockError::Lost { reason, .. }) => trace::lost(target, *reason),
-            Err(error) => trace::release_failed(target, error),
-        }
-        result
-    }
-}
-
-impl Tenure {
-    fn is_lost(&self, lock: &LockFile) -> bool {
-        self.held.file().is_some_and(|(_, identity)| identity.check(&lock.target().path).is_err())
-    }
-
-    /// Whether the lock may be passed on.
-    fn verify(&mut self, lock: &LockFile) -> bool {
-        let now = Instant::now();
-        let is_in_order = self.held.is_ours() && !self.is_lost(lock);
-        if is_in_order {
-            self.verified = now;
-        }
-        is_in_order
-    }
-}
-
-impl Parcel {
-    /// When it was left for the next task.
-    pub(crate) fn left_at(&self) -> Instant {
-        self.left_at
-    }
-
-    /// Releases the lock in the system, as nobody takes it. Its guard has been told that all is well, and it was.
-    pub(crate) fn release(self) {
-        if !self.tenure.held.is_ours() {
-            return;
-        }
-        match self.tenure.held.release(self.lock.target()) {
-            Ok(()) => {}
-            Err(LockError::Lost { reason, .. }) => trace::lost(self.lock.target(), reason),
-            Err(error) => trace::release_failed(self.lock.target(), &error),
-        }
-    }
-}
-
-#[cfg(all(test, unix, not(loom)))]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_lock_that_was_lost_before_it_was_asked_for_is_not_received() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.lock");
-        let lock = LockFile::flock(&path).unwrap();
-        let pass = |mut guard: LockGuard| {
-            let Inner { lock, turn, tenure, .. } = guard.inner.take().unwrap();
-            (turn, Parcel { lock, tenure, left_at: Instant::now() })
-        };
-        let (turn, parcel) = pass(lock.obtain().await.unwrap());
-        let asked_at = tokio::time::Instant::now();
-        let (turn, parcel) = pass(LockGuard::receive(&lock, turn, parcel, asked_at).expect("it is in order"));
-        std::fs::remove_file(&path).unwrap();
-        let asked_at = tokio::time::Instant::now();
-        assert!(LockGuard::receive(&lock, turn, parcel, asked_at).is_err());
     }
 }

@@ -60,25 +60,18 @@
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
-mod blocking;
+// What users call.
 mod builder;
-mod error;
 mod guard;
-mod handover;
-mod holder;
-mod kind;
 mod lock;
-mod options;
-mod pace;
-mod process;
-mod protocol;
-mod registry;
 mod singleton;
-mod spell;
+
+// The storeys below. Imports go only downwards; see docs/architecture.md.
+mod engine;
+mod process;
 mod sys;
-mod trace;
-mod url;
-mod wait;
+mod util;
+mod words;
 
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/guide.md")]
@@ -92,13 +85,13 @@ pub mod guarantees {}
 pub mod readme {}
 
 pub use builder::LockFileBuilder;
-pub use error::{LockError, LostReason};
-pub use guard::LockGuard;
-pub use holder::Holder;
-pub use kind::LockKind;
-pub use lock::LockFile;
-pub use process::pid_exists;
 #[cfg(unix)]
-pub use protocol::shlock::check_lock;
+pub use engine::check_lock;
+pub use guard::LockGuard;
+pub use lock::LockFile;
 pub use singleton::{Restart, Singleton, SingletonError};
-pub use url::LockUrl;
+pub use sys::process::pid_exists;
+pub use words::error::{LockError, LostReason};
+pub use words::holder::Holder;
+pub use words::kind::LockKind;
+pub use words::url::LockUrl;

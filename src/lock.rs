@@ -8,19 +8,18 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 
-use crate::blocking;
 use crate::builder::LockFileBuilder;
-use crate::error::LockError;
 use crate::guard::LockGuard;
-use crate::holder::Holder;
-use crate::kind::LockKind;
-use crate::options::Options;
-use crate::pace::Pace;
-use crate::protocol::Target;
-use crate::registry::{Registry, Slot};
-use crate::trace;
-use crate::url::LockUrl;
-use crate::wait;
+use crate::process::acquire;
+use crate::process::lock::Lock;
+use crate::util::blocking;
+use crate::words::error::LockError;
+use crate::words::holder::Holder;
+use crate::words::kind::LockKind;
+use crate::words::options::Options;
+use crate::words::target::Target;
+use crate::words::trace;
+use crate::words::url::LockUrl;
 
 /// A lock that processes, and tasks within one, agree on by the name of a file.
 ///
@@ -30,13 +29,7 @@ use crate::wait;
 /// Constructors make a relative path absolute, and look once at the directory it leads to and at its file system (this
 /// follows symbolic links, and so may block on a network file system that hangs).
 #[derive(Clone)]
-pub struct LockFile(Arc<Shared>);
-
-/// What the clones of a handle share.
-struct Shared {
-    target: Target,
-    slot: Arc<Slot>,
-}
+pub struct LockFile(Arc<Lock>);
 
 impl LockFile {
     /// A lock of the platform's default kind: [`Shlock`](LockKind::Shlock) on Unix,
@@ -91,29 +84,11 @@ impl LockFile {
     }
 
     pub(crate) fn with(kind: LockKind, path: &Path, options: Options) -> Result<Self, LockError> {
-        let target = Target::new(kind, path, options)?;
-        let slot = Registry::global().slot(kind, &target.path);
-        let lock = Self(Arc::new(Shared { target, slot }));
-        lock.find_pace();
-        Ok(lock)
+        Ok(Self(Arc::new(Lock::new(Target::file(kind, path, options)?))))
     }
 
     fn null_with(name: &Path, options: Options) -> Self {
-        let target = Target { kind: LockKind::Null, path: name.into(), options };
-        let slot = match name.as_os_str().is_empty() {
-            true => Slot::unnamed(),
-            false => Registry::global().slot(LockKind::Null, &target.path),
-        };
-        let lock = Self(Arc::new(Shared { target, slot }));
-        lock.find_pace();
-        lock
-    }
-
-    /// Finds out how tries are to be made, if that is not known yet. This may block.
-    pub(crate) fn find_pace(&self) {
-        if self.0.slot.pace().is_none() {
-            Pace::of(&self.0.target).into_iter().for_each(|pace| self.0.slot.set_pace(pace));
-        }
+        Self(Arc::new(Lock::new(Target::null(name, options))))
     }
 
     pub(crate) fn from_url(url: &LockUrl, options: Options) -> Result<Self, LockError> {
@@ -150,12 +125,7 @@ impl LockFile {
     /// ```
     #[doc(alias = "try_lock")]
     pub async fn attempt(&self) -> Result<Option<LockGuard>, LockError> {
-        // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
-        tokio::task::consume_budget().await;
-        match self.0.slot.try_turn() {
-            Some(turn) => wait::attempt(self, turn).await,
-            None => Ok(None),
-        }
+        Ok(acquire::attempt(&self.0).await?.map(LockGuard::new))
     }
 
     /// Waits for the lock. Tasks of this process are served in the order of their first poll.
@@ -190,7 +160,8 @@ impl LockFile {
     #[doc(alias = "acquire")]
     #[doc(alias = "lock")]
     pub async fn obtain(&self) -> Result<LockGuard, LockError> {
-        wait::obtain(self).instrument(trace::obtain_span(&self.0.target)).await
+        let obtained = acquire::obtain(&self.0).instrument(trace::obtain_span(self.target())).await;
+        obtained.map(LockGuard::new)
     }
 
     /// Waits for the lock for `limit` at most. A zero limit tries once; [`Duration::MAX`] waits for ever.
@@ -261,7 +232,7 @@ impl LockFile {
     /// ```
     pub fn blocking_attempt(&self) -> Result<Option<LockGuard>, LockError> {
         blocking::outside_runtime(self.attempt())
-            .map_err(|error| LockError::io(&self.0.target.path, "try for", error))?
+            .map_err(|error| LockError::io(&self.target().path, "try for", error))?
     }
 
     /// [`obtain`](Self::obtain) without a runtime, as in `main` before it starts. Tasks and threads that wait for the
@@ -275,7 +246,7 @@ impl LockFile {
     /// [`spawn_blocking`](tokio::task::spawn_blocking) is none.
     pub fn blocking_obtain(&self) -> Result<LockGuard, LockError> {
         blocking::outside_runtime(self.obtain())
-            .map_err(|error| LockError::io(&self.0.target.path, "wait for", error))?
+            .map_err(|error| LockError::io(&self.target().path, "wait for", error))?
     }
 
     async fn timed_out(&self, limit: Duration) -> LockError {
@@ -283,7 +254,7 @@ impl LockFile {
         const PATIENCE: Duration = Duration::from_millis(500);
         let holder = timeout(PATIENCE, self.holder()).await;
         LockError::TimedOut {
-            path: self.0.target.path.to_path_buf(),
+            path: self.target().path.to_path_buf(),
             limit,
             holder: holder.ok().and_then(Result::ok).flatten().map(Box::new),
         }
@@ -291,7 +262,7 @@ impl LockFile {
 
     /// Whether a task *of this process* holds the lock, through any handle. Never blocks.
     pub fn locked(&self) -> bool {
-        self.0.slot.is_held()
+        self.0.is_held_here()
     }
 
     /// Who holds the lock, in any process; `None` if nobody does. It may have changed when the answer arrives.
@@ -321,49 +292,34 @@ impl LockFile {
     /// # Ok(()) }
     /// ```
     pub async fn holder(&self) -> Result<Option<Holder>, LockError> {
-        let target = self.0.target.clone();
-        let own = self.0.slot.held_since();
-        let looked = blocking::run(move || {
-            let we = |since| Holder::look_up(std::process::id(), Some(since));
-            match (target.kind, own) {
-                (LockKind::Null, own) => Ok(own.map(we)),
-                // The kernel need not tell who locked a file without a record, but we know that we did.
-                (_, Some(since)) => Ok(target.holder()?.map(|found| if found.pid() == 0 { we(since) } else { found })),
-                _ => target.holder(),
-            }
-        });
-        looked.await.map_err(|error| LockError::io(&self.0.target.path, "look at", error))?
+        self.0.holder().await
     }
 
     /// The absolute path; `None` for a null lock.
     pub fn path(&self) -> Option<&Path> {
-        (self.0.target.kind != LockKind::Null).then_some(&*self.0.target.path)
+        (self.target().kind != LockKind::Null).then_some(&*self.target().path)
     }
 
     /// The kind.
     pub fn kind(&self) -> LockKind {
-        self.0.target.kind
+        self.target().kind
     }
 
     /// The URL that opens this lock, with its kind said outright.
     pub fn url(&self) -> LockUrl {
-        LockUrl::new(self.0.target.kind, &self.0.target.path)
+        LockUrl::new(self.target().kind, &self.target().path)
     }
 
     pub(crate) fn target(&self) -> &Target {
-        &self.0.target
-    }
-
-    pub(crate) fn slot(&self) -> &Arc<Slot> {
-        &self.0.slot
+        self.0.target()
     }
 }
 
 impl fmt::Debug for LockFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockFile")
-            .field("kind", &self.0.target.kind)
-            .field("path", &self.0.target.path)
+            .field("kind", &self.kind())
+            .field("path", &self.target().path)
             .field("locked", &self.locked())
             .finish()
     }

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::error::LockError;
 use crate::guard::LockGuard;
 use crate::lock::LockFile;
-use crate::trace;
-use crate::wait::Backoff;
+use crate::util::backoff::Backoff;
+use crate::words::error::LockError;
+use crate::words::trace;
 
 /// What a [`Singleton`] does when its work fails or panics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -31,7 +31,7 @@ pub enum Restart {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SingletonError<E> {
-    /// The lock cannot be had, or was found lost only when the work was done.
+    /// The lock could not be obtained, or its loss was found only when the work was done.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The work failed, and was not to be restarted.
@@ -39,8 +39,8 @@ pub enum SingletonError<E> {
     Work(E),
 }
 
-/// A service of which all replicas run, and one works: it waits for the lock, works while it has it, and stands by
-/// again when it has lost it or its work has failed.
+/// A service with many replicas, of which one works. Each replica waits for the lock, works while it holds the lock, and
+/// stands by again when the lock is lost or the work has failed.
 ///
 /// ```
 /// use std::time::Duration;
@@ -71,8 +71,8 @@ pub struct Singleton {
     grace: Duration,
 }
 
-/// How one term of office ended.
-enum Term<T, E> {
+/// How the work under one acquisition of the lock ended.
+enum Ended<T, E> {
     Done(T),
     Failed(E),
     Panicked(Box<dyn Any + Send>),
@@ -119,8 +119,8 @@ impl Singleton {
     /// must be stopped by the work's own destructors.
     ///
     /// # Errors
-    /// [`SingletonError::Lock`] if the lock cannot be had for another reason than that it is held, or if it turns out
-    /// only at the end of the work that it had been lost; [`SingletonError::Work`] if the work fails, with
+    /// [`SingletonError::Lock`] if the lock cannot be obtained for another reason than that it is held, or if its loss is
+    /// found only at the end of the work; [`SingletonError::Work`] if the work fails, with
     /// [`Restart::Never`].
     ///
     /// # Cancel safety
@@ -149,13 +149,13 @@ impl Singleton {
             };
             let began = Instant::now();
             match self.serve(guard, async { work().await }, shutdown.as_mut()).await? {
-                Term::Done(result) => return Ok(Some(result)),
-                Term::ShutDown => return Ok(None),
-                Term::Lost => {}
-                Term::Failed(error) if self.restart == Restart::Never => return Err(SingletonError::Work(error)),
-                Term::Panicked(panic) if self.restart == Restart::Never => resume_unwind(panic),
-                Term::Failed(error) => trace::work_failed(self.lock.target(), &error),
-                Term::Panicked(_) => trace::work_failed(self.lock.target(), &"it panicked"),
+                Ended::Done(result) => return Ok(Some(result)),
+                Ended::ShutDown => return Ok(None),
+                Ended::Lost => {}
+                Ended::Failed(error) if self.restart == Restart::Never => return Err(SingletonError::Work(error)),
+                Ended::Panicked(panic) if self.restart == Restart::Never => resume_unwind(panic),
+                Ended::Failed(error) => trace::work_failed(self.lock.target(), &error),
+                Ended::Panicked(_) => trace::work_failed(self.lock.target(), &"it panicked"),
             }
             if began.elapsed() >= self.pause.1 {
                 backoff = Backoff::new(self.pause);
@@ -168,14 +168,14 @@ impl Singleton {
         }
     }
 
-    /// One term: works until that ends or must end, and releases the lock.
+    /// Runs the work until it ends or must end, and releases the lock.
     async fn serve<T, E>(
         &self,
         guard: LockGuard,
         work: impl Future<Output = Result<T, E>>,
         shutdown: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Term<T, E>, LockError> {
-        let term = {
+    ) -> Result<Ended<T, E>, LockError> {
+        let ended = {
             let work = pin!(catch_panic(work));
             let end_of_grace = async {
                 shutdown.await;
@@ -183,24 +183,24 @@ impl Singleton {
             };
             tokio::select! {
                 biased;
-                ended = work => match ended {
-                    Ok(Ok(result)) => Term::Done(result),
-                    Ok(Err(error)) => Term::Failed(error),
-                    Err(panic) => Term::Panicked(panic),
+                done = work => match done {
+                    Ok(Ok(result)) => Ended::Done(result),
+                    Ok(Err(error)) => Ended::Failed(error),
+                    Err(panic) => Ended::Panicked(panic),
                 },
-                _ = guard.lost() => Term::Lost,
-                () = end_of_grace => Term::ShutDown,
+                _ = guard.lost() => Ended::Lost,
+                () = end_of_grace => Ended::ShutDown,
             }
         };
-        // What was not ours to the end is no result. Otherwise the log tells what there is to tell of the release.
-        match (guard.release().await, &term) {
-            (Err(error), Term::Done(_)) => Err(error),
-            _ => Ok(term),
+        // A result counts only if the lock was ours to the end. Other failures of the release are in the log.
+        match (guard.release().await, &ended) {
+            (Err(error), Ended::Done(_)) => Err(error),
+            _ => Ok(ended),
         }
     }
 }
 
-/// The signal, which may be awaited again after it has come.
+/// The same signal. It may be awaited again after it has come.
 fn repeatedly(signal: impl Future<Output = ()>) -> impl Future<Output = ()> {
     let mut signal = Some(Box::pin(signal));
     poll_fn(move |context| {

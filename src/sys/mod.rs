@@ -1,35 +1,38 @@
-//! What the protocols need of the operating system, said once; the implementations stand behind this switch.
+//! What the crate needs of the operating system. This page is the contract; the switch below chooses who keeps it.
 //!
-//! Every descriptor and handle stays in this process: close-on-exec, or not inheritable, from its first instant. No call
-//! follows a symbolic link in the last component of a path, and none waits for somebody else's lock.
+//! Every descriptor and handle stays in this process: it is close-on-exec, or not inheritable, from its first instant.
+//! No call follows a symbolic link in the last component of a path. No call waits for a lock that somebody else holds.
 //!
-//! **Everywhere**
-//! - [`open_or_create`]: the file that stays, made if need be; read-only where it may not be written.
-//!   [`open_existing`]: the same file, only to look. What an open's error says about the thing at the path:
-//!   [`irregular_from_open`].
-//! - [`stat`] of an open file and [`stat_path`] of a name, with what tells files apart, [`Stat::is_same_file`], and
-//!   regular ones from others, [`Stat::irregular`].
-//! - [`read_at`], [`write_at`]: at an offset, as far as one call gets.
-//! - [`try_lock_exclusive`], [`try_lock_shared`], [`unlock`]: the lock that the kernel keeps on an open file, and takes
-//!   away when its holder dies. `false` means somebody else holds it; every other failure is an error.
-//!   [`is_lock_unsupported`]: that the file system has no such locks.
-//! - [`filesystem_at`]: what a path lives on. [`FileSystem::Memory`] and [`FileSystem::Local`] promise that a free lock
-//!   proves that nobody, on any machine, holds it, and that looking and locking touch nothing but memory.
-//! - [`process_existence`]: does a process with this PID exist, and can a zombie be told from it? [`flock_holder`]:
-//!   whom the kernel lists as the one who locked a file.
+//! **All platforms**
+//! - [`open_or_create`] opens the file of an flock, and creates it if it is missing. It opens for reading only where the
+//!   file may not be written. [`open_existing`] opens the same file only to look at it. [`irregular_from_open`] tells
+//!   from the error of an open what is at the path.
+//! - [`stat`] looks at an open file, [`stat_path`] at a name. [`Stat::is_same_file`] tells files apart.
+//!   [`Stat::irregular`] tells what is not a regular file.
+//! - [`read_at`] and [`write_at`] read and write at an offset, as much as one call does.
+//! - [`try_lock_exclusive`], [`try_lock_shared`] and [`unlock`] use the lock that the kernel keeps on an open file. The
+//!   kernel frees it when its holder dies. `false` means that somebody else holds it; every other failure is an error.
+//!   [`is_lock_unsupported`] tells that the file system has no such locks.
+//! - [`filesystem_at`] tells what file system a path is on. [`FileSystem::Memory`] and [`FileSystem::Local`] promise two
+//!   things: a free lock proves that nobody on any machine holds it, and looking and locking touch only memory.
+//! - [`process_existence`] tells whether a process with this PID exists, and whether it may be a zombie.
+//!   [`flock_holder`] tells which process the kernel lists as the one that locked a file.
 //!
-//! **Unix**, for `protocol::shlock`
-//! - [`Dir`]: an open directory; `open_file`, `open_writable`, `create_new`, `create_unnamed` (no name until `link`; an
-//!   error where the platform or the file system has no such files), `stat` (of a name), `link` (of an *open file*, by
-//!   descriptor where the platform can, to a new name), `unlink`, `lets_us_unlink`, `names`.
-//! - [`Stat`] tells links, times and `is_another_users` too.
-//! - `filesystem`: what an open file lives on. `is_link_unsupported`: that a file cannot have two names there.
-//!   `is_lock_for_writers`: that it must be open for writing to be locked.
+//! **Unix**, for the shlock protocol
+//! - [`Dir`] is an open directory. `create_unnamed` makes a file that has no name before `link`; it fails where the
+//!   platform or the file system has no such files. `link` gives an *open file* one more name, by its descriptor where
+//!   the platform can.
+//! - [`Stat`] also tells links, times and `is_another_users`.
+//! - `filesystem` tells what file system an open file is on. `is_link_unsupported` tells that a file cannot have two
+//!   names there, `is_lock_for_writers` that a file must be open for writing to be locked.
 //!
-//! **Linux**, for `wait`
-//! - `process_descriptor`: becomes readable when a process ends.
+//! **Linux**, for the wake-ups
+//! - `process_descriptor` is a descriptor that becomes readable when a process ends.
 
-use std::fmt;
+pub(crate) mod process;
+mod types;
+
+pub(crate) use types::FileSystem;
 
 #[cfg(unix)]
 mod unix;
@@ -43,42 +46,3 @@ pub(crate) use windows::*;
 
 #[cfg(not(any(unix, windows)))]
 compile_error!("tokio-lockfile supports Unix and Windows");
-
-/// What can be said of a PID without looking at the process's status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "no platform has all of them")]
-pub(crate) enum Existence {
-    Gone,
-    Alive,
-    AliveOrZombie,
-}
-
-/// What a file lives on, as far as locks care.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(dead_code, reason = "no platform has all of them")]
-pub(crate) enum FileSystem {
-    /// On this machine, and in its memory: no call touches a disk.
-    Memory,
-    /// On this machine.
-    Local,
-    /// On another machine, or of unknown behaviour: its name.
-    Other(String),
-}
-
-impl FileSystem {
-    /// Whether a free `flock` proves that its holder is dead.
-    #[cfg(unix)]
-    pub(crate) fn flock_is_proof(&self) -> bool {
-        matches!(self, Self::Memory | Self::Local)
-    }
-}
-
-impl fmt::Display for FileSystem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Memory => f.write_str("memory"),
-            Self::Local => f.write_str("a local disk"),
-            Self::Other(name) => f.write_str(name),
-        }
-    }
-}

@@ -24,7 +24,7 @@ use windows_sys::Win32::System::Threading::{
     OpenProcess, PROCESS_QUERY_LIMITED_INFORMATION, PROCESS_SYNCHRONIZE, WaitForSingleObject,
 };
 
-use super::{Existence, FileSystem};
+use super::types::{Existence, FileSystem};
 
 /// The byte that is locked, at 2⁶²: far behind the record, because nobody else can read locked bytes, and within the
 /// range that std, fs4 and Cargo lock, which is the whole file.

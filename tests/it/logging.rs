@@ -204,7 +204,7 @@ async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
     struct Panicker;
     impl<S: Subscriber> Layer<S> for Panicker {
         fn on_event(&self, _event: &Event<'_>, _context: Context<'_, S>) {
-            if std::thread::current().name() == Some("lockfile-handover") {
+            if std::thread::current().name() == Some("lockfile-watchdog") {
                 HAS_PANICKED.store(true, Ordering::SeqCst);
                 panic!("a subscriber's panic, which this test wants");
             }
@@ -219,7 +219,7 @@ async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
             let mut next = Box::pin(lock.obtain());
             assert!(!crate::support::poll_once(next.as_mut()).await);
             drop(guard);
-            // If the caretaker has been here before, it has found nothing lost; then once more.
+            // If the watchdog has been here before, it has found nothing lost; then once more.
             let _ = std::fs::remove_file(&path);
             let began = std::time::Instant::now();
             while !HAS_PANICKED.load(Ordering::SeqCst) && began.elapsed() < Duration::from_millis(100) {
@@ -230,7 +230,7 @@ async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
         let mut next = Box::pin(lock.obtain());
         assert!(!crate::support::poll_once(next.as_mut()).await);
         drop(guard);
-        // `next` is not polled, so nobody but the caretaker can let this process in.
+        // `next` is not polled, so nobody but the watchdog can let this process in.
         Holder::holding(&lock).release();
     })
     .await;

@@ -10,8 +10,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
-use super::super::{Existence, FileSystem};
-use super::Stat;
+use super::stat::Stat;
+use crate::sys::types::{Existence, FileSystem};
 
 /// Enough to use a directory with the `*at` calls, without leave to list it.
 pub(super) const DIRECTORY: OFlags = OFlags::PATH;

@@ -1,4 +1,4 @@
-//! Unix: what all systems share. What differs is in `linux` and `other`, with identical functions.
+//! Unix: what all systems share. `linux` and `other` hold what differs, as functions with the same names.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -6,10 +6,9 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
-use std::time::Duration;
 
 use fs4::{FileExt, TryLockError};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
@@ -21,6 +20,11 @@ mod imp;
 
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 pub(crate) use imp::process_descriptor;
+mod stat;
+
+use stat::stat_at;
+pub(crate) use stat::{Stat, stat, stat_path};
+
 pub(crate) use imp::{filesystem, filesystem_at, flock_holder, process_existence};
 
 /// An open directory.
@@ -148,84 +152,6 @@ pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<
 
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
     std::os::unix::fs::FileExt::write_at(file, bytes, offset)
-}
-
-/// Identity and state of a file.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Stat {
-    device: u64,
-    inode: u64,
-    pub(crate) links: u64,
-    pub(crate) size: u64,
-    /// When the inode last changed, on the file system's clock, since an epoch of its own.
-    pub(crate) changed: Duration,
-    /// When the content last changed, since the Unix epoch.
-    pub(crate) modified: Duration,
-    owner: u32,
-    kind: FileType,
-}
-
-impl Stat {
-    #[expect(clippy::unnecessary_cast, reason = "the types differ between platforms")]
-    fn from_raw(raw: &rustix::fs::Stat) -> Self {
-        let time = |seconds: i64, nanoseconds: u64| {
-            Duration::from_secs(seconds.max(0) as u64) + Duration::from_nanos(nanoseconds)
-        };
-        Self {
-            device: raw.st_dev as u64,
-            inode: raw.st_ino as u64,
-            links: raw.st_nlink as u64,
-            size: raw.st_size as u64,
-            changed: time(raw.st_ctime as i64, raw.st_ctime_nsec as u64),
-            modified: time(raw.st_mtime as i64, raw.st_mtime_nsec as u64),
-            owner: raw.st_uid,
-            kind: FileType::from_raw_mode(raw.st_mode as _),
-        }
-    }
-
-    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
-        (self.device, self.inode) == (other.device, other.inode)
-    }
-
-    /// Whether the file belongs to another user than this process acts for.
-    pub(crate) fn is_another_users(&self) -> bool {
-        self.owner != rustix::process::geteuid().as_raw()
-    }
-
-    /// What the file is if it is not a regular one, as it is called in an error.
-    pub(crate) fn irregular(&self) -> Option<&'static str> {
-        match self.kind {
-            FileType::RegularFile => None,
-            FileType::Directory => Some("a directory"),
-            FileType::Symlink => Some("a symbolic link"),
-            FileType::Fifo => Some("a FIFO"),
-            FileType::Socket => Some("a socket"),
-            FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
-            FileType::Unknown => Some("a file of an unknown type"),
-        }
-    }
-
-    #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
-    pub(crate) fn device_and_inode(&self) -> (u64, u64) {
-        (self.device, self.inode)
-    }
-}
-
-pub(crate) fn stat(file: &File) -> io::Result<Stat> {
-    Ok(Stat::from_raw(&rustix::fs::fstat(file)?))
-}
-
-/// The file that a path stands for, its last component not followed; `None` if there is none.
-pub(crate) fn stat_path(path: &Path) -> io::Result<Option<Stat>> {
-    stat_at(CWD, path)
-}
-
-fn stat_at(dir: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Option<Stat>> {
-    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(raw) => Ok(Some(Stat::from_raw(&raw))),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// What an error of an open says about the thing that stands at the path.

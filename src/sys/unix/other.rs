@@ -11,8 +11,8 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
-use super::super::{Existence, FileSystem};
-use super::Stat;
+use super::stat::Stat;
+use crate::sys::types::{Existence, FileSystem};
 
 pub(super) const DIRECTORY: OFlags = OFlags::RDONLY;
 

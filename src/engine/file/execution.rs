@@ -1,0 +1,93 @@
+//! Where a try runs, and whether events can end a wait. The file system decides.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+use crate::sys::{self, FileSystem};
+use crate::words::kind::LockKind;
+use crate::words::target::Target;
+
+/// How the tries for one lock are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Execution {
+    /// On the calling thread: the system calls touch only memory.
+    Inline,
+    /// On the blocking pool. A look whether anything has changed runs on the calling thread.
+    Pool,
+    /// On the blocking pool, looks too. Other machines may change the file, and no event tells of that.
+    PoolWithoutEvents,
+}
+
+impl Execution {
+    /// Looks at the file system, which may block. `None` while the directory does not exist.
+    fn of(target: &Target) -> Option<Self> {
+        Some(Self::on(&filesystem(target).ok()?, target.kind))
+    }
+
+    fn on(filesystem: &FileSystem, kind: LockKind) -> Self {
+        match (kind, filesystem) {
+            (_, FileSystem::Memory) | (LockKind::Flock, FileSystem::Local) => Self::Inline,
+            (_, FileSystem::Local) => Self::Pool,
+            (_, FileSystem::Other(_)) => Self::PoolWithoutEvents,
+        }
+    }
+}
+
+/// The file system of the lock file.
+pub(super) fn filesystem(target: &Target) -> io::Result<FileSystem> {
+    sys::filesystem_at(target.path.parent().unwrap_or(&target.path))
+}
+
+/// A lock file, and how tries for it are made.
+#[derive(Debug)]
+pub(super) struct TargetOnDisk {
+    pub(super) target: Arc<Target>,
+    /// Unknown while the directory does not exist.
+    execution: OnceLock<Execution>,
+}
+
+impl TargetOnDisk {
+    pub(super) fn new(target: Arc<Target>) -> Self {
+        Self { target, execution: OnceLock::new() }
+    }
+
+    pub(super) fn execution(&self) -> Option<Execution> {
+        self.execution.get().copied()
+    }
+
+    /// Finds out how tries are to be made, if that is not known yet. This may block.
+    pub(super) fn find_execution(&self) {
+        if self.execution().is_none() {
+            // Another thread may find it first.
+            Execution::of(&self.target).into_iter().for_each(|execution| _ = self.execution.set(execution));
+        }
+    }
+
+    /// Whether a look at the file touches only memory.
+    pub(super) fn is_cheap_to_look_at(&self) -> bool {
+        matches!(self.execution(), Some(Execution::Inline | Execution::Pool))
+    }
+
+    /// Whether events tell that the lock file has changed.
+    pub(super) fn has_events(&self) -> bool {
+        self.is_cheap_to_look_at() && !self.target.options.poll_only
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_touch_a_disk_or_a_network_goes_to_the_blocking_pool() {
+        let other = FileSystem::Other("NFS".into());
+        for (filesystem, flock, shlock) in [
+            (&FileSystem::Memory, Execution::Inline, Execution::Inline),
+            (&FileSystem::Local, Execution::Inline, Execution::Pool),
+            (&other, Execution::PoolWithoutEvents, Execution::PoolWithoutEvents),
+        ] {
+            assert_eq!(Execution::on(filesystem, LockKind::Flock), flock, "{filesystem}");
+            assert_eq!(Execution::on(filesystem, LockKind::Shlock), shlock, "{filesystem}");
+        }
+    }
+}

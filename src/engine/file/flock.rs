@@ -1,0 +1,185 @@
+//! A lock on a file that stays: flock(2), as flock(1) and PEAK's `FLockFile` use it, and on Windows `LockFileEx`.
+//!
+//! The record in the file is only information. A holder writes it only into a file that is empty or already holds such
+//! a record, and truncates nothing: a user may lock a data file. The file stays at release. Unlinking it would split the
+//! lock between those who wait on the old inode and those who open the new one.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::outcome::{self, Contended, Identity, Outcome};
+use super::record::{self, Record};
+use crate::sys::process::{self, Owner};
+use crate::sys::{self, Stat};
+use crate::words::error::LockError;
+use crate::words::holder::Holder;
+use crate::words::mode::Mode;
+use crate::words::target::Target;
+
+/// How often a try starts again when the file changes under it, before it answers that the outcome is unclear.
+const ROUNDS: u32 = 16;
+
+/// How often the kernel's list of locks is read again when it names no holder, and the record names none.
+const SECOND_LOOKS: u32 = 3;
+
+/// Tries once.
+pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<Outcome<Held>, LockError> {
+    let mut kept = last.file.clone();
+    for _ in 0..ROUNDS {
+        let was_kept = kept.is_some();
+        let file = match kept.take() {
+            Some(file) => file,
+            None => Arc::new(open(target)?),
+        };
+        let locked = match mode {
+            Mode::Exclusive => sys::try_lock_exclusive(&file),
+            Mode::Shared => sys::try_lock_shared(&file),
+        };
+        // A device may fail to be locked. So first the error for a file that is not a regular one.
+        let stat = stat(target, &file)?;
+        let locked = locked.map_err(|error| outcome::lock_failed(target, error))?;
+        // The file may have lost its name before we locked it. The lock is where the name is.
+        if (locked || was_kept) && Identity(stat).check(&target.path).is_err() {
+            continue;
+        }
+        if locked {
+            let owner = Owner::this_process();
+            // A record has one PID, so shared holders write none.
+            let found = find_record(&file, &stat).filter(|_| mode == Mode::Exclusive);
+            let wrote = found.is_some() && record::write(&file, &record::flock(owner.pid())).is_ok();
+            let held = Held { file, stat, wrote, owner: Some(owner) };
+            // A holder blanks its record at release. A record that is still there is that of a dead one.
+            return Ok(Outcome::Acquired { held, taken_over: found.flatten() });
+        }
+        // If a shared lock is possible, no holder is exclusive. Then somebody only asks, or a program holds a shared lock;
+        // the next look still finds that one.
+        let is_asked = mode == Mode::Exclusive
+            && !outcome::is_locked(&file).map_err(|error| outcome::lock_failed(target, error))?;
+        if is_asked {
+            return Ok(Outcome::Unclear(Contended::by_lock(file)));
+        }
+        return Ok(Outcome::Busy(Contended::by_lock(file)));
+    }
+    Ok(Outcome::Unclear(Contended::default()))
+}
+
+/// Who holds the lock: the process that the kernel lists, else the writer of the record.
+pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
+    let Some(file) = sys::open_existing(&target.path).map_err(|error| open_failed(target, error))? else {
+        return Ok(None);
+    };
+    let stat = stat(target, &file)?;
+    let record = Record::of(&file).map_err(|error| LockError::io(&target.path, "read lock file", error))?;
+    let recorded = match record {
+        Record::Flock(pid) => pid,
+        _ => None,
+    };
+    let mut known = sys::flock_holder(&stat);
+    let held = known.is_some() || outcome::is_locked(&file).map_err(|error| outcome::lock_failed(target, error))?;
+    if !held {
+        return Ok(None);
+    }
+    if recorded.is_none() {
+        // The list may have changed while it was read.
+        known = (0..SECOND_LOOKS).fold(known, |known, _| known.or_else(|| sys::flock_holder(&stat)));
+    }
+    // The record may be that of a dead process, and the holder a program that writes none.
+    let is_the_writer = known.is_none() || known == recorded;
+    let since = (recorded.is_some() && is_the_writer).then(|| SystemTime::UNIX_EPOCH + stat.modified);
+    Ok(Some(process::holder(known.or(recorded).unwrap_or(0), since)))
+}
+
+/// The state of the file; an error if it is not a regular one.
+fn stat(target: &Target, file: &File) -> Result<Stat, LockError> {
+    let stat = sys::stat(file).map_err(|error| LockError::io(&target.path, "look at lock file", error))?;
+    match stat.irregular() {
+        Some(what) => Err(LockError::not_a_lock_file(&target.path, format!("it is {what}"))),
+        None => Ok(stat),
+    }
+}
+
+fn open(target: &Target) -> Result<File, LockError> {
+    sys::open_or_create(&target.path, target.options.mode.unwrap_or(0o666)).map_err(|error| open_failed(target, error))
+}
+
+fn open_failed(target: &Target, error: std::io::Error) -> LockError {
+    // The error may be about the directory.
+    let is_there = !matches!(sys::stat_path(&target.path), Ok(None) | Err(_));
+    match sys::irregular_from_open(&error).filter(|_| is_there) {
+        Some(what) => LockError::not_a_lock_file(&target.path, format!("it is {what}")),
+        None => LockError::io(&target.path, "open lock file", error),
+    }
+}
+
+/// Where a record may be written: the PID in the present record, if there is one. `None` where a record would harm other
+/// content.
+fn find_record(file: &File, stat: &Stat) -> Option<Option<u32>> {
+    match stat.size {
+        0 => Some(None),
+        size if size == record::FLOCK_LEN as u64 => match Record::of_flock(file) {
+            Ok(Record::Flock(pid)) => Some(pid),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// A held lock.
+#[derive(Debug)]
+pub(super) struct Held {
+    file: Arc<File>,
+    stat: Stat,
+    /// Whether the owner's record was written.
+    wrote: bool,
+    /// `None` when the lock has been released.
+    owner: Option<Owner>,
+}
+
+impl Held {
+    pub(super) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    pub(super) fn identity(&self) -> Identity {
+        Identity(self.stat)
+    }
+
+    pub(super) fn owner(&self) -> Option<Owner> {
+        self.owner
+    }
+
+    pub(super) fn release(mut self, path: &Path) -> Result<(), LockError> {
+        self.blank();
+        // After the write: a look before it would make the kernel write one more time stamp.
+        let checked = self.identity().check(path);
+        let unlocked = self.unlock().map_err(|error| LockError::io(path, "unlock", error));
+        checked.map_err(|reason| LockError::lost(path, reason))?;
+        unlocked
+    }
+
+    /// Unlocks before the close. This frees the lock at once, also where a forked child has the descriptor too. The close
+    /// that follows is the event that waiters see.
+    fn unlock(&mut self) -> std::io::Result<()> {
+        self.blank();
+        self.owner = None;
+        sys::unlock(&self.file)
+    }
+
+    /// Blanks the record if it is still there. The holder may have written data in its place.
+    fn blank(&mut self) {
+        let wrote = self.owner.filter(|_| std::mem::take(&mut self.wrote));
+        if wrote.is_some_and(|owner| record::is_all_of(&self.file, &record::flock(owner.pid()))) {
+            let _ = record::write(&self.file, &record::FLOCK_BLANK);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.owner.is_some_and(Owner::is_this_process) {
+            let _ = self.unlock();
+        }
+    }
+}

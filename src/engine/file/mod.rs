@@ -1,0 +1,122 @@
+//! Locks on files: the protocols of [`shlock`] and [`flock`], and how their tries are made and awaited.
+//!
+//! A protocol is synchronous and knows only one try. [`attempt`] decides whether that try runs inline or on the blocking
+//! pool, [`wait`] when the next try is due.
+
+mod attempt;
+mod execution;
+mod flock;
+mod held;
+mod outcome;
+mod protocol;
+mod record;
+#[cfg(unix)]
+mod shlock;
+mod wait;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::contract::{Answer, Attempt, BoxFuture, Contention, Engine, Grant};
+use crate::util::blocking;
+use crate::words::error::LockError;
+use crate::words::holder::Holder;
+use crate::words::mode::Mode;
+use crate::words::target::Target;
+use attempt::Tried;
+use execution::TargetOnDisk;
+use held::FileHeld;
+use outcome::Contended;
+use wait::FileWaiter;
+use wait::wake_up::WakeUp;
+
+#[cfg(unix)]
+pub use shlock::check_lock;
+
+/// A lock on a file, of any of its kinds.
+#[derive(Debug)]
+pub(super) struct FileLock(Arc<TargetOnDisk>);
+
+impl FileLock {
+    /// Looks at the file system once, which may block.
+    pub(super) fn new(target: &Arc<Target>) -> Self {
+        let target = TargetOnDisk::new(Arc::clone(target));
+        target.find_execution();
+        Self(Arc::new(target))
+    }
+}
+
+impl<Turn: Send + 'static> Engine<Turn> for FileLock {
+    fn identity(&self) -> Option<Arc<Path>> {
+        Some(resolve_parent(&self.0.target.path))
+    }
+
+    fn attempt(&self, mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>> {
+        let lock = Arc::clone(&self.0);
+        let answer = attempt::attempt(&self.0, mode, turn, Contended::default(), WakeUp::Event);
+        match answer {
+            Answer::Ready(tried) => Answer::Ready(tried.map(|tried| outcome_of(tried, lock, mode))),
+            Answer::Later(tried) => Answer::Later(Box::pin(async move { Ok(outcome_of(tried.await?, lock, mode)) })),
+        }
+    }
+
+    fn holder(&self) -> BoxFuture<'static, Result<Option<Holder>, LockError>> {
+        let target = Arc::clone(&self.0.target);
+        Box::pin(async move {
+            let path = Arc::clone(&target.path);
+            let looked = blocking::run(move || protocol::holder(&target)).await;
+            looked.map_err(|error| LockError::io(&path, "look at", error))?
+        })
+    }
+}
+
+fn outcome_of<Turn: Send + 'static>(tried: Tried<Turn>, lock: Arc<TargetOnDisk>, mode: Mode) -> Attempt<Turn> {
+    match tried {
+        Tried::Acquired { turn, held, taken_over } => {
+            let held = Box::new(FileHeld::new(held, lock));
+            Attempt::Acquired(Grant { held, turn, taken_over, contention: Contention::None })
+        }
+        Tried::Busy(turn, last) => Attempt::Busy(turn, Box::new(FileWaiter::new(lock, mode, last))),
+    }
+}
+
+/// `path` with the symbolic links and the `..` of its directory resolved, as far as that exists; `path` itself where
+/// that changes nothing.
+fn resolve_parent(path: &Arc<Path>) -> Arc<Path> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Arc::clone(path);
+    };
+    let mut missing = vec![name];
+    let mut existing = parent;
+    let resolved: PathBuf = loop {
+        match (existing.canonicalize(), existing.parent(), existing.file_name()) {
+            (Ok(resolved), _, _) => break resolved,
+            (Err(_), Some(parent), Some(name)) => {
+                missing.push(name);
+                existing = parent;
+            }
+            (Err(_), _, _) => break existing.to_owned(),
+        }
+    };
+    let resolved = missing.iter().rev().fold(resolved, |path, name| path.join(name));
+    if resolved == **path { Arc::clone(path) } else { resolved.into() }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_file_has_one_identity_by_whatever_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().join("real");
+        let alias = dir.path().join("alias");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &alias).unwrap();
+        let identity = |path: PathBuf| resolve_parent(&path.into());
+        let first = identity(real.join("x"));
+        assert_eq!(first, identity(alias.join("x")));
+        assert_eq!(first, identity(real.join("../alias/x")));
+        assert_eq!(identity(real.join("not/yet/x")), identity(alias.join("not/yet/x")));
+    }
+}

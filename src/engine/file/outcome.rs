@@ -1,0 +1,96 @@
+//! What one try of a protocol answers, and what the protocols share.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::execution;
+use crate::sys;
+use crate::words::error::{LockError, LostReason};
+use crate::words::target::Target;
+
+/// What one try has found.
+#[derive(Debug)]
+pub(super) enum Outcome<Held> {
+    Acquired {
+        held: Held,
+        /// The dead holder from whom the lock was taken; `Some(0)` if its record was blank.
+        taken_over: Option<u32>,
+    },
+    /// Somebody holds the lock.
+    Busy(Contended),
+    /// Somebody is in the way who need not be a holder, such as another process's try. The caller looks again after a
+    /// moment.
+    Unclear(Contended),
+}
+
+impl<Held> Outcome<Held> {
+    pub(super) fn map<Other>(self, into: impl FnOnce(Held) -> Other) -> Outcome<Other> {
+        match self {
+            Self::Acquired { held, taken_over } => Outcome::Acquired { held: into(held), taken_over },
+            Self::Busy(contended) => Outcome::Busy(contended),
+            Self::Unclear(contended) => Outcome::Unclear(contended),
+        }
+    }
+}
+
+/// What a try that did not get the lock leaves for the next try.
+#[derive(Debug, Default)]
+pub(super) struct Contended {
+    /// The file that the try has opened. The next try uses the same descriptor: opening and closing the file again would
+    /// wake everybody who watches it.
+    pub(super) file: Option<Arc<File>>,
+    /// The PID in a record whose holder keeps no lock on the file. Only the end of that process tells that the lock is
+    /// free.
+    pub(super) foreign: Option<u32>,
+}
+
+impl Contended {
+    pub(super) fn by_lock(file: Arc<File>) -> Self {
+        Self { file: Some(file), foreign: None }
+    }
+}
+
+/// Which file is held.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Identity(pub(super) sys::Stat);
+
+impl Identity {
+    /// Whether `path` leads to the file; if not, what has happened.
+    pub(super) fn check(&self, path: &Path) -> Result<(), LostReason> {
+        match sys::stat_path(path) {
+            Ok(Some(found)) if found.is_same_file(&self.0) => Ok(()),
+            Ok(Some(_)) => Err(LostReason::Replaced),
+            Ok(None) => Err(LostReason::Removed),
+            // Being unable to look is no proof of a loss.
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+/// Whether somebody else has an exclusive flock on the file. This only asks, with a shared flock: so a try that meets it
+/// can tell it from the flock of a holder.
+pub(super) fn is_locked(file: &File) -> std::io::Result<bool> {
+    let free = sys::try_lock_shared(file)?;
+    if free {
+        sys::unlock(file)?;
+    }
+    Ok(!free)
+}
+
+pub(super) fn lock_failed(target: &Target, error: std::io::Error) -> LockError {
+    if sys::is_lock_unsupported(&error) {
+        let reason =
+            format!("files cannot be locked on {} ({error}); use a local file system", filesystem_name(target));
+        return LockError::unsupported(&target.path, target.kind, reason);
+    }
+    LockError::io(&target.path, "lock", error)
+}
+
+/// What an error calls the file system of the lock file.
+pub(super) fn filesystem_name(target: &Target) -> String {
+    match execution::filesystem(target) {
+        Ok(filesystem) => filesystem.to_string(),
+        Err(_) => "this file system".into(),
+    }
+}

@@ -1,0 +1,101 @@
+//! The switch between the protocols. Each one has an `attempt`, a `holder` and a held state.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::flock;
+use super::outcome::{Contended, Identity, Outcome};
+#[cfg(unix)]
+use super::shlock;
+use crate::sys::process::Owner;
+use crate::words::error::LockError;
+use crate::words::holder::Holder;
+#[cfg(unix)]
+use crate::words::kind::LockKind;
+use crate::words::mode::Mode;
+use crate::words::target::Target;
+
+/// Tries once, on from what the `last` try has found.
+pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<Outcome<Held>, LockError> {
+    match target.kind {
+        #[cfg(unix)]
+        LockKind::Shlock => match mode {
+            Mode::Exclusive => Ok(shlock::attempt(target, last)?.map(Held::Shlock)),
+            Mode::Shared => {
+                let reason = "one name has one holder, so it cannot be shared; use the flock kind";
+                Err(LockError::unsupported(&target.path, target.kind, reason))
+            }
+        },
+        _ => Ok(flock::attempt(target, mode, last)?.map(Held::Flock)),
+    }
+}
+
+/// Whether nothing has changed since the last try found the lock held. `false` if in doubt. On a local file system this
+/// touches only memory.
+pub(super) fn is_still_held(target: &Target, last: &Contended) -> bool {
+    match target.kind {
+        #[cfg(unix)]
+        LockKind::Shlock => shlock::is_still_held(target, last),
+        _ => {
+            let _ = last;
+            false
+        }
+    }
+}
+
+/// Who holds the lock, in any process.
+pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
+    match target.kind {
+        #[cfg(unix)]
+        LockKind::Shlock => shlock::holder(target),
+        _ => flock::holder(target),
+    }
+}
+
+/// A lock file that is held. Dropping it releases the lock. Dropping it in a forked child only closes the child's copies
+/// of the descriptors.
+#[derive(Debug)]
+pub(super) enum Held {
+    #[cfg(unix)]
+    Shlock(shlock::Held),
+    Flock(flock::Held),
+}
+
+impl Held {
+    /// The lock file.
+    pub(super) fn file(&self) -> &Arc<File> {
+        match self {
+            #[cfg(unix)]
+            Self::Shlock(held) => held.file(),
+            Self::Flock(held) => held.file(),
+        }
+    }
+
+    /// What the path must lead to as long as the lock is ours.
+    pub(super) fn identity(&self) -> Identity {
+        match self {
+            #[cfg(unix)]
+            Self::Shlock(held) => held.identity(),
+            Self::Flock(held) => held.identity(),
+        }
+    }
+
+    /// The process that took the lock; `None` once it is released.
+    pub(super) fn owner(&self) -> Option<Owner> {
+        match self {
+            #[cfg(unix)]
+            Self::Shlock(held) => held.owner(),
+            Self::Flock(held) => held.owner(),
+        }
+    }
+
+    /// Releases the lock, and says whether it was ours to the end.
+    pub(super) fn release(self, path: &Path) -> Result<(), LockError> {
+        match self {
+            #[cfg(unix)]
+            Self::Shlock(held) => held.release(path),
+            Self::Flock(held) => held.release(path),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Removing the file of a dead holder as INN does: link it to a private name, check that the number of links went up by
+//! one, and only then unlink it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+
+use super::create::Cleared;
+use super::directory::Directory;
+use super::judge::Stale;
+use crate::engine::file::record;
+use crate::sys::Stat;
+use crate::sys::process::pid_exists;
+use crate::words::error::LockError;
+
+pub(super) enum Broken {
+    Done(u32),
+    Changed,
+    Unclear,
+    Busy,
+}
+
+enum Linked {
+    Ours,
+    Not(Broken),
+}
+
+impl Directory<'_> {
+    /// Removes the name of a stale file. Its flock is held all the time.
+    pub(super) fn break_stale(&self, stale: Stale) -> Result<Broken, LockError> {
+        let seen = self.stat(&stale.file)?;
+        if !self.names(self.name, &seen)? {
+            return Ok(Broken::Changed);
+        }
+        let (private, creating) = (self.breaking(), self.creating());
+        let is_linked = seen.links > 1 && self.names(&private, &seen)?;
+        let is_created = seen.links > 1 && self.names(&creating, &seen)?;
+        let is_explained = seen.links == 1 + u64::from(is_linked) + u64::from(is_created);
+        // Our link makes the file young again. So it is made only where a break is possible.
+        let is_old = !is_explained && self.is_older_than_grace(&stale.file)?;
+        if !is_explained && !self.others_links(&seen)?.allow_a_break(is_old) {
+            let is_changed = self.stat(&stale.file)?.links != seen.links;
+            return Ok(if is_changed { Broken::Changed } else { Broken::Busy });
+        }
+        // Without this check the private name would stay too.
+        if !self.dir.lets_us_unlink(&seen).map_err(|error| self.failed("look at the directory of", error))? {
+            let action = "take over another user's lock file in a sticky directory, left behind at";
+            return Err(self.failed(action, io::ErrorKind::PermissionDenied.into()));
+        }
+        if !is_linked {
+            match self.link_breaking(&stale.file)? {
+                Linked::Ours => {}
+                Linked::Not(why) => return Ok(why),
+            }
+        }
+        if is_created {
+            self.dir.unlink(&creating).map_err(|error| self.failed("remove the private name of", error))?;
+        }
+        let is_ours_to_break = (is_explained || self.remove_dead_links(&seen)?) && self.is_alone(&seen, is_old)?;
+        if !is_ours_to_break {
+            self.give_way(&seen)?;
+            return Ok(Broken::Unclear);
+        }
+        self.dir.unlink(self.name).map_err(|error| {
+            let _ = self.dir.unlink(&private);
+            self.failed("remove stale lock file", error)
+        })?;
+        self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error))?;
+        Ok(Broken::Done(stale.pid))
+    }
+
+    /// Removes the links that dead breakers have left on the file, unless a living breaker works on it.
+    ///
+    /// Our own link is there, and no link of a living breaker. So nobody begins to break this file any more: it stays the
+    /// lock, and a dead name stays dead, even if its PID is used again.
+    fn remove_dead_links(&self, seen: &Stat) -> Result<bool, LockError> {
+        let others = self.others_links(seen)?;
+        if others.is_being_broken || !self.names(self.name, seen)? {
+            return Ok(false);
+        }
+        for name in others.dead {
+            self.dir.unlink(&name).map_err(|error| self.failed("remove a dead process's link to", error))?;
+        }
+        Ok(true)
+    }
+
+    /// Whether nobody else breaks the file. Another breaker links before it unlinks, as we do. If there are more links than
+    /// ours, one of us must yield. Unexplained links do not count after the time of grace.
+    fn is_alone(&self, seen: &Stat, is_old: bool) -> Result<bool, LockError> {
+        let now = self.dir.stat(self.name).map_err(|error| self.failed("look at", error))?;
+        Ok(now.is_some_and(|now| now.is_same_file(seen) && (now.links == 2 || is_old)))
+    }
+
+    /// Gives the file the private name.
+    fn link_breaking(&self, file: &File) -> Result<Linked, LockError> {
+        let private = self.breaking();
+        match self.dir.link(file, Some(self.name), &private) {
+            Ok(()) => Ok(Linked::Ours),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match self.clear(&private)? {
+                Cleared::Gone => Ok(Linked::Not(Broken::Changed)),
+                Cleared::InUse => Ok(Linked::Not(Broken::Unclear)),
+            },
+            // Another program has removed it since we looked.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Linked::Not(Broken::Changed)),
+            // fs.protected_hardlinks, see proc_sys_fs(5).
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && self.stat(file)?.is_another_users() => {
+                let action = "take over another user's lock file without permission to write to it, left behind at";
+                Err(self.failed(action, error))
+            }
+            Err(error) => Err(self.link_failed("link stale lock file", error)),
+        }
+    }
+
+    /// Removes the private name of the file that was seen, whose flock we hold. Where a file cannot be linked by its
+    /// descriptor, the private name may belong to another file that came in between. Then the flock of that file decides.
+    fn give_way(&self, seen: &Stat) -> Result<(), LockError> {
+        let private = self.breaking();
+        if self.names(&private, seen)? {
+            return self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error));
+        }
+        self.clear(&private)?;
+        Ok(())
+    }
+
+    /// The file's names that INN's and NetBSD's shlock gave it.
+    fn others_links(&self, file: &Stat) -> Result<OthersLinks, LockError> {
+        let mut links = OthersLinks { dead: Vec::new(), is_being_broken: false };
+        let names = match self.dir.names() {
+            // What cannot be seen may be there.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Ok(OthersLinks { is_being_broken: true, ..links });
+            }
+            names => names.map_err(|error| self.failed("list the directory of", error))?,
+        };
+        for name in names {
+            match PeersName::parse(&name) {
+                Some(peer) if self.names(&name, file)? => match pid_exists(peer.pid) {
+                    true => links.is_being_broken |= peer.breaks,
+                    false => links.dead.push(name),
+                },
+                _ => {}
+            }
+        }
+        Ok(links)
+    }
+}
+
+/// Other programs' links to a stale file.
+struct OthersLinks {
+    dead: Vec<OsString>,
+    is_being_broken: bool,
+}
+
+impl OthersLinks {
+    fn allow_a_break(&self, is_old: bool) -> bool {
+        !self.is_being_broken && (is_old || !self.dead.is_empty())
+    }
+}
+
+/// A private name of INN's or NetBSD's shlock: `shlock<pid>` for the file it makes, `shlock<pid>x` or `shlock<pid>-2` for
+/// the one it breaks.
+#[derive(Debug, PartialEq, Eq)]
+struct PeersName {
+    pid: u32,
+    breaks: bool,
+}
+
+impl PeersName {
+    fn parse(name: &OsStr) -> Option<Self> {
+        let rest = name.to_str()?.strip_prefix("shlock")?;
+        let breaking = rest.strip_suffix("x").or_else(|| rest.strip_suffix("-2"));
+        let pid = record::parse_pid(breaking.unwrap_or(rest).as_bytes())?;
+        Some(Self { pid, breaks: breaking.is_some() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::judge::Found;
+    use super::*;
+    use crate::words::kind::LockKind;
+    use crate::words::target::Target;
+
+    #[test]
+    fn only_the_other_programs_names_are_purged() {
+        for (name, breaks) in [("shlock42", false), ("shlock42x", true), ("shlock42-2", true)] {
+            assert_eq!(PeersName::parse(OsStr::new(name)), Some(PeersName { pid: 42, breaks }), "{name}");
+        }
+        for name in ["shlock", "shlock0", "shlock42y", "shlock 42", "shlock42xx", "xshlock42"] {
+            assert_eq!(PeersName::parse(OsStr::new(name)), None, "{name}");
+        }
+    }
+
+    /// A dead process's lock file, found by a breaker.
+    fn found_stale(directory: &Directory) -> Stale {
+        std::fs::write(&directory.target.path, record::shlock(4_194_305)).unwrap();
+        match directory.contend(None).unwrap() {
+            Found::Stale(stale) => stale,
+            _ => panic!("not stale"),
+        }
+    }
+
+    #[test]
+    fn a_breaker_who_linked_the_next_file_leaves_its_breaker_the_private_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::file(LockKind::Shlock, &dir.path().join("x.lock"), Default::default()).unwrap();
+        let directory = Directory::open(&target).unwrap();
+        let late = found_stale(&directory);
+        let late_seen = directory.stat(&late.file).unwrap();
+        std::fs::remove_file(&target.path).unwrap();
+        let next = found_stale(&directory);
+        let private = dir.path().join(directory.breaking());
+        std::fs::hard_link(&target.path, &private).unwrap();
+        directory.give_way(&late_seen).unwrap();
+        assert!(private.exists(), "removed without its file's lock");
+        assert!(matches!(directory.break_stale(next), Ok(Broken::Done(4_194_305))));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}

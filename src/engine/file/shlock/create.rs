@@ -1,0 +1,179 @@
+//! Creating a lock file privately, and giving it the name if that is free.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::directory::Directory;
+use super::held::Held;
+use super::probe::Probe;
+use crate::engine::file::{outcome, record};
+use crate::sys::process::Owner;
+use crate::sys::{self, Dir};
+use crate::words::error::LockError;
+
+/// A blank file, or one with unexplained links, may still be in work until it is this old (INN's rule).
+const GRACE: Duration = Duration::from_secs(30);
+
+pub(super) enum Created {
+    Held(Held),
+    Changed,
+    Unclear,
+}
+
+pub(super) enum Cleared {
+    Gone,
+    InUse,
+}
+
+/// A file of ours that is locked and is not the lock yet. Its private name is removed before the file is closed, while
+/// its flock still protects it.
+pub(super) struct Private<'a> {
+    name: Option<PrivateName<'a>>,
+    pub(super) file: File,
+}
+
+/// A private name, removed when this is dropped.
+struct PrivateName<'a> {
+    dir: &'a Dir,
+    name: OsString,
+    ours: bool,
+}
+
+impl Drop for PrivateName<'_> {
+    fn drop(&mut self) {
+        if self.ours {
+            let _ = self.dir.unlink(&self.name);
+        }
+    }
+}
+
+impl Directory<'_> {
+    /// Creates the lock file privately and gives it the name, if that is free.
+    pub(super) fn acquire(&self) -> Result<Created, LockError> {
+        let Some(mut private) = self.create()? else {
+            return Ok(Created::Unclear);
+        };
+        let owner = Owner::this_process();
+        let written = private.file.write_all(&record::shlock(owner.pid()));
+        written.map_err(|error| self.failed("write lock file", error))?;
+        let stat = self.stat(&private.file)?;
+        let from = private.name.as_ref().map(|private| private.name.as_os_str());
+        match self.dir.link(&private.file, from, self.name) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(Created::Changed),
+            // Somebody has removed the private name or the directory. The next round finds out.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && from.is_some() => return Ok(Created::Changed),
+            Err(error) => return Err(self.link_failed("link lock file", error)),
+        }
+        let Private { name, file } = private;
+        drop(name);
+        let held = Held {
+            dir: Arc::clone(&self.dir),
+            name: self.name.to_owned(),
+            file: Arc::new(file),
+            stat,
+            owner: Some(owner),
+        };
+        if !self.names(self.name, &held.stat)? {
+            return Ok(Created::Changed);
+        }
+        if !self.shows_lock(&held.file)? {
+            let place = outcome::filesystem_name(self.target);
+            let reason = format!("{place} loses the lock on a file that gets another name; use the flock kind");
+            return Err(LockError::unsupported(&self.target.path, self.target.kind, reason));
+        }
+        // A breaker that died between its two unlinks left this name, and nobody else looks for it. If it cannot be
+        // removed, the lock is ours all the same, and the next process that needs the name reports it.
+        let _ = self.clear(&self.breaking());
+        Ok(Created::Held(held))
+    }
+
+    /// Whether others see our flock on `file` when they open the lock's name. Some FUSE file systems treat each name of a
+    /// file as another file.
+    fn shows_lock(&self, file: &File) -> Result<bool, LockError> {
+        let filesystem = sys::filesystem(file).map_err(|error| self.failed("find the file system of", error))?;
+        if filesystem.flock_is_proof() {
+            return Ok(true);
+        }
+        match self.open_lock()? {
+            Some(named) => outcome::is_locked(&named).map_err(|error| self.lock_failed(error)),
+            None => Ok(false),
+        }
+    }
+
+    /// An empty file with our flock on it, under no name or a private one. `None` if another process is creating one.
+    pub(super) fn create(&self) -> Result<Option<Private<'_>>, LockError> {
+        let mode = self.target.options.mode.unwrap_or(0o644);
+        let (file, name) = match self.dir.create_unnamed(mode) {
+            Ok(file) => (file, None),
+            Err(error) if cannot_be_unnamed(&error) => {
+                let name = self.creating();
+                match self.dir.create_new(&name, mode) {
+                    Ok(file) => (file, Some(PrivateName { dir: &self.dir, name, ours: true })),
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        self.clear(&name)?;
+                        return Ok(None);
+                    }
+                    Err(error) => return Err(self.failed("create lock file", error)),
+                }
+            }
+            Err(error) => return Err(self.failed("create lock file", error)),
+        };
+        let mut private = Private { name, file };
+        let locked = sys::try_lock_exclusive(&private.file).map_err(|error| self.lock_failed(error))?;
+        if let Some(named) = &mut private.name {
+            // Between our open and our flock, somebody may have taken the file for one of a dead process and removed it.
+            if !locked || !self.names(&named.name, &self.stat(&private.file)?)? {
+                named.ours = false;
+                return Ok(None);
+            }
+        }
+        Ok(Some(private))
+    }
+
+    /// Compares the age of the file with that of a file made just now, so that no wall clock decides.
+    pub(super) fn is_older_than_grace(&self, file: &File) -> Result<bool, LockError> {
+        let Some(fresh) = self.create()? else {
+            return Ok(false);
+        };
+        let now = self.stat(&fresh.file)?.changed;
+        Ok(now.checked_sub(self.stat(file)?.changed).is_some_and(|age| age >= GRACE))
+    }
+
+    /// Removes a private name if the process that created it is dead.
+    pub(super) fn clear(&self, private: &OsStr) -> Result<Cleared, LockError> {
+        let file = match self.dir.open_file(private) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Cleared::Gone),
+            Err(error) => return Err(self.failed("open a private file of", error)),
+        };
+        let stat = self.stat(&file)?;
+        let is_ours = stat.irregular().is_none()
+            && record::is_record_or_begun(&file).map_err(|error| self.failed("read a private file of", error))?;
+        if !is_ours {
+            return Err(LockError::not_a_lock_file(
+                &self.target.path.with_file_name(private),
+                "it is not a lock file, but has the name of a private one",
+            ));
+        }
+        let _probe = match self.try_lock(private, Arc::new(file))? {
+            Some((file, true)) => Probe::new(file),
+            Some((_, false)) => return Ok(Cleared::InUse),
+            None => return Ok(Cleared::Gone),
+        };
+        if self.names(private, &stat)? {
+            self.dir.unlink(private).map_err(|error| self.failed("remove a private file of", error))?;
+        }
+        Ok(Cleared::Gone)
+    }
+}
+
+fn cannot_be_unnamed(error: &io::Error) -> bool {
+    // Kernels before 3.11 and some file systems answer O_TMPFILE with EISDIR (open(2)).
+    sys::is_lock_unsupported(error)
+        || sys::irregular_from_open(error).is_some()
+        || error.kind() == io::ErrorKind::NotFound
+}

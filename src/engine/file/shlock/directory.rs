@@ -1,0 +1,122 @@
+//! The open directory of a lock file, and the names in it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use super::private_name::private_name;
+use crate::engine::file::execution;
+use crate::engine::file::outcome;
+use crate::engine::file::record::Record;
+use crate::sys::{self, Dir, Stat};
+use crate::words::error::LockError;
+use crate::words::target::Target;
+
+/// The open directory of one lock file.
+pub(super) struct Directory<'a> {
+    pub(super) target: &'a Target,
+    pub(super) dir: Arc<Dir>,
+    /// The name of the lock file.
+    pub(super) name: &'a OsStr,
+}
+
+impl<'a> Directory<'a> {
+    pub(super) fn open(target: &'a Target) -> Result<Self, LockError> {
+        let (parent, name) = target.parent_and_name();
+        let dir =
+            Dir::open(parent).map_err(|error| LockError::io(&target.path, "open the directory of lock file", error))?;
+        Ok(Self { target, dir: Arc::new(dir), name })
+    }
+
+    /// The private name that a breaker gives the stale file.
+    pub(super) fn breaking(&self) -> OsString {
+        private_name(self.name, "break")
+    }
+
+    /// The private name under which a file is created where files without a name are not available.
+    pub(super) fn creating(&self) -> OsString {
+        private_name(self.name, "new")
+    }
+
+    /// The file at the lock's name; an error if it cannot be a lock file.
+    pub(super) fn open_lock(&self) -> Result<Option<File>, LockError> {
+        let file = match self.dir.open_file(self.name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                return Err(match sys::irregular_from_open(&error) {
+                    Some(what) => LockError::not_a_lock_file(&self.target.path, format!("it is {what}")),
+                    None => self.failed("open lock file", error),
+                });
+            }
+        };
+        match self.stat(&file)?.irregular() {
+            Some(what) => Err(LockError::not_a_lock_file(&self.target.path, format!("it is {what}"))),
+            None => Ok(Some(file)),
+        }
+    }
+
+    pub(super) fn read(&self, file: &File) -> Result<Record, LockError> {
+        let found = match Record::of(file).map_err(|error| self.failed("read lock file", error))? {
+            Record::Garbage => "its content is no lock record; choose another path, or remove it if nobody needs it",
+            Record::Flock(_) => "it is the file of an flock lock; open it as that kind, or choose another path",
+            record => return Ok(record),
+        };
+        Err(LockError::not_a_lock_file(&self.target.path, found))
+    }
+
+    /// Whether `name` stands for this file.
+    pub(super) fn names(&self, name: &OsStr, file: &Stat) -> Result<bool, LockError> {
+        let found = self.dir.stat(name).map_err(|error| self.failed("look at", error))?;
+        Ok(found.is_some_and(|found| found.is_same_file(file)))
+    }
+
+    pub(super) fn stat(&self, file: &File) -> Result<Stat, LockError> {
+        sys::stat(file).map_err(|error| self.failed("look at", error))
+    }
+
+    pub(super) fn failed(&self, action: &'static str, error: io::Error) -> LockError {
+        LockError::io(&self.target.path, action, error)
+    }
+
+    pub(super) fn lock_failed(&self, error: io::Error) -> LockError {
+        outcome::lock_failed(self.target, error)
+    }
+
+    pub(super) fn link_failed(&self, action: &'static str, error: io::Error) -> LockError {
+        // On a file system that is known to have links, EPERM is about this file: it may be immutable.
+        let is_about_file = error.kind() == io::ErrorKind::PermissionDenied
+            && execution::filesystem(self.target).is_ok_and(|filesystem| filesystem.flock_is_proof());
+        if sys::is_link_unsupported(&error) && !is_about_file {
+            return LockError::unsupported(
+                &self.target.path,
+                self.target.kind,
+                format!(
+                    "{} does not let us make hard links ({error}); use the flock kind",
+                    outcome::filesystem_name(self.target)
+                ),
+            );
+        }
+        self.failed(action, error)
+    }
+
+    /// Tries to lock the file exclusively. Where that needs a file open for writing, it opens the file at `name` again.
+    /// `None` if that name is gone. The caller checks that the name still leads to the same file.
+    pub(super) fn try_lock(&self, name: &OsStr, file: Arc<File>) -> Result<Option<(Arc<File>, bool)>, LockError> {
+        let error = match sys::try_lock_exclusive(&file) {
+            Ok(locked) => return Ok(Some((file, locked))),
+            Err(error) => error,
+        };
+        if !sys::is_lock_for_writers(&error) {
+            return Err(self.lock_failed(error));
+        }
+        let file = match self.dir.open_writable(name) {
+            Ok(file) => Arc::new(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.failed("open for writing, to lock it,", error)),
+        };
+        let locked = sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))?;
+        Ok(Some((file, locked)))
+    }
+}

@@ -1,0 +1,61 @@
+//! A held shlock, and its release.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::engine::file::outcome::Identity;
+use crate::sys::process::Owner;
+use crate::sys::{self, Dir, Stat};
+use crate::words::error::LockError;
+
+/// A held lock.
+#[derive(Debug)]
+pub(in crate::engine::file) struct Held {
+    pub(super) dir: Arc<Dir>,
+    pub(super) name: OsString,
+    pub(super) file: Arc<File>,
+    pub(super) stat: Stat,
+    /// `None` when the lock has been released.
+    pub(super) owner: Option<Owner>,
+}
+
+impl Held {
+    pub(in crate::engine::file) fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    pub(in crate::engine::file) fn identity(&self) -> Identity {
+        Identity(self.stat)
+    }
+
+    pub(in crate::engine::file) fn owner(&self) -> Option<Owner> {
+        self.owner
+    }
+
+    pub(in crate::engine::file) fn release(mut self, path: &Path) -> Result<(), LockError> {
+        let checked = self.identity().check(path);
+        let removed = self.remove().map_err(|error| LockError::io(path, "remove lock file", error));
+        checked.map_err(|reason| LockError::lost(path, reason))?;
+        removed
+    }
+
+    /// Unlinks the name if it is still ours, then unlocks. In the other order there could be two holders for a moment.
+    fn remove(&mut self) -> io::Result<()> {
+        self.owner = None;
+        let ours = self.dir.stat(&self.name)?.is_some_and(|found| found.is_same_file(&self.stat));
+        let unlinked = if ours { self.dir.unlink(&self.name) } else { Ok(()) };
+        // Unlocking frees the lock also where a forked child has inherited the descriptor. A close alone would not.
+        unlinked.and(sys::unlock(&self.file))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.owner.is_some_and(Owner::is_this_process) {
+            let _ = self.remove();
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The flock of a try that looks at a lock file.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use crate::sys;
+
+/// A file on which a try has an exclusive flock. It unlocks before it closes. After a mere close, a child that another
+/// thread is forking may keep the lock for a moment, and the next try would find the file in use.
+pub(super) struct Probe(Option<Arc<File>>);
+
+impl Probe {
+    pub(super) fn new(file: Arc<File>) -> Self {
+        Self(Some(file))
+    }
+
+    pub(super) fn unlock(mut self) -> Arc<File> {
+        let file = self.0.take().expect("taken only here");
+        let _ = sys::unlock(&file);
+        file
+    }
+}
+
+impl std::ops::Deref for Probe {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        self.0.as_deref().expect("present until the end")
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        if let Some(file) = &self.0 {
+            let _ = sys::unlock(file);
+        }
+    }
+}

@@ -1,0 +1,384 @@
+//! Events that tell that a lock file has changed: one inotify(7) instance for the whole process.
+//!
+//! Every runtime in which somebody waits has one task, the driver. It reads the events and wakes the waits that they are
+//! for, in all runtimes. When nobody waits any more, the drivers end with their next tick, and the last one closes the
+//! instance.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Bound;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::io::Errno;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::{Handle, Id};
+use tokio::sync::Notify;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::wake_up::WakeUp;
+use crate::sys;
+use crate::util::blocking;
+use crate::words::kind::LockKind;
+
+/// The events of a file that loses its name or gets another one.
+const NAME_CHANGES: WatchFlags = WatchFlags::ATTRIB.union(WatchFlags::MOVE_SELF).union(WatchFlags::DELETE_SELF);
+
+/// How often a driver maintains the watches.
+const TICK: Duration = Duration::from_millis(250);
+
+/// For how many files a tick wakes the waits although there was no event. This finds the release of a holder that makes
+/// no event. The number is for the whole process: ten thousand waits with a timer each would cost a tenth of a core.
+const PROBES: usize = 25;
+
+/// How many watches are removed at once. Each removal costs some 15 µs.
+const REMOVALS: usize = 64;
+
+/// A watch on one open file.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    /// Weak, so that the owner of the file decides where it is closed.
+    file: Weak<File>,
+    descriptor: i32,
+    signal: Arc<Signal>,
+    /// The runtime whose driver reads the events, or did so when the watch was made.
+    runtime: Id,
+    /// A holder that keeps no lock on the file. Its death makes no event on the file.
+    holder: Option<u32>,
+    process: Option<Box<AsyncFd<OwnedFd>>>,
+}
+
+#[derive(Debug, Default)]
+struct Signal {
+    is_event: AtomicBool,
+    /// Nobody reads the events of this watch any more.
+    is_orphaned: AtomicBool,
+    notify: Notify,
+}
+
+impl Watch {
+    /// Watches for the release of the lock on `file`, and for the end of its holder, if given. `None` where events are not
+    /// available. The caller looks at the file once more before it waits for a [`wake_up`](Self::wake_up).
+    pub(crate) fn for_release(kind: LockKind, file: &Arc<File>, holder: Option<u32>) -> Option<Self> {
+        // Our holders, and those of shlock(1), unlink the file or close a descriptor for writing. flock(1) holds its lock
+        // through a descriptor for reading.
+        let closing = match kind {
+            LockKind::Flock => WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE,
+            _ => WatchFlags::CLOSE_WRITE,
+        };
+        Self::new(file, NAME_CHANGES | closing, holder)
+    }
+
+    /// Watches for the loss of the name of `file`. Otherwise as [`for_release`](Self::for_release).
+    pub(crate) fn for_loss(file: &Arc<File>) -> Option<Self> {
+        Self::new(file, NAME_CHANGES, None)
+    }
+
+    fn new(file: &Arc<File>, events: WatchFlags, holder: Option<u32>) -> Option<Self> {
+        let runtime = Handle::try_current().ok()?;
+        let (descriptor, signal, driver) = Watches::get().add(events, file, &runtime)?;
+        // Outside the lock: a runtime that is shutting down drops the driver here and now.
+        if let Some(driver) = driver {
+            runtime.spawn(driver.drive());
+        }
+        let process = holder.and_then(sys::process_descriptor);
+        let process = process.and_then(register).and_then(Result::ok).map(Box::new);
+        let watch = Self { file: Arc::downgrade(file), descriptor, signal, runtime: runtime.id(), holder, process };
+        // In a runtime that is shutting down, the driver has already ended. New watches again and again would keep the
+        // shutdown waiting for the task that we are in.
+        (!watch.is_orphaned()).then_some(watch)
+    }
+
+    /// Whether this watch still works, in the current runtime, for this file and this holder.
+    pub(crate) fn is_on(&self, file: &Arc<File>, holder: Option<u32>) -> bool {
+        self.file.as_ptr() == Arc::as_ptr(file) && self.holder == holder && self.is_at_home() && !self.is_orphaned()
+    }
+
+    fn is_orphaned(&self) -> bool {
+        self.signal.is_orphaned.load(Ordering::Acquire)
+    }
+
+    fn is_at_home(&self) -> bool {
+        Handle::try_current().is_ok_and(|runtime| runtime.id() == self.runtime)
+    }
+
+    /// A part of [`wake_up`](Self::wake_up). Returns also when the wait has moved to another runtime: the first runtime
+    /// may stand still, and its driver with it.
+    async fn notified(&self) {
+        let mut notified = pin!(self.signal.notify.notified());
+        poll_fn(|context| match self.is_at_home() {
+            true => notified.as_mut().poll(context),
+            false => Poll::Ready(()),
+        })
+        .await
+    }
+
+    /// Waits until something has happened since the last wake-up, or since the watch was made. Cancel safe.
+    pub(crate) async fn wake_up(&mut self) -> WakeUp {
+        match &self.process {
+            None => self.notified().await,
+            Some(process) => {
+                let ended = Box::pin(async {
+                    tokio::select! {
+                        () = self.notified() => false,
+                        _ = process.readable() => true,
+                    }
+                });
+                if ended.await {
+                    // It stays readable for ever.
+                    self.process = None;
+                    return WakeUp::Event;
+                }
+            }
+        }
+        match self.signal.is_event.swap(false, Ordering::AcqRel) {
+            true => WakeUp::Event,
+            false => WakeUp::Probe,
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        Watches::get().retire(self.descriptor, &self.signal);
+    }
+}
+
+/// All watches of the process.
+#[derive(Debug)]
+struct Watches {
+    inotify: Option<Arc<OwnedFd>>,
+    /// By watch descriptor; the kernel has one for each inode. A watch without signals is retired. The next tick removes
+    /// it, so that no successful wait pays for the removal.
+    watched: BTreeMap<i32, Vec<Arc<Signal>>>,
+    retired: Vec<i32>,
+    /// How many signals there are.
+    live: usize,
+    /// The runtimes that have a driver.
+    driven: Vec<Id>,
+    /// The runtimes that have no I/O driver. A second look at such a runtime would print its panic again.
+    without_io: Vec<Id>,
+    /// Where the next probe starts.
+    cursor: i32,
+}
+
+static WATCHES: Mutex<Watches> = Mutex::new(Watches {
+    inotify: None,
+    watched: BTreeMap::new(),
+    retired: Vec::new(),
+    live: 0,
+    driven: Vec::new(),
+    without_io: Vec::new(),
+    cursor: 0,
+});
+
+/// The waits to wake after [`Watches`] is unlocked. A waker may do anything, also drop its wait.
+#[must_use]
+#[derive(Debug, Default)]
+struct Due(Vec<Arc<Signal>>);
+
+impl Due {
+    fn event(&mut self, signals: &[Arc<Signal>]) {
+        signals.iter().for_each(|signal| signal.is_event.store(true, Ordering::Release));
+        self.0.extend_from_slice(signals);
+    }
+
+    fn wake(self) {
+        self.0.iter().for_each(|signal| signal.notify.notify_one());
+    }
+}
+
+impl Watches {
+    fn get() -> MutexGuard<'static, Self> {
+        WATCHES.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&mut self, events: WatchFlags, file: &File, runtime: &Handle) -> Option<(i32, Arc<Signal>, Option<Driver>)> {
+        let runtime = runtime.id();
+        if self.without_io.contains(&runtime) {
+            return None;
+        }
+        let inotify = match &self.inotify {
+            Some(inotify) => Arc::clone(inotify),
+            None => Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?),
+        };
+        let registered = match self.driven.contains(&runtime) {
+            true => None,
+            false => {
+                // Made here, so that without timers our caller panics, not the driver.
+                let tick = interval(TICK);
+                let Some(inotify) = register(Arc::clone(&inotify)) else {
+                    self.without_io.push(runtime);
+                    return None;
+                };
+                Some((inotify.ok()?, tick))
+            }
+        };
+        // By descriptor: the name may stand for another file by now.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let descriptor = inotify::add_watch(&*inotify, path, events | WatchFlags::MASK_ADD).ok()?;
+        let driver = registered.map(|(inotify, tick)| {
+            self.driven.push(runtime);
+            Driver { inotify: Some(inotify), tick, runtime }
+        });
+        self.inotify = Some(inotify);
+        let signal = Arc::<Signal>::default();
+        self.watched.entry(descriptor).or_default().push(Arc::clone(&signal));
+        self.live += 1;
+        Some((descriptor, signal, driver))
+    }
+
+    fn retire(&mut self, descriptor: i32, signal: &Arc<Signal>) {
+        self.live -= 1;
+        // The kernel may have ended the watch before, with its inode.
+        let Some(signals) = self.watched.get_mut(&descriptor) else { return };
+        signals.retain(|other| !Arc::ptr_eq(other, signal));
+        if signals.is_empty() {
+            self.retired.push(descriptor);
+        }
+    }
+
+    /// Passes the events of inotify on.
+    fn dispatch(&mut self) -> Due {
+        let mut due = Due::default();
+        let Some(inotify) = self.inotify.clone() else { return due };
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut events = Reader::new(&*inotify, &mut buffer);
+        loop {
+            match events.next() {
+                Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
+                    self.watched.values().for_each(|signals| due.event(signals));
+                }
+                Ok(event) => {
+                    self.watched.get(&event.wd()).into_iter().for_each(|signals| due.event(signals));
+                    if event.events().contains(ReadFlags::IGNORED) {
+                        self.watched.remove(&event.wd());
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return due,
+            }
+        }
+    }
+
+    /// The next few waits, one after another over the ticks.
+    fn probe(&mut self) -> Due {
+        let mut due = Due::default();
+        let after = self.watched.range((Bound::Excluded(self.cursor), Bound::Unbounded));
+        let from_start = self.watched.range(..=self.cursor);
+        let live = after.chain(from_start).filter(|(_, signals)| !signals.is_empty());
+        let mut last = self.cursor;
+        for (&descriptor, signals) in live.take(PROBES) {
+            due.0.extend_from_slice(signals);
+            last = descriptor;
+        }
+        self.cursor = last;
+        due
+    }
+
+    /// Removes retired watches. Returns whether there are more.
+    fn clear(&mut self) -> bool {
+        let Some(inotify) = &self.inotify else { return false };
+        let batch = self.retired.len().saturating_sub(REMOVALS);
+        for descriptor in self.retired.drain(batch..) {
+            if self.watched.get(&descriptor).is_some_and(Vec::is_empty) {
+                self.watched.remove(&descriptor);
+                let _ = inotify::remove_watch(&**inotify, descriptor);
+            }
+        }
+        !self.retired.is_empty()
+    }
+
+    /// A driver ends. The last one closes the instance. Waits that are left try once more, and then watch again in another
+    /// runtime, if they move to one.
+    fn leave(&mut self, runtime: Id) -> Due {
+        self.driven.retain(|&driven| driven != runtime);
+        let mut due = Due::default();
+        if !self.driven.is_empty() {
+            return due;
+        }
+        self.watched.values().for_each(|signals| due.event(signals));
+        due.0.iter().for_each(|signal| signal.is_orphaned.store(true, Ordering::Release));
+        self.inotify = None;
+        self.watched.clear();
+        self.retired.clear();
+        due
+    }
+}
+
+/// Registers a descriptor with the current runtime. `None` if that has no I/O driver; Tokio tells this by a panic.
+#[allow(deprecated, reason = "the successor is unsafe, and too new for the Tokio versions we support")]
+fn register<T: AsRawFd>(descriptor: T) -> Option<io::Result<AsyncFd<T>>> {
+    catch_unwind(AssertUnwindSafe(|| AsyncFd::with_interest(descriptor, Interest::READABLE))).ok()
+}
+
+/// The task of one runtime that reads the events.
+#[derive(Debug)]
+struct Driver {
+    /// `None` only at the end.
+    inotify: Option<AsyncFd<Arc<OwnedFd>>>,
+    tick: Interval,
+    runtime: Id,
+}
+
+impl Driver {
+    async fn drive(mut self) {
+        self.tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.tick.reset();
+        loop {
+            let Some(inotify) = &self.inotify else { return };
+            tokio::select! {
+                ready = inotify.readable() => {
+                    let Ok(mut ready) = ready else { return };
+                    // Cleared first: an event that comes while the rest is read makes it ready again.
+                    ready.clear_ready();
+                    let due = Watches::get().dispatch();
+                    due.wake();
+                }
+                _ = self.tick.tick() => if !self.tend().await { return },
+            }
+        }
+    }
+
+    /// What is due at every tick. `false` when nobody waits any more.
+    async fn tend(&mut self) -> bool {
+        let (idle, due) = {
+            let mut watches = Watches::get();
+            // In one critical section, so that no wait counts on a driver that is about to end.
+            match watches.live {
+                0 => (true, watches.leave(self.runtime)),
+                _ => (false, watches.probe()),
+            }
+        };
+        due.wake();
+        if idle {
+            // Closing an instance waits for the kernel to forget its watches: some milliseconds.
+            let inotify = self.inotify.take();
+            let _ = blocking::run(move || drop(inotify.map(AsyncFd::into_inner))).await;
+            return false;
+        }
+        while Watches::get().clear() {
+            tokio::task::yield_now().await;
+        }
+        true
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if self.inotify.is_some() {
+            let due = Watches::get().leave(self.runtime);
+            due.wake();
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The wait for a lock file: watch, try, sleep until something wakes it, try again. No thread is parked meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::attempt::{Tried, attempt};
+use super::execution::TargetOnDisk;
+use super::held::FileHeld;
+use super::outcome::Contended;
+use crate::engine::contract::{BoxFuture, Contention, Grant, Waiter};
+use crate::util::blocking;
+use crate::words::error::LockError;
+use crate::words::mode::Mode;
+use pause::Pause;
+use wake_up::WakeUp;
+
+#[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
+#[path = "inotify.rs"]
+mod events;
+#[cfg(not(all(target_os = "linux", not(tokio_lockfile_test_portable))))]
+#[path = "no_events.rs"]
+mod events;
+pub(super) mod loss;
+mod pause;
+pub(super) mod wake_up;
+
+/// Whoever has lost so many races for the lock since its wait began lets nobody go first any more.
+const RACES_WAIVED: u32 = 4;
+
+/// How long a waiter lets others go first. It takes another process some 50 µs to wake up.
+const STEP_ASIDE: Duration = Duration::from_micros(100);
+
+/// A waiter for a lock that another process holds.
+#[derive(Debug)]
+pub(super) struct FileWaiter {
+    lock: Arc<TargetOnDisk>,
+    mode: Mode,
+    last: Contended,
+}
+
+impl FileWaiter {
+    pub(super) fn new(lock: Arc<TargetOnDisk>, mode: Mode, last: Contended) -> Self {
+        Self { lock, mode, last }
+    }
+
+    async fn run<Turn: Send + 'static>(self, mut turn: Turn, had_rivals: bool) -> Result<Grant<Turn>, LockError> {
+        let Self { lock, mode, mut last } = self;
+        let mut pause = Pause::new(&lock);
+        let mut lost_races = 0;
+        loop {
+            let contention = if lost_races > 0 { Contention::LostRaces } else { Contention::Waited };
+            let wake_up = pause.next(&lock, &last).await;
+            if wake_up == WakeUp::Event {
+                // Events reach processes always in the same order, so the first would win every race if it never waived
+                // one.
+                let is_patient = (had_rivals || lost_races > 0) && lost_races <= fastrand::u32(0..RACES_WAIVED);
+                if is_patient {
+                    let paused = Box::pin(blocking::short_pause(STEP_ASIDE)).await;
+                    paused.map_err(|error| LockError::io(&lock.target.path, "wait for", error))?;
+                }
+                lost_races += 1;
+            }
+            match attempt(&lock, mode, turn, last, wake_up).get().await? {
+                Tried::Acquired { turn, held, taken_over } => {
+                    let held = Box::new(FileHeld::new(held, lock));
+                    return Ok(Grant { held, turn, taken_over, contention });
+                }
+                Tried::Busy(back, contended) => (turn, last) = (back, contended),
+            }
+        }
+    }
+}
+
+impl<Turn: Send + 'static> Waiter<Turn> for FileWaiter {
+    fn wait(self: Box<Self>, turn: Turn, had_rivals: bool) -> BoxFuture<'static, Result<Grant<Turn>, LockError>> {
+        Box::pin((*self).run(turn, had_rivals))
+    }
+}

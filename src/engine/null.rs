@@ -1,0 +1,64 @@
+//! A lock for the tasks of this process. Their queue is all that it needs.
+
+use std::future::{pending, ready};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::contract::{Answer, Attempt, BoxFuture, Contention, Engine, Grant, Held};
+use crate::sys::process::Owner;
+use crate::words::error::{LockError, LostReason};
+use crate::words::holder::Holder;
+use crate::words::mode::Mode;
+use crate::words::target::Target;
+
+#[derive(Debug)]
+pub(super) struct Null {
+    name: Arc<Path>,
+}
+
+impl Null {
+    pub(super) fn new(target: &Target) -> Self {
+        Self { name: Arc::clone(&target.path) }
+    }
+}
+
+impl<Turn: Send + 'static> Engine<Turn> for Null {
+    fn identity(&self) -> Option<Arc<Path>> {
+        (!self.name.as_os_str().is_empty()).then(|| Arc::clone(&self.name))
+    }
+
+    fn attempt(&self, _mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>> {
+        let held = Box::new(NullHeld(Owner::this_process()));
+        let grant = Grant { held, turn, taken_over: None, contention: Contention::None };
+        Answer::Ready(Ok(Attempt::Acquired(grant)))
+    }
+
+    fn holder(&self) -> BoxFuture<'static, Result<Option<Holder>, LockError>> {
+        Box::pin(ready(Ok(None)))
+    }
+}
+
+#[derive(Debug)]
+struct NullHeld(Owner);
+
+impl Held for NullHeld {
+    fn check(&self, _target: &Target) -> Result<(), LostReason> {
+        Ok(())
+    }
+
+    fn lost<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, LostReason> {
+        Box::pin(pending())
+    }
+
+    fn is_of_this_process(&self) -> bool {
+        self.0.is_this_process()
+    }
+
+    fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
+        Answer::Ready(self.release_now(target))
+    }
+
+    fn release_now(self: Box<Self>, _target: &Target) -> Result<(), LockError> {
+        Ok(())
+    }
+}

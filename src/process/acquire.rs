@@ -1,0 +1,77 @@
+//! The way to the lock: the turn in this process, an offer of the task before, and then the engine.
+
+use std::pin::pin;
+
+use tokio::time::{Instant, sleep};
+
+use super::acquisition::Acquisition;
+use super::hold::Hold;
+use super::lock::Lock;
+use super::registry::Turn;
+use super::report::Report;
+use super::time_slice;
+use crate::engine::contract::Attempt;
+use crate::util::blocking;
+use crate::words::error::LockError;
+
+/// Tries once. `None` if somebody holds the lock, or another task of this process waits for it.
+pub(crate) async fn attempt(lock: &Lock) -> Result<Option<Acquisition>, LockError> {
+    // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
+    tokio::task::consume_budget().await;
+    let Some(turn) = lock.slot.try_turn(lock.mode) else {
+        return Ok(None);
+    };
+    let started = begin();
+    let turn = match accept_offer(lock, turn, started) {
+        Ok(acquisition) => return Ok(Some(acquisition)),
+        Err(turn) => turn,
+    };
+    match lock.engine.attempt(lock.mode, turn).get().await? {
+        Attempt::Acquired(grant) => Ok(Some(Acquisition::new(lock, grant, started))),
+        Attempt::Busy(..) => Ok(None),
+    }
+}
+
+/// Waits in the queue of this process, then until the engine has the lock.
+pub(crate) async fn obtain(lock: &Lock) -> Result<Acquisition, LockError> {
+    let mut report = Report::new(begin());
+    tokio::task::consume_budget().await;
+    let turn = report.during(lock, pin!(lock.slot.turn(lock.mode))).await;
+    let mut turn = match accept_offer(lock, turn, report.started()) {
+        Ok(acquisition) => return Ok(acquisition),
+        Err(turn) => turn,
+    };
+    if lock.target.kind.is_between_processes() {
+        step_aside_if_due(lock, &mut turn).await?;
+    }
+    let had_rivals = turn.time_slice().is_some_and(|slice| slice.forget_rivals());
+    let grant = match lock.engine.attempt(lock.mode, turn).get().await? {
+        Attempt::Acquired(grant) => grant,
+        Attempt::Busy(turn, waiter) => report.during(lock, waiter.wait(turn, had_rivals).as_mut()).await?,
+    };
+    Ok(Acquisition::new(lock, grant, report.started()))
+}
+
+/// The moment at which a wait begins. Panics where Tokio has no timers: at the first try, not when another process first
+/// holds the lock, which may be years later.
+pub(crate) fn begin() -> Instant {
+    sleep(std::time::Duration::ZERO).deadline()
+}
+
+/// What another task of this process has offered to the one that has the turn; else the turn, to try with.
+fn accept_offer(lock: &Lock, turn: Turn<Hold>, started: Instant) -> Result<Acquisition, Turn<Hold>> {
+    match turn.accept() {
+        Some(hold) => Acquisition::accept(lock, turn, hold, started),
+        None => Err(turn),
+    }
+}
+
+/// Lets other processes try first if this one has used up its time slice.
+async fn step_aside_if_due(lock: &Lock, turn: &mut Turn<Hold>) -> Result<(), LockError> {
+    let is_due = turn.time_slice().is_some_and(|slice| slice.is_unfair(std::time::Instant::now()));
+    if !is_due {
+        return Ok(());
+    }
+    let paused = Box::pin(blocking::short_pause(time_slice::PAUSE)).await;
+    paused.map_err(|error| LockError::io(&lock.target.path, "wait for", error))
+}

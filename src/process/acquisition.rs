@@ -1,0 +1,190 @@
+//! One task's hold on the lock, and the way back: to the next task of this process, or to the system.
+
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tokio::runtime::Handle;
+
+use super::hold::Hold;
+use super::lock::Lock;
+use super::registry::{Release, Turn};
+use crate::engine::contract::{Answer, Contention, Grant};
+use crate::words::error::{LockError, LostReason};
+use crate::words::mode::Mode;
+use crate::words::target::Target;
+use crate::words::trace;
+
+#[derive(Debug)]
+pub(crate) struct Acquisition {
+    target: Arc<Target>,
+    turn: Turn<Hold>,
+    since: Instant,
+    hold: Hold,
+    /// Whether the loss of the lock has been logged.
+    is_loss_logged: AtomicBool,
+}
+
+impl Acquisition {
+    /// For the task that calls this. It has waited since `started`.
+    pub(super) fn new(lock: &Lock, grant: Grant<Turn<Hold>>, started: tokio::time::Instant) -> Self {
+        match grant.taken_over {
+            Some(pid) => trace::taken_over(&lock.target, pid, started),
+            None => trace::acquired(&lock.target, started),
+        }
+        let mut turn = grant.turn;
+        let now = Instant::now();
+        if let Some(slice) = turn.time_slice() {
+            match grant.contention {
+                Contention::None => {}
+                Contention::Waited => slice.end(false),
+                Contention::LostRaces => slice.end(true),
+            }
+            slice.gain(now);
+        }
+        Self::begin(lock, turn, Hold::new(grant.held, Arc::clone(&lock.target), now), now)
+    }
+
+    /// Accepts what another task of this process has offered to the one that has waited since `started`. Returns the turn
+    /// if the lock has been lost.
+    pub(super) fn accept(
+        lock: &Lock,
+        turn: Turn<Hold>,
+        mut hold: Hold,
+        started: tokio::time::Instant,
+    ) -> Result<Self, Turn<Hold>> {
+        // An offered lock is held exclusively, which a task that wants it shared cannot take over.
+        if turn.mode() == Mode::Shared || !hold.verify_for(&lock.target, started.into_std()) {
+            hold.release();
+            return Err(turn);
+        }
+        trace::acquired(&lock.target, started);
+        Ok(Self::begin(lock, turn, hold, Instant::now()))
+    }
+
+    fn begin(lock: &Lock, turn: Turn<Hold>, hold: Hold, now: Instant) -> Self {
+        turn.set_held(now);
+        Self { target: Arc::clone(&lock.target), turn, since: now, hold, is_loss_logged: AtomicBool::new(false) }
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Whether the lock is ours at this moment.
+    pub(crate) fn is_held(&self) -> bool {
+        self.hold.held.check(&self.target).is_ok()
+    }
+
+    /// Resolves when the lock is lost; never otherwise.
+    pub(crate) async fn lost(&self) -> LostReason {
+        let reason = self.hold.held.lost(&self.target).await;
+        if !self.is_loss_logged.swap(true, Ordering::Relaxed) {
+            trace::lost(&self.target, reason);
+        }
+        reason
+    }
+
+    /// The engine's fencing token, if it has one.
+    pub(crate) fn token(&self) -> Option<u64> {
+        self.hold.held.token()
+    }
+
+    /// Releases the lock and reports how that went. Once polled, the lock is released, also if the caller goes away.
+    pub(crate) async fn release(self) -> Result<(), LockError> {
+        let Err(acquisition) = self.hand_off() else { return Ok(()) };
+        let Some((hold, ending)) = acquisition.into_parts() else { return Ok(()) };
+        match hold.held.release(&ending.target) {
+            Answer::Ready(result) => ending.end(result),
+            Answer::Later(releasing) => {
+                let target = Arc::clone(&ending.target);
+                let releasing = async move { ending.end(releasing.await) };
+                match Handle::try_current() {
+                    // In a task of its own, so that it comes to its end.
+                    Ok(runtime) => runtime.spawn(releasing).await.unwrap_or_else(|error| {
+                        Err(LockError::io(&target.path, "release", std::io::Error::other(error)))
+                    }),
+                    Err(_) => releasing.await,
+                }
+            }
+        }
+    }
+
+    /// Releases the lock for a caller that cannot await. The log tells what is to be told.
+    pub(crate) fn release_now(self) {
+        let Err(acquisition) = self.hand_off() else { return };
+        let Some((hold, ending)) = acquisition.into_parts() else { return };
+        let result = match trace::warnings_are_heard() {
+            true => hold.held.release_now(&ending.target),
+            // Nobody would hear what a look whether the lock was lost finds.
+            false => {
+                drop(hold);
+                Ok(())
+            }
+        };
+        let _ = ending.end(result);
+    }
+
+    /// Offers the lock to the next task of this process, if there is one, the lock is in order, and this process still
+    /// has its time slice.
+    fn hand_off(mut self) -> Result<(), Self> {
+        if self.turn.mode() == Mode::Shared || !self.turn.slot().somebody_waits() {
+            return Err(self);
+        }
+        let now = Instant::now();
+        let is_spent = self.turn.time_slice().is_some_and(|slice| slice.is_spent(now));
+        // A null lock keeps no other process waiting.
+        if is_spent && self.target.kind.is_between_processes() {
+            return Err(self);
+        }
+        if !self.hold.verify_after(&self.target, self.since, now) {
+            return Err(self);
+        }
+        let slot = Arc::clone(self.turn.slot());
+        let Self { target, turn, since, hold, .. } = self;
+        turn.set_free();
+        trace::released(&target, since);
+        if let Some((hold, turn)) = slot.offer(hold, turn, now) {
+            hold.release();
+            drop(turn);
+        }
+        Ok(())
+    }
+
+    /// The held lock, and what is to be done once it is released; `None` in a forked child, which has nothing to release.
+    fn into_parts(self) -> Option<(Hold, Ending)> {
+        let Self { target, turn, since, hold, is_loss_logged } = self;
+        if !hold.held.is_of_this_process() {
+            // Another thread of the parent may have had any mutex at the fork. So nothing that takes one may run here.
+            mem::forget((target, turn));
+            return None;
+        }
+        let is_loss_logged = is_loss_logged.into_inner();
+        Some((hold, Ending { target, turn, since, is_loss_logged }))
+    }
+}
+
+/// What is left of an acquisition while its lock is released in the system.
+struct Ending {
+    target: Arc<Target>,
+    turn: Turn<Hold>,
+    since: Instant,
+    is_loss_logged: bool,
+}
+
+impl Ending {
+    fn end(mut self, result: Result<(), LockError>) -> Result<(), LockError> {
+        if let Some(slice) = self.turn.time_slice() {
+            slice.leave(Instant::now());
+        }
+        self.turn.set_free();
+        match &result {
+            Ok(()) => trace::released(&self.target, self.since),
+            Err(LockError::Lost { .. }) if self.is_loss_logged => {}
+            Err(LockError::Lost { reason, .. }) => trace::lost(&self.target, *reason),
+            Err(error) => trace::release_failed(&self.target, error),
+        }
+        result
+    }
+}

@@ -1,0 +1,240 @@
+//! Passing a held lock from one task of this process to the next, without a system call in between.
+//!
+//! A task that releases the lock while others wait offers the held lock, and gives up its turn. The task that gets the
+//! turn accepts the offer. No offer stays behind: the last waiter that goes away withdraws it, the task that made it looks
+//! once more after giving up its turn, and the watchdog withdraws an offer that nobody accepts in time.
+
+use std::time::{Duration, Instant};
+
+#[cfg(loom)]
+use loom::sync::{Mutex, MutexGuard, atomic};
+#[cfg(not(loom))]
+use std::sync::{Mutex, MutexGuard, atomic};
+
+use atomic::AtomicUsize;
+use atomic::Ordering::SeqCst;
+
+/// How long an offer stands.
+pub(super) const LONGEST: Duration = Duration::from_millis(10);
+
+/// After so many looks without a new offer the watchdog stops looking: half a second.
+const IDLE_LOOKS: u32 = 50;
+
+/// The hand-off of one lock. `T` is the held lock.
+///
+/// One side gives up the turn, then looks whether anybody waits. The other side ceases to wait, then tries for the turn.
+/// One of the two sees the other, so somebody withdraws the offer.
+#[derive(Debug)]
+pub(super) struct HandOff<T> {
+    waiting: AtomicUsize,
+    state: Mutex<State<T>>,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    offer: Option<Offer<T>>,
+    /// Whether the watchdog looks at this hand-off.
+    is_watched: bool,
+    /// How often the watchdog has looked since the last offer.
+    idle_looks: u32,
+}
+
+#[derive(Debug)]
+struct Offer<T> {
+    held: T,
+    made: Instant,
+}
+
+impl<T> HandOff<T> {
+    pub(super) fn new() -> Self {
+        let state = State { offer: None, is_watched: false, idle_looks: 0 };
+        Self { waiting: AtomicUsize::new(0), state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// A task begins to wait for the turn.
+    pub(super) fn begin_wait(&self) {
+        self.waiting.fetch_add(1, SeqCst);
+    }
+
+    /// A waiting task has got the turn.
+    pub(super) fn end_wait(&self) {
+        self.waiting.fetch_sub(1, SeqCst);
+    }
+
+    /// A waiting task goes away without the turn. The caller releases what this returns.
+    pub(super) fn cancel_wait<Turn>(&self, try_turn: impl FnOnce() -> Option<Turn>) -> Option<(T, Turn)> {
+        if self.waiting.fetch_sub(1, SeqCst) > 1 {
+            return None;
+        }
+        self.withdraw(try_turn)
+    }
+
+    pub(super) fn somebody_waits(&self) -> bool {
+        self.waiting.load(SeqCst) > 0
+    }
+
+    /// Offers the held lock, and gives up the turn. `watch` asks the watchdog to look here. Returns both if nobody is left
+    /// to accept the offer: the caller releases them.
+    pub(super) fn offer<Turn>(
+        &self,
+        held: T,
+        turn: Turn,
+        now: Instant,
+        watch: impl FnOnce() -> bool,
+        try_turn: impl FnOnce() -> Option<Turn>,
+    ) -> Option<(T, Turn)> {
+        {
+            let mut state = self.state();
+            state.is_watched = state.is_watched || watch();
+            if !state.is_watched {
+                return Some((held, turn));
+            }
+            state.idle_looks = 0;
+            state.offer = Some(Offer { held, made: now });
+        }
+        drop(turn);
+        match self.somebody_waits() {
+            true => None,
+            false => self.withdraw(try_turn),
+        }
+    }
+
+    /// The held lock that is offered, for the task that has the turn.
+    pub(super) fn accept(&self) -> Option<T> {
+        self.state().offer.take().map(|offer| offer.held)
+    }
+
+    fn withdraw<Turn>(&self, try_turn: impl FnOnce() -> Option<Turn>) -> Option<(T, Turn)> {
+        // If the turn is taken, the task that has it accepts the offer.
+        let turn = try_turn()?;
+        Some((self.accept()?, turn))
+    }
+
+    /// The look of the watchdog: the offer that has stood for too long, and whether the watchdog must come again.
+    pub(super) fn look(&self) -> (Option<T>, bool) {
+        let mut state = self.state();
+        let is_overdue = state.offer.as_ref().is_some_and(|offer| offer.made.elapsed() >= LONGEST);
+        let offer = if is_overdue { state.offer.take() } else { None };
+        state.idle_looks += 1;
+        state.is_watched = state.idle_looks < IDLE_LOOKS || state.offer.is_some();
+        (offer.map(|offer| offer.held), state.is_watched)
+    }
+}
+
+#[cfg(all(test, loom))]
+mod tests {
+    use loom::sync::{Arc, MutexGuard};
+    use loom::thread;
+
+    use super::*;
+
+    /// The lock in the system counts how often it is held. The turn is a mutex, as the exclusive turn of a slot.
+    struct Lock {
+        turn: Mutex<()>,
+        hand_off: HandOff<()>,
+        held: AtomicUsize,
+    }
+
+    impl Lock {
+        /// One lock, its first holder, and a waiting task.
+        fn new() -> Arc<Self> {
+            let lock = Self { turn: Mutex::new(()), hand_off: HandOff::new(), held: AtomicUsize::new(1) };
+            lock.hand_off.begin_wait();
+            Arc::new(lock)
+        }
+
+        fn try_turn(&self) -> Option<MutexGuard<'_, ()>> {
+            self.turn.try_lock().ok()
+        }
+
+        fn release(&self, left: Option<((), MutexGuard<'_, ()>)>) {
+            if let Some(((), turn)) = left {
+                assert_eq!(self.held.fetch_sub(1, SeqCst), 1);
+                drop(turn);
+            }
+        }
+
+        /// What a guard does when it ends.
+        fn end(&self, turn: MutexGuard<'_, ()>) {
+            let left = match self.hand_off.somebody_waits() {
+                true => self.hand_off.offer((), turn, Instant::now(), || true, || self.try_turn()),
+                false => Some(((), turn)),
+            };
+            self.release(left);
+        }
+
+        /// What a task does when it gets the turn.
+        fn begin(&self) -> MutexGuard<'_, ()> {
+            let turn = self.turn.lock().unwrap();
+            self.hand_off.end_wait();
+            if self.hand_off.accept().is_none() {
+                assert_eq!(self.held.fetch_add(1, SeqCst), 0, "two holders");
+            }
+            turn
+        }
+    }
+
+    #[test]
+    fn a_waiter_that_goes_away_leaves_no_offer_behind() {
+        loom::model(|| {
+            let lock = Lock::new();
+            let turn = lock.turn.lock().unwrap();
+            let waiter = thread::spawn({
+                let lock = Arc::clone(&lock);
+                move || lock.release(lock.hand_off.cancel_wait(|| lock.try_turn()))
+            });
+            lock.end(turn);
+            waiter.join().unwrap();
+            assert_eq!(lock.held.load(SeqCst), 0, "stranded");
+        });
+    }
+
+    #[test]
+    fn one_waiter_takes_it_while_another_goes_away() {
+        loom::model(|| {
+            let lock = Lock::new();
+            lock.hand_off.begin_wait();
+            let turn = lock.turn.lock().unwrap();
+            let waiter = thread::spawn({
+                let lock = Arc::clone(&lock);
+                move || lock.end(lock.begin())
+            });
+            let quitter = thread::spawn({
+                let lock = Arc::clone(&lock);
+                move || lock.release(lock.hand_off.cancel_wait(|| lock.try_turn()))
+            });
+            lock.end(turn);
+            waiter.join().unwrap();
+            quitter.join().unwrap();
+            assert_eq!(lock.held.load(SeqCst), 0, "stranded");
+        });
+    }
+
+    #[test]
+    fn the_watchdog_and_a_waiter_do_not_both_take_it() {
+        loom::model(|| {
+            let lock = Lock::new();
+            let turn = lock.turn.lock().unwrap();
+            let waiter = thread::spawn({
+                let lock = Arc::clone(&lock);
+                move || {
+                    let turn = lock.turn.lock().unwrap();
+                    lock.hand_off.end_wait();
+                    // Without an offer it would try in the system, and wait there for the release by the watchdog.
+                    let taken = lock.hand_off.accept();
+                    lock.release(taken.map(|()| ((), turn)));
+                }
+            });
+            lock.end(turn);
+            if lock.hand_off.accept().is_some() {
+                assert_eq!(lock.held.fetch_sub(1, SeqCst), 1);
+            }
+            waiter.join().unwrap();
+            assert_eq!(lock.held.load(SeqCst), 0, "stranded");
+        });
+    }
+}

@@ -1,0 +1,63 @@
+//! One handle's view of a lock: what it names, its engine, and its slot in this process.
+
+use std::sync::{Arc, LazyLock};
+
+use super::hold::Hold;
+use super::registry::{Registry, Slot, Turn};
+use crate::engine::{self, contract::Engine};
+use crate::sys::process;
+use crate::util::blocking;
+use crate::words::error::LockError;
+use crate::words::holder::Holder;
+use crate::words::kind::LockKind;
+use crate::words::mode::Mode;
+use crate::words::target::Target;
+
+/// The slots of this process.
+static REGISTRY: LazyLock<Registry<Hold>> = LazyLock::new(Registry::new);
+
+#[derive(Debug)]
+pub(crate) struct Lock {
+    pub(super) target: Arc<Target>,
+    pub(super) mode: Mode,
+    pub(super) engine: Box<dyn Engine<Turn<Hold>>>,
+    pub(super) slot: Arc<Slot<Hold>>,
+}
+
+impl Lock {
+    pub(crate) fn new(target: Target) -> Self {
+        let target = Arc::new(target);
+        let engine = engine::of(&target);
+        let slot = match engine.identity() {
+            Some(identity) => REGISTRY.slot(target.kind, identity),
+            None => Slot::unnamed(),
+        };
+        Self { target, mode: Mode::Exclusive, engine, slot }
+    }
+
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Whether a task of this process holds the lock.
+    pub(crate) fn is_held_here(&self) -> bool {
+        self.slot.is_held()
+    }
+
+    /// Who holds the lock, in any process.
+    pub(crate) async fn holder(&self) -> Result<Option<Holder>, LockError> {
+        let here = self.slot.held_since();
+        let found = match (self.target.kind, here) {
+            (LockKind::Null, None) => return Ok(None),
+            (LockKind::Null, Some(_)) => None,
+            _ => match self.engine.holder().await? {
+                // The engine need not know who holds the lock, but we know whether we do.
+                Some(holder) if holder.pid() == 0 && here.is_some() => None,
+                found => return Ok(found),
+            },
+        };
+        let Some(since) = here else { return Ok(found) };
+        let us = blocking::run(move || process::this_process(since)).await;
+        us.map(Some).map_err(|error| LockError::io(&self.target.path, "look at", error))
+    }
+}

@@ -1,0 +1,310 @@
+//! What this process knows of its own locks: one slot for each lock, with its queue and its holder in this process.
+//!
+//! Correctness between processes does not depend on this. Two slots for one lock would only make `locked()` imprecise.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::hand_off::{self, HandOff};
+use super::queue::{Permit, Queue};
+use super::time_slice::TimeSlice;
+use super::watchdog::{self, Watched};
+use super::worker::Worker;
+use crate::sys::process::Owner;
+use crate::words::kind::LockKind;
+use crate::words::mode::Mode;
+use crate::words::trace;
+
+/// A held lock that one task can leave to another.
+pub(super) trait Release: Send + Sync + 'static {
+    /// Releases the lock in the system, because no task takes it.
+    fn release(self);
+}
+
+/// The slots of one process. An entry goes with the last handle on its lock. `T` is a held lock.
+#[derive(Debug)]
+pub(super) struct Registry<T: Release> {
+    slots: Mutex<HashMap<Key, Weak<Slot<T>>>>,
+}
+
+/// The kind of a lock and its identity, as its engine tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key(LockKind, Arc<Path>);
+
+/// A moment before this process got its first lock.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// One lock in this process.
+#[derive(Debug)]
+pub(super) struct Slot<T: Release> {
+    queue: Queue,
+    /// Nanoseconds since [`EPOCH`] when a task of this process got the lock exclusively; 0 while none holds it so.
+    held_since: AtomicU64,
+    /// How many tasks of this process hold the lock shared.
+    readers: AtomicUsize,
+    /// The task that got the lock exclusively. Not kept if nobody would hear a warning.
+    held_by: Mutex<Option<Worker>>,
+    /// Where this slot is registered; `None` for a lock without a name.
+    entry: Option<(Key, &'static Registry<T>)>,
+    /// The process that made the slot.
+    owner: Owner,
+    hand_off: HandOff<T>,
+}
+
+/// The turn of one task. While an exclusive turn lasts, no other task of this process tries for the lock.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Turn<T: Release> {
+    slot: Arc<Slot<T>>,
+    permit: Permit,
+}
+
+impl<T: Release> Registry<T> {
+    pub(super) fn new() -> Self {
+        Self { slots: Mutex::default() }
+    }
+
+    /// The slot of the lock with this identity.
+    pub(super) fn slot(&'static self, kind: LockKind, identity: Arc<Path>) -> Arc<Slot<T>> {
+        let key = Key(kind, identity);
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot) = slots.get(&key).and_then(Weak::upgrade) {
+            return slot;
+        }
+        let slot = Arc::new(Slot::new(Some((key.clone(), self))));
+        slots.insert(key, Arc::downgrade(&slot));
+        slot
+    }
+
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.slots.lock().unwrap().len()
+    }
+}
+
+impl<T: Release> Slot<T> {
+    fn new(entry: Option<(Key, &'static Registry<T>)>) -> Self {
+        Self {
+            queue: Queue::default(),
+            held_since: AtomicU64::new(0),
+            readers: AtomicUsize::new(0),
+            held_by: Mutex::default(),
+            entry,
+            owner: Owner::this_process(),
+            hand_off: HandOff::new(),
+        }
+    }
+
+    /// A slot that no other handle can find.
+    pub(super) fn unnamed() -> Arc<Self> {
+        Arc::new(Self::new(None))
+    }
+
+    /// The turn at once, unless another task has it or waits for it.
+    pub(super) fn try_turn(self: &Arc<Self>, mode: Mode) -> Option<Turn<T>> {
+        Some(Turn { slot: Arc::clone(self), permit: self.queue.try_enter(mode)? })
+    }
+
+    /// The turn, in the order of asking. Cancel safe: a task that goes away leaves the queue.
+    pub(super) async fn turn(self: &Arc<Self>, mode: Mode) -> Turn<T> {
+        if let Some(turn) = self.try_turn(mode) {
+            return turn;
+        }
+        let waiting = Waiting::begin(self);
+        // If our caller goes away, this is dropped before `waiting`: it must not have the turn when that looks for one.
+        let permit = self.queue.enter(mode).await;
+        waiting.end();
+        Turn { slot: Arc::clone(self), permit }
+    }
+
+    /// Whether a task of this process waits for its turn.
+    pub(super) fn somebody_waits(&self) -> bool {
+        self.hand_off.somebody_waits()
+    }
+
+    /// Offers a held lock to the next task, and gives up the turn; see [`HandOff::offer`].
+    pub(super) fn offer(self: &Arc<Self>, held: T, turn: Turn<T>, now: Instant) -> Option<(T, Turn<T>)> {
+        let watch = || {
+            let watched: Weak<dyn Watched> = Arc::downgrade(self) as Weak<dyn Watched>;
+            watchdog::watch(watched, hand_off::LONGEST)
+        };
+        self.hand_off.offer(held, turn, now, watch, || self.try_turn(Mode::Exclusive))
+    }
+
+    /// Whether `worker` has obtained the lock that this process holds exclusively.
+    pub(super) fn is_held_by(&self, worker: Worker) -> bool {
+        self.held_since.load(Ordering::Acquire) != 0 && *self.held_by() == Some(worker)
+    }
+
+    fn held_by(&self) -> MutexGuard<'_, Option<Worker>> {
+        self.held_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a task of this process holds the lock.
+    pub(super) fn is_held(&self) -> bool {
+        self.held_since.load(Ordering::Acquire) != 0 || self.readers.load(Ordering::Acquire) != 0
+    }
+
+    /// When a task of this process got the lock that it holds exclusively.
+    pub(super) fn held_since(&self) -> Option<SystemTime> {
+        match self.held_since.load(Ordering::Acquire) {
+            0 => None,
+            nanoseconds => SystemTime::now().checked_sub((*EPOCH + Duration::from_nanos(nanoseconds)).elapsed()),
+        }
+    }
+}
+
+impl<T: Release> Watched for Slot<T> {
+    fn look(&self) -> bool {
+        let (overdue, again) = self.hand_off.look();
+        if let Some(held) = overdue {
+            // Releasing logs, and a subscriber that panics must not end the watchdog.
+            let _ = catch_unwind(AssertUnwindSafe(|| held.release()));
+        }
+        again
+    }
+}
+
+/// A task that waits for its turn.
+struct Waiting<'a, T: Release>(Option<&'a Arc<Slot<T>>>);
+
+impl<'a, T: Release> Waiting<'a, T> {
+    fn begin(slot: &'a Arc<Slot<T>>) -> Self {
+        slot.hand_off.begin_wait();
+        Self(Some(slot))
+    }
+
+    fn end(mut self) {
+        self.0.take().inspect(|slot| slot.hand_off.end_wait());
+    }
+}
+
+impl<T: Release> Drop for Waiting<'_, T> {
+    fn drop(&mut self) {
+        let left = self.0.and_then(|slot| slot.hand_off.cancel_wait(|| slot.try_turn(Mode::Exclusive)));
+        if let Some((held, turn)) = left {
+            held.release();
+            drop(turn);
+        }
+    }
+}
+
+impl<T: Release> Drop for Slot<T> {
+    fn drop(&mut self) {
+        // In a forked child, another thread of the parent may have had the mutex at the fork.
+        if let Some((key, registry)) = self.entry.as_ref().filter(|_| self.owner.is_this_process()) {
+            let mut slots = registry.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            // Another thread may have made a new slot since the last handle on this one went.
+            if slots.get(key).is_some_and(|slot| slot.strong_count() == 0) {
+                slots.remove(key);
+            }
+        }
+    }
+}
+
+impl<T: Release> Turn<T> {
+    pub(super) fn slot(&self) -> &Arc<Slot<T>> {
+        &self.slot
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        self.permit.mode()
+    }
+
+    /// The time slice of this process; `None` for a shared turn, which has none.
+    pub(super) fn time_slice(&mut self) -> Option<&mut TimeSlice> {
+        self.permit.time_slice()
+    }
+
+    /// The held lock, if another task of this process has offered it.
+    pub(super) fn accept(&self) -> Option<T> {
+        self.slot.hand_off.accept()
+    }
+
+    pub(super) fn set_held(&self, since: Instant) {
+        if self.mode() == Mode::Shared {
+            self.slot.readers.fetch_add(1, Ordering::AcqRel);
+            return;
+        }
+        let nanoseconds = u64::try_from((since - *EPOCH).as_nanos()).unwrap_or(u64::MAX);
+        if trace::warnings_are_heard() {
+            *self.slot.held_by() = Some(Worker::current());
+        }
+        self.slot.held_since.store(nanoseconds.max(1), Ordering::Release);
+    }
+
+    pub(super) fn set_free(&self) {
+        match self.mode() {
+            Mode::Shared => _ = self.slot.readers.fetch_sub(1, Ordering::AcqRel),
+            Mode::Exclusive => self.slot.held_since.store(0, Ordering::Release),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Release for () {
+        fn release(self) {}
+    }
+
+    fn registry() -> &'static Registry<()> {
+        Box::leak(Box::new(Registry::new()))
+    }
+
+    fn path(path: &str) -> Arc<Path> {
+        Path::new(path).into()
+    }
+
+    #[test]
+    fn entries_vanish_when_unused() {
+        let registry = registry();
+        let slot = registry.slot(LockKind::Flock, path("/tmp/a.lock"));
+        let same = registry.slot(LockKind::Flock, path("/tmp/a.lock"));
+        let other_kind = registry.slot(LockKind::Shlock, path("/tmp/a.lock"));
+        assert!(Arc::ptr_eq(&slot, &same));
+        assert!(!Arc::ptr_eq(&slot, &other_kind));
+        assert_eq!(registry.len(), 2);
+        drop((slot, same, other_kind));
+        assert_eq!(registry.len(), 0);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_forked_child_takes_no_mutex_for_a_slot_of_its_parent() {
+        let registry = registry();
+        let mut slot = Slot::new(None);
+        slot.entry = Some((Key(LockKind::Null, path("x")), registry));
+        slot.owner = Owner::another_process();
+        let _another_thread_has_it = registry.slots.lock().unwrap();
+        drop(slot);
+    }
+
+    #[tokio::test]
+    async fn the_queue_is_first_in_first_out() {
+        let slot = Slot::<()>::unnamed();
+        let first = slot.try_turn(Mode::Exclusive).unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let tasks: Vec<_> = (0..8)
+            .map(|number| {
+                let (slot, order) = (Arc::clone(&slot), Arc::clone(&order));
+                tokio::spawn(async move {
+                    let _turn = slot.turn(Mode::Exclusive).await;
+                    order.lock().unwrap().push(number);
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert!(slot.try_turn(Mode::Exclusive).is_none());
+        drop(first);
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(*order.lock().unwrap(), (0..8).collect::<Vec<_>>());
+    }
+}

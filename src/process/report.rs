@@ -1,0 +1,64 @@
+//! What a wait reports of itself: that it goes on, and who holds the lock.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::lock::Lock;
+use super::worker::Worker;
+use crate::words::trace;
+
+/// The time before the first report. The intervals after it double.
+const FIRST: Duration = Duration::from_secs(1);
+
+/// The longest interval.
+const LAST: Duration = Duration::from_secs(600);
+
+pub(super) struct Report {
+    started: Instant,
+    interval: Duration,
+    /// When the next report is due, since the start.
+    due: Duration,
+    /// The task that waits; `None` if nobody listens.
+    worker: Option<Worker>,
+}
+
+impl Report {
+    pub(super) fn new(started: Instant) -> Self {
+        let worker = trace::warnings_are_heard().then(Worker::current);
+        Self { started, interval: FIRST, due: FIRST, worker }
+    }
+
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Awaits `future`, which is part of the wait, and reports meanwhile.
+    pub(super) async fn during<F: Future + ?Sized>(&mut self, lock: &Lock, mut future: Pin<&mut F>) -> F::Output {
+        if self.worker.is_none() {
+            return future.await;
+        }
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut future => return done,
+                () = Box::pin(self.report_when_due(lock)) => {}
+            }
+        }
+    }
+
+    /// Cancel safe: a report that was not made stays due.
+    async fn report_when_due(&mut self, lock: &Lock) {
+        sleep(self.due.saturating_sub(self.started.elapsed())).await;
+        if trace::waiting_is_heard() {
+            let holder = lock.holder().await.ok().flatten();
+            trace::waiting(lock.target(), self.started.elapsed(), holder.as_ref());
+        }
+        if self.worker.is_some_and(|worker| lock.slot.is_held_by(worker)) {
+            trace::waits_for_itself(lock.target(), self.started.elapsed());
+        }
+        self.interval = (self.interval * 2).min(LAST);
+        self.due = self.started.elapsed() + self.interval;
+    }
+}

@@ -1,0 +1,52 @@
+//! A thread that withdraws offers which no task accepts, because the task is not polled. The whole runtime may stand still,
+//! so a task cannot do this. The thread lives only while locks are handed off.
+
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+/// What the watchdog looks at.
+pub(super) trait Watched: Send + Sync {
+    /// Withdraws what has stood for too long. Returns whether the watchdog must come again. Does not panic.
+    fn look(&self) -> bool;
+}
+
+struct Watchdog {
+    watched: Vec<Weak<dyn Watched>>,
+    is_running: bool,
+}
+
+static WATCHDOG: Mutex<Watchdog> = Mutex::new(Watchdog { watched: Vec::new(), is_running: false });
+
+/// Looks at `watched` every `interval` from now on. `false` if the thread cannot be started.
+pub(super) fn watch(watched: Weak<dyn Watched>, interval: Duration) -> bool {
+    let mut watchdog = Watchdog::get();
+    if !watchdog.is_running {
+        let thread = std::thread::Builder::new().name("lockfile-watchdog".into()).stack_size(128 * 1024);
+        watchdog.is_running = thread.spawn(move || Watchdog::run(interval)).is_ok();
+    }
+    if watchdog.is_running {
+        watchdog.watched.push(watched);
+    }
+    watchdog.is_running
+}
+
+impl Watchdog {
+    fn get() -> MutexGuard<'static, Self> {
+        WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(interval: Duration) {
+        loop {
+            std::thread::sleep(interval);
+            let mut watched = std::mem::take(&mut Self::get().watched);
+            // A look may release a lock and log that, so nothing is locked meanwhile.
+            watched.retain(|weak| weak.upgrade().is_some_and(|watched| watched.look()));
+            let mut watchdog = Self::get();
+            watchdog.watched.append(&mut watched);
+            if watchdog.watched.is_empty() {
+                watchdog.is_running = false;
+                return;
+            }
+        }
+    }
+}

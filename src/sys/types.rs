@@ -1,0 +1,42 @@
+//! The answers that every platform gives.
+
+use std::fmt;
+
+/// What a PID alone tells, without a look at the status of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "no platform has all of them")]
+pub(crate) enum Existence {
+    Gone,
+    Alive,
+    AliveOrZombie,
+}
+
+/// The file system of a file, as far as it matters for locks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(dead_code, reason = "no platform has all of them")]
+pub(crate) enum FileSystem {
+    /// In the memory of this machine: no call touches a disk.
+    Memory,
+    /// On a disk of this machine.
+    Local,
+    /// On another machine, or of unknown behaviour. This is its name.
+    Other(String),
+}
+
+impl FileSystem {
+    /// Whether a free `flock` proves that its holder is dead.
+    #[cfg(unix)]
+    pub(crate) fn flock_is_proof(&self) -> bool {
+        matches!(self, Self::Memory | Self::Local)
+    }
+}
+
+impl fmt::Display for FileSystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("memory"),
+            Self::Local => f.write_str("a local disk"),
+            Self::Other(name) => f.write_str(name),
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Identity and state of files.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{AtFlags, CWD, FileType};
+use rustix::io::Errno;
+
+/// Identity and state of a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stat {
+    device: u64,
+    inode: u64,
+    pub(crate) links: u64,
+    pub(crate) size: u64,
+    /// When the inode last changed, by the file system's clock, since the epoch of that clock.
+    pub(crate) changed: Duration,
+    /// When the content last changed, since the Unix epoch.
+    pub(crate) modified: Duration,
+    owner: u32,
+    kind: FileType,
+}
+
+impl Stat {
+    #[expect(clippy::unnecessary_cast, reason = "the types differ between platforms")]
+    fn from_raw(raw: &rustix::fs::Stat) -> Self {
+        let time = |seconds: i64, nanoseconds: u64| {
+            Duration::from_secs(seconds.max(0) as u64) + Duration::from_nanos(nanoseconds)
+        };
+        Self {
+            device: raw.st_dev as u64,
+            inode: raw.st_ino as u64,
+            links: raw.st_nlink as u64,
+            size: raw.st_size as u64,
+            changed: time(raw.st_ctime as i64, raw.st_ctime_nsec as u64),
+            modified: time(raw.st_mtime as i64, raw.st_mtime_nsec as u64),
+            owner: raw.st_uid,
+            kind: FileType::from_raw_mode(raw.st_mode as _),
+        }
+    }
+
+    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+
+    /// Whether the file belongs to another user than this process acts for.
+    pub(crate) fn is_another_users(&self) -> bool {
+        self.owner != rustix::process::geteuid().as_raw()
+    }
+
+    /// What an error calls the file, if it is not a regular one.
+    pub(crate) fn irregular(&self) -> Option<&'static str> {
+        match self.kind {
+            FileType::RegularFile => None,
+            FileType::Directory => Some("a directory"),
+            FileType::Symlink => Some("a symbolic link"),
+            FileType::Fifo => Some("a FIFO"),
+            FileType::Socket => Some("a socket"),
+            FileType::CharacterDevice | FileType::BlockDevice => Some("a device"),
+            FileType::Unknown => Some("a file of an unknown type"),
+        }
+    }
+
+    #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
+    pub(crate) fn device_and_inode(&self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
+}
+
+pub(crate) fn stat(file: &File) -> io::Result<Stat> {
+    Ok(Stat::from_raw(&rustix::fs::fstat(file)?))
+}
+
+/// The file at a path; `None` if there is none. A symbolic link at the end of the path is not followed.
+pub(crate) fn stat_path(path: &Path) -> io::Result<Option<Stat>> {
+    stat_at(CWD, path)
+}
+
+pub(super) fn stat_at(dir: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Option<Stat>> {
+    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(raw) => Ok(Some(Stat::from_raw(&raw))),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,4 @@
+//! Small tools that know nothing of locks.
+
+pub(crate) mod backoff;
+pub(crate) mod blocking;

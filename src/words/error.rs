@@ -1,0 +1,185 @@
+//! The one error type.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::holder::{Brief, Holder};
+use super::kind::LockKind;
+
+/// Why a lock could not be taken, kept or released.
+///
+/// Every variant names the path or the URL it is about. A lock that somebody else holds is not an error:
+/// [`attempt`](crate::LockFile::attempt) then answers `Ok(None)`, and in no other case.
+///
+/// The text of an error does not repeat its cause: print the chain of
+/// [`source`](std::error::Error::source)s, or use [`io_error`](Self::io_error).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// The text is not a lock URL.
+    #[error("invalid lock URL {url:?}: {reason}")]
+    #[non_exhaustive]
+    InvalidUrl {
+        /// The text as it was given.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// The path cannot name a lock file, on any system.
+    #[error("invalid lock file path {path:?}: {reason}")]
+    #[non_exhaustive]
+    InvalidPath {
+        /// The path as it was given.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+
+    /// This platform or this file system does not support the kind of lock that was asked for.
+    #[error("a {kind} lock is not possible at {path:?}: {reason}")]
+    #[non_exhaustive]
+    Unsupported {
+        /// Path of the lock file.
+        path: PathBuf,
+        /// The kind that was asked for.
+        kind: LockKind,
+        /// What is missing, and what to use instead.
+        reason: String,
+    },
+
+    /// There is something else at the path than a lock file of this kind. It was not changed.
+    #[error("{path:?} is not a lock file of this kind: {found}")]
+    #[non_exhaustive]
+    NotALockFile {
+        /// The path.
+        path: PathBuf,
+        /// What was found there.
+        found: String,
+    },
+
+    /// The holder of the lock file seems to be dead, but on this file system a free `flock` does not prove it.
+    #[error(
+        "{path:?} looks like a lock that pid {pid} left behind, but on {filesystem} nothing proves that its holder is dead: \
+         remove the file by hand once you are sure, or see LockFileBuilder::break_stale_anywhere"
+    )]
+    #[non_exhaustive]
+    Stale {
+        /// Path of the lock file.
+        path: PathBuf,
+        /// The PID in its record; 0 if it is blank.
+        pid: u32,
+        /// Name of the file system.
+        filesystem: String,
+    },
+
+    /// The lock was not free in time.
+    #[error("timed out after {limit:?} waiting for {}{}", Subject(path), Brief(holder.as_deref()))]
+    #[non_exhaustive]
+    TimedOut {
+        /// Path of the lock file, or name of the null lock, which may be empty.
+        path: PathBuf,
+        /// The limit that was given.
+        limit: Duration,
+        /// Who held the lock at the end, where that can be known.
+        holder: Option<Box<Holder>>,
+    },
+
+    /// Somebody removed or replaced the lock file while the lock was held. Another process may hold the lock now.
+    #[error("lost the lock {path:?}: {reason}")]
+    #[non_exhaustive]
+    Lost {
+        /// Path of the lock file.
+        path: PathBuf,
+        /// What happened to it.
+        reason: LostReason,
+    },
+
+    /// A system call failed. A lock that is merely held is never reported like this.
+    #[error("cannot {action} {path:?}")]
+    #[non_exhaustive]
+    Io {
+        /// Path of the lock file.
+        path: PathBuf,
+        /// What was tried: completes "cannot … PATH".
+        action: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The lock as a sentence names it.
+struct Subject<'a>(&'a Path);
+
+impl fmt::Display for Subject<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.is_absolute() {
+            true => self.0.display().fmt(f),
+            false if self.0.as_os_str().is_empty() => f.write_str("a null lock"),
+            false => write!(f, "the null lock {:?}", self.0),
+        }
+    }
+}
+
+impl LockError {
+    /// The path this error is about; `None` for [`InvalidUrl`](Self::InvalidUrl) and for null locks.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::InvalidUrl { .. } => None,
+            Self::TimedOut { path, .. } if !path.is_absolute() => None,
+            Self::InvalidPath { path, .. }
+            | Self::Unsupported { path, .. }
+            | Self::NotALockFile { path, .. }
+            | Self::Stale { path, .. }
+            | Self::TimedOut { path, .. }
+            | Self::Lost { path, .. }
+            | Self::Io { path, .. } => Some(path),
+        }
+    }
+
+    /// The failed system call's error; `None` unless this is [`Io`](Self::Io).
+    pub fn io_error(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn io(path: &Path, action: &'static str, source: impl Into<io::Error>) -> Self {
+        Self::Io { path: path.to_owned(), action, source: source.into() }
+    }
+
+    pub(crate) fn not_a_lock_file(path: &Path, found: impl Into<String>) -> Self {
+        Self::NotALockFile { path: path.to_owned(), found: found.into() }
+    }
+
+    pub(crate) fn unsupported(path: &Path, kind: LockKind, reason: impl Into<String>) -> Self {
+        Self::Unsupported { path: path.to_owned(), kind, reason: reason.into() }
+    }
+
+    pub(crate) fn lost(path: &Path, reason: LostReason) -> Self {
+        Self::Lost { path: path.to_owned(), reason }
+    }
+}
+
+/// How a held lock was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LostReason {
+    /// Nothing is at the path any more: somebody removed the lock file or moved it away.
+    Removed,
+    /// Another file is at the path.
+    Replaced,
+}
+
+impl fmt::Display for LostReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Removed => "the lock file was removed",
+            Self::Replaced => "the lock file was replaced by another",
+        })
+    }
+}

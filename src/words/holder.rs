@@ -1,0 +1,100 @@
+//! Who holds a lock.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+/// Who holds a lock, as far as that can be known.
+///
+/// The PID is the one that the kernel reports. Where the kernel reports none, it is the one that the holder wrote. A
+/// holder in another PID namespace (a container) wrote the number that it has there. The kernel reports the number that
+/// it has here, if that namespace is inside ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    pid: u32,
+    name: Option<String>,
+    since: Option<SystemTime>,
+}
+
+impl Holder {
+    pub(crate) fn new(pid: u32, name: Option<String>, since: Option<SystemTime>) -> Self {
+        Self { pid, name, since }
+    }
+
+    /// PID of the holder. 0 if somebody holds the lock but nothing tells who it is.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Name of the holder's process, if it is visible from here.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// When the holder took the lock, if the lock file tells. It is wall-clock time: show it, but do not base a decision
+    /// on it.
+    pub fn since(&self) -> Option<SystemTime> {
+        self.since
+    }
+}
+
+/// `pid 4321 (backupd), for 3m 12s`
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            0 => f.write_str("an unknown process")?,
+            pid => write!(f, "pid {pid}")?,
+        }
+        if let Some(name) = &self.name {
+            write!(f, " ({name})")?;
+        }
+        if let Some(held) = self.since.and_then(|since| since.elapsed().ok()) {
+            write!(f, ", for {}", Span(held))?;
+        }
+        Ok(())
+    }
+}
+
+/// `, held by …` behind an error or a log message, or nothing.
+pub(crate) struct Brief<'a>(pub(crate) Option<&'a Holder>);
+
+impl fmt::Display for Brief<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(holder) => write!(f, ", held by {holder}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A time span in its two largest units.
+struct Span(Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        match seconds {
+            0..60 => write!(f, "{seconds}s"),
+            60..3_600 => write!(f, "{}m {}s", seconds / 60, seconds % 60),
+            3_600..86_400 => write!(f, "{}h {}m", seconds / 3_600, seconds / 60 % 60),
+            _ => write!(f, "{}d {}h", seconds / 86_400, seconds / 3_600 % 24),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(held: Option<u64>) -> Holder {
+        let since = held.map(|seconds| SystemTime::now() - Duration::from_secs(seconds));
+        Holder::new(4321, Some("backupd".into()), since)
+    }
+
+    #[test]
+    fn reads_like_a_sentence() {
+        assert_eq!(holder(None).to_string(), "pid 4321 (backupd)");
+        assert_eq!(holder(Some(192)).to_string(), "pid 4321 (backupd), for 3m 12s");
+        assert_eq!(holder(Some(7_260)).to_string(), "pid 4321 (backupd), for 2h 1m");
+        assert_eq!(holder(Some(180_000)).to_string(), "pid 4321 (backupd), for 2d 2h");
+    }
+}

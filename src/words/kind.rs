@@ -1,0 +1,44 @@
+//! The kinds of lock.
+
+/// How a lock excludes others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LockKind {
+    /// A PID file made with link(2), as shlock(1), HoneyDanBer UUCP and NNTP servers use it. Unix.
+    Shlock,
+    /// flock(2) on a file that stays. Unix.
+    Flock,
+    /// `LockFileEx` on a file that stays. Windows.
+    WinFlock,
+    /// Excludes only tasks of this process. Everywhere.
+    Null,
+}
+
+impl LockKind {
+    /// What [`LockFile::new`](crate::LockFile::new) and the URL scheme `lockfile:` mean here.
+    pub(crate) const PLATFORM_DEFAULT: Self = if cfg!(windows) { Self::WinFlock } else { Self::Shlock };
+
+    /// Whether other processes take part in the lock.
+    pub(crate) const fn is_between_processes(self) -> bool {
+        !matches!(self, Self::Null)
+    }
+
+    pub(crate) const fn is_supported(self) -> bool {
+        match self {
+            Self::Shlock | Self::Flock => cfg!(unix),
+            Self::WinFlock => cfg!(windows),
+            Self::Null => true,
+        }
+    }
+}
+
+impl std::fmt::Display for LockKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Shlock => "shlock",
+            Self::Flock => "flock",
+            Self::WinFlock => "winflock",
+            Self::Null => "null",
+        })
+    }
+}

@@ -1,0 +1,83 @@
+//! What is logged. The names of spans, events and fields are only here. The crate's front page lists them.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{Level, Span, debug, debug_span, enabled, info, warn};
+
+use super::error::{LockError, LostReason};
+use super::holder::{Brief, Holder};
+use super::target::Target;
+
+const TARGET: &str = "tokio_lockfile";
+
+/// Around a wait.
+pub(crate) fn obtain_span(target: &Target) -> Span {
+    debug_span!(target: TARGET, "obtain", path = %target.path.display(), kind = %target.kind)
+}
+
+pub(crate) fn waiting_is_heard() -> bool {
+    enabled!(target: TARGET, Level::INFO)
+}
+
+pub(crate) fn warnings_are_heard() -> bool {
+    enabled!(target: TARGET, Level::WARN)
+}
+
+pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>) {
+    info!(
+        target: TARGET,
+        path = %target.path.display(),
+        waited = ?waited,
+        holder.pid = holder.map(Holder::pid),
+        holder.name = holder.and_then(Holder::name),
+        "waiting for the lock{}", Brief(holder),
+    );
+}
+
+pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
+    warn!(
+        target: TARGET,
+        path = %target.path.display(),
+        waited = ?waited,
+        "this very task has obtained the lock it waits for: a deadlock, unless it gave the guard away",
+    );
+}
+
+pub(crate) fn acquired(target: &Target, started: Instant) {
+    debug!(
+        target: TARGET,
+        path = %target.path.display(),
+        kind = %target.kind,
+        waited = ?started.elapsed(),
+        "acquired",
+    );
+}
+
+pub(crate) fn taken_over(target: &Target, pid: u32, started: Instant) {
+    warn!(
+        target: TARGET,
+        path = %target.path.display(),
+        kind = %target.kind,
+        waited = ?started.elapsed(),
+        holder.pid = pid,
+        "acquired by takeover: the last holder died with the lock",
+    );
+}
+
+pub(crate) fn released(target: &Target, since: std::time::Instant) {
+    debug!(target: TARGET, path = %target.path.display(), held_for = ?since.elapsed(), "released");
+}
+
+pub(crate) fn lost(target: &Target, reason: LostReason) {
+    warn!(target: TARGET, path = %target.path.display(), reason = %reason, "lost the lock while it was held");
+}
+
+pub(crate) fn work_failed(target: &Target, error: &dyn std::fmt::Display) {
+    warn!(target: TARGET, path = %target.path.display(), %error, "the work under the lock failed; standing by again");
+}
+
+pub(crate) fn release_failed(target: &Target, error: &LockError) {
+    let cause = error.io_error().map(ToString::to_string).unwrap_or_default();
+    warn!(target: TARGET, path = %target.path.display(), error = %error, cause, "the lock could not be released properly");
+}

@@ -1,0 +1,229 @@
+//! Lock URLs: parsing and printing, nothing else.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
+
+use super::error::LockError;
+use super::kind::LockKind;
+
+/// All but these characters are percent-encoded in a path: RFC 3986's unreserved ones, the separator, and a few that
+/// need no encoding in a path.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/')
+    .remove(b':')
+    .remove(b'+')
+    .remove(b',')
+    .remove(b'=')
+    .remove(b'@');
+
+/// The URL of a lock: `SCHEME:relative`, `SCHEME:/abs`, `SCHEME:///abs` or `SCHEME://localhost/abs`, percent-encoded,
+/// as PEAK's `FileURL`.
+///
+/// Schemes are `lockfile` (the platform's default), `shlockfile`, `flockfile`, `winflockfile` and `nulllockfile`.
+/// `nulllockfile:` is a fresh lock each time it is opened, `nulllockfile:NAME` one lock per name in this process.
+///
+/// ```
+/// use tokio_lockfile::LockUrl;
+///
+/// let url: LockUrl = "flockfile://localhost/run/my%20app.lock".parse().unwrap();
+/// assert_eq!(url.to_string(), "flockfile:///run/my%20app.lock");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LockUrl {
+    scheme: Scheme,
+    path: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Scheme {
+    PlatformDefault,
+    Explicit(LockKind),
+}
+
+const SCHEMES: [(&str, Scheme); 5] = [
+    ("lockfile", Scheme::PlatformDefault),
+    ("shlockfile", Scheme::Explicit(LockKind::Shlock)),
+    ("flockfile", Scheme::Explicit(LockKind::Flock)),
+    ("winflockfile", Scheme::Explicit(LockKind::WinFlock)),
+    ("nulllockfile", Scheme::Explicit(LockKind::Null)),
+];
+
+impl LockUrl {
+    /// The URL of a lock. Its scheme names the kind.
+    pub(crate) fn new(kind: LockKind, path: &Path) -> Self {
+        Self { scheme: Scheme::Explicit(kind), path: path.to_owned() }
+    }
+
+    pub(crate) fn kind(&self) -> LockKind {
+        match self.scheme {
+            Scheme::PlatformDefault => LockKind::PLATFORM_DEFAULT,
+            Scheme::Explicit(kind) => kind,
+        }
+    }
+
+    /// The path, or the name of a null lock.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl FromStr for LockUrl {
+    type Err = LockError;
+
+    /// # Errors
+    /// [`LockError::InvalidUrl`], which says what is wrong.
+    fn from_str(url: &str) -> Result<Self, LockError> {
+        parse(url).map_err(|reason| LockError::InvalidUrl { url: url.to_owned(), reason })
+    }
+}
+
+fn parse(url: &str) -> Result<LockUrl, String> {
+    let Some((scheme, rest)) = url.split_once(':') else {
+        return Err("it has no scheme, such as lockfile:".into());
+    };
+    let Some(&(_, scheme)) = SCHEMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(scheme)) else {
+        let known: Vec<&str> = SCHEMES.iter().map(|&(name, _)| name).collect();
+        return Err(format!("the scheme {scheme:?} is none of {}", known.join(", ")));
+    };
+    if rest.contains('?') {
+        return Err("it has a query; write a question mark in a path as %3F".into());
+    }
+    if rest.contains('#') {
+        return Err("it has a fragment; write a # in a path as %23".into());
+    }
+    let path = match rest.strip_prefix("//") {
+        None => rest,
+        Some(rest) => {
+            let (host, _) = rest.split_once('/').unwrap_or((rest, ""));
+            if !(host.is_empty() || host.eq_ignore_ascii_case("localhost")) {
+                return Err(format!("it names another host, {host:?}; a lock file is on this one"));
+            }
+            &rest[host.len()..]
+        }
+    };
+    let path = decode(path)?;
+    let is_null = scheme == Scheme::Explicit(LockKind::Null);
+    if path.is_empty() && !is_null {
+        return Err("its path is empty".into());
+    }
+    Ok(LockUrl { scheme, path: path.into() })
+}
+
+fn decode(path: &str) -> Result<OsString, String> {
+    for (at, _) in path.match_indices('%') {
+        let digits = path.as_bytes().get(at + 1..at + 3);
+        if !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) {
+            return Err("a % is not followed by two hexadecimal digits; write % itself as %25".into());
+        }
+    }
+    let bytes: Vec<u8> = percent_decode_str(path).collect();
+    if bytes.contains(&0) {
+        return Err("its path contains a NUL byte".into());
+    }
+    os_string(bytes)
+}
+
+#[cfg(unix)]
+fn os_string(bytes: Vec<u8>) -> Result<OsString, String> {
+    Ok(std::os::unix::ffi::OsStringExt::from_vec(bytes))
+}
+
+#[cfg(windows)]
+fn os_string(bytes: Vec<u8>) -> Result<OsString, String> {
+    let path = String::from_utf8(bytes).map_err(|_| "its path is not UTF-8")?;
+    // RFC 8089, appendix E.2: /C:/dir stands for the drive's root.
+    match path.as_bytes() {
+        [b'/', drive, b':', ..] if drive.is_ascii_alphabetic() => Ok(path[1..].into()),
+        _ => Ok(path.into()),
+    }
+}
+
+#[cfg(unix)]
+fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
+    std::os::unix::ffi::OsStrExt::as_bytes(path).into()
+}
+
+#[cfg(windows)]
+fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
+    let path = path.to_string_lossy();
+    // A path that skips Windows' rewriting stands for the same file as without the prefix.
+    let path = match path.strip_prefix(r"\\?\UNC\") {
+        Some(share) => format!(r"\\{share}"),
+        None => path.strip_prefix(r"\\?\").unwrap_or(&path).to_owned(),
+    };
+    let path = path.replace('\\', "/");
+    match path.as_bytes() {
+        [drive, b':', b'/', ..] if drive.is_ascii_alphabetic() => format!("/{path}").into_bytes().into(),
+        _ => path.into_bytes().into(),
+    }
+}
+
+/// Prints `SCHEME:///abs` or `SCHEME:relative`, percent-encoded; parsing that gives an equal URL.
+impl fmt::Display for LockUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (scheme, _) = SCHEMES.iter().find(|(_, scheme)| *scheme == self.scheme).expect("all schemes have a name");
+        let path = bytes(self.path.as_os_str());
+        let authority = if path.starts_with(b"/") { "//" } else { "" };
+        write!(f, "{scheme}:{authority}{}", percent_encode(&path, ESCAPED))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(url: &str) -> String {
+        match url.parse::<LockUrl>() {
+            Err(LockError::InvalidUrl { reason, url: named }) => {
+                assert_eq!(named, url);
+                reason
+            }
+            other => panic!("{url}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_four_forms() {
+        for (url, path) in [
+            ("lockfile:a/b", "a/b"),
+            ("lockfile:/a/b", "/a/b"),
+            ("lockfile:///a/b", "/a/b"),
+            ("LockFile://LOCALHOST/a/b", "/a/b"),
+            ("lockfile:/a%20%25%23%3F", "/a %#?"),
+        ] {
+            let parsed: LockUrl = url.parse().unwrap();
+            assert_eq!(parsed.path(), Path::new(path), "{url}");
+            assert_eq!(parsed.to_string().parse::<LockUrl>().unwrap(), parsed, "{url}");
+        }
+    }
+
+    #[test]
+    fn each_mistake_has_its_own_answer() {
+        assert!(reason("/run/app.lock").contains("no scheme"));
+        assert!(reason("file:/run/app.lock").contains("scheme \"file\""));
+        assert!(reason("lockfile://example.org/run/x").contains("example.org"));
+        assert!(reason("lockfile:/x?y").contains("query"));
+        assert!(reason("lockfile:/x#y").contains("fragment"));
+        assert!(reason("lockfile:").contains("empty"));
+        assert!(reason("lockfile://localhost").contains("empty"));
+        assert!(reason("lockfile:/%zz").contains("hexadecimal"));
+        assert!(reason("lockfile:/%+1").contains("hexadecimal"));
+        assert!(reason("lockfile:/%00").contains("NUL"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn bytes_that_are_not_utf8_survive() {
+        let url: LockUrl = "shlockfile:/a%FFb".parse().unwrap();
+        assert_eq!(url.path().as_os_str().as_encoded_bytes(), b"/a\xffb");
+        assert_eq!(url.to_string(), "shlockfile:///a%FFb");
+    }
+}
