@@ -27,6 +27,13 @@ pub struct LockFileBuilder {
     options: Options,
 }
 
+impl LockFile {
+    /// A builder for a lock with options.
+    pub fn builder() -> LockFileBuilder {
+        LockFileBuilder::default()
+    }
+}
+
 impl LockFileBuilder {
     /// Permission bits of a lock file that is made, less the umask. 0644 for shlock and 0666 for flock if not given.
     /// A file that is there already keeps its own. No effect on Windows.

@@ -8,7 +8,6 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 
-use crate::builder::LockFileBuilder;
 use crate::guard::LockGuard;
 use crate::process::acquire;
 use crate::process::lock::Lock;
@@ -38,7 +37,7 @@ impl LockFile {
     /// # Errors
     /// [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
     pub fn new(path: impl AsRef<Path>) -> Result<Self, LockError> {
-        Self::builder().build(path)
+        Self::with(LockKind::PLATFORM_DEFAULT, path.as_ref(), Options::default())
     }
 
     /// A PID file made with link(2). Unix.
@@ -46,7 +45,7 @@ impl LockFile {
     /// # Errors
     /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
     pub fn shlock(path: impl AsRef<Path>) -> Result<Self, LockError> {
-        Self::builder().shlock(path)
+        Self::with(LockKind::Shlock, path.as_ref(), Options::default())
     }
 
     /// flock(2) on a file that stays. Unix.
@@ -54,7 +53,7 @@ impl LockFile {
     /// # Errors
     /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
     pub fn flock(path: impl AsRef<Path>) -> Result<Self, LockError> {
-        Self::builder().flock(path)
+        Self::with(LockKind::Flock, path.as_ref(), Options::default())
     }
 
     /// `LockFileEx` on a file that stays. Windows.
@@ -62,7 +61,7 @@ impl LockFile {
     /// # Errors
     /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
     pub fn winflock(path: impl AsRef<Path>) -> Result<Self, LockError> {
-        Self::builder().winflock(path)
+        Self::with(LockKind::WinFlock, path.as_ref(), Options::default())
     }
 
     /// A fresh lock for tasks of this process; its clones are the same lock.
@@ -75,12 +74,7 @@ impl LockFile {
     /// # Errors
     /// [`LockError::InvalidUrl`], and what the constructor of that kind answers.
     pub fn open(url: &str) -> Result<Self, LockError> {
-        Self::builder().open(url)
-    }
-
-    /// For a lock with options.
-    pub fn builder() -> LockFileBuilder {
-        LockFileBuilder::default()
+        Self::from_url(&url.parse()?, Options::default())
     }
 
     pub(crate) fn with(kind: LockKind, path: &Path, options: Options) -> Result<Self, LockError> {
