@@ -16,7 +16,7 @@
 //! - [`filesystem_at`] tells what file system a path is on. [`FileSystem::Memory`] and [`FileSystem::Local`] promise two
 //!   things: a free lock proves that nobody on any machine holds it, and looking and locking touch only memory.
 //! - [`process_existence`] tells whether a process with this PID exists, and whether it may be a zombie.
-//!   [`flock_holder`] tells which process the kernel lists as the one that locked a file.
+//!   [`describe_process`] tells its name and start, if it can be seen. [`flock_holder`] tells which process the kernel lists as the one that locked a file.
 //!
 //! **Unix**, for the shlock protocol
 //! - [`Dir`] is an open directory. `create_unnamed` makes a file that has no name before `link`; it fails where the
@@ -30,9 +30,14 @@
 //! - `process_descriptor` is a descriptor that becomes readable when a process ends.
 
 pub(crate) mod process;
+#[cfg(any(not(target_os = "linux"), tokio_lockfile_test_portable))]
+mod sysinfo;
 mod types;
 
 pub(crate) use types::FileSystem;
+
+#[cfg(any(not(target_os = "linux"), tokio_lockfile_test_portable))]
+use self::sysinfo::describe_process;
 
 #[cfg(unix)]
 mod unix;

@@ -1,12 +1,9 @@
-//! Processes: whether a PID is alive, and what its process is called. The only file that may use sysinfo.
-#![expect(clippy::disallowed_types, reason = "this is the one file that may use sysinfo")]
+//! Processes: whether a PID is alive, and what its process is called.
 
 use std::time::{Duration, SystemTime};
 
-use sysinfo::{Pid, Process, ProcessRefreshKind, ProcessStatus, ProcessesToUpdate, System};
-
-use super::process_existence;
 use super::types::Existence;
+use super::{describe_process, process_existence};
 use crate::words::holder::Holder;
 
 /// Whether a process with this PID lives, as PEAK's `pid_exists`.
@@ -21,7 +18,7 @@ pub fn pid_exists(pid: u32) -> bool {
     match process_existence(pid) {
         Existence::Gone => false,
         Existence::Alive => true,
-        Existence::AliveOrZombie => look_at(pid, |process| process.status() != ProcessStatus::Zombie).unwrap_or(true),
+        Existence::AliveOrZombie => describe_process(pid).is_none_or(|process| !process.is_zombie),
     }
 }
 
@@ -30,15 +27,10 @@ pub fn pid_exists(pid: u32) -> bool {
 pub(crate) fn holder(pid: u32, since: Option<SystemTime>) -> Holder {
     // Start times have whole seconds, and a holder writes its record a moment after its start at the earliest.
     const SLACK: Duration = Duration::from_secs(2);
-    let started_later = |process: &Process| {
-        let started = SystemTime::UNIX_EPOCH + Duration::from_secs(process.start_time());
-        since.is_some_and(|since| started.duration_since(since).unwrap_or_default() > SLACK)
-    };
-    let name = look_at(pid, |process| match started_later(process) {
-        true => None,
-        false => Some(process.name().to_string_lossy().into_owned()),
-    });
-    Holder::new(pid, name.flatten(), since)
+    let is_older =
+        |started: SystemTime| since.is_none_or(|since| started.duration_since(since).unwrap_or_default() <= SLACK);
+    let name = describe_process(pid).filter(|process| is_older(process.started)).map(|process| process.name);
+    Holder::new(pid, name, since)
 }
 
 /// This process as the holder of a lock.
@@ -67,17 +59,6 @@ impl Owner {
     pub(crate) fn pid(self) -> u32 {
         self.0
     }
-}
-
-fn look_at<T>(pid: u32, read: impl FnOnce(&Process) -> T) -> Option<T> {
-    let pid = Pid::from_u32(pid);
-    let mut system = System::new();
-    system.refresh_processes_specifics(
-        ProcessesToUpdate::Some(&[pid]),
-        true,
-        ProcessRefreshKind::nothing().without_tasks(),
-    );
-    system.process(pid).map(read)
 }
 
 #[cfg(test)]

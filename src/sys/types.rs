@@ -1,6 +1,7 @@
 //! The answers that every platform gives.
 
 use std::fmt;
+use std::time::SystemTime;
 
 /// What a PID alone tells, without a look at the status of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +10,14 @@ pub(crate) enum Existence {
     Gone,
     Alive,
     AliveOrZombie,
+}
+
+/// What the system tells of a process.
+#[derive(Debug)]
+pub(crate) struct ProcessDescription {
+    pub(crate) name: String,
+    pub(crate) started: SystemTime,
+    pub(crate) is_zombie: bool,
 }
 
 /// The file system of a file, as far as it matters for locks.

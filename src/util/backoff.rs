@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::random;
+
 /// Growing pauses. Each has jitter, so that waiters do not wake up in step.
 #[derive(Debug)]
 pub(crate) struct Backoff {
@@ -18,7 +20,7 @@ impl Backoff {
         let pause = self.next;
         self.next = pause.saturating_mul(2).min(self.longest);
         let half = pause / 2;
-        half + half.mul_f64(fastrand::f64())
+        half + half.mul_f64(random::fraction())
     }
 }
 

@@ -10,12 +10,15 @@ use super::outcome::{Contended, Outcome};
 use super::protocol;
 use super::wait::wake_up::WakeUp;
 use crate::engine::contract::Answer;
-use crate::util::blocking;
+use crate::util::{blocking, random};
 use crate::words::error::LockError;
 use crate::words::mode::Mode;
 
 /// How often a try looks again at something that need not be a holder, before it takes it for one.
 const SECOND_LOOKS: u32 = 5;
+
+/// The shortest pause before such a look; the longest is twice as long.
+const SECOND_LOOK: Duration = Duration::from_millis(1);
 
 /// What came of one try.
 #[derive(Debug)]
@@ -66,7 +69,7 @@ async fn look_again<Turn: Send + 'static>(
 ) -> Result<Tried<Turn>, LockError> {
     loop {
         if looks > 0 {
-            Box::pin(sleep(Duration::from_micros(fastrand::u64(1_000..2_000)))).await;
+            Box::pin(sleep(SECOND_LOOK.mul_f64(1.0 + random::fraction()))).await;
         }
         let outcome;
         (turn, outcome) = match lock.execution() {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -11,7 +12,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
 use super::stat::Stat;
-use crate::sys::types::{Existence, FileSystem};
+use crate::sys::types::{Existence, FileSystem, ProcessDescription};
 
 /// Enough to use a directory with the `*at` calls, without leave to list it.
 pub(super) const DIRECTORY: OFlags = OFlags::PATH;
@@ -53,6 +54,24 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
             _ => Existence::AliveOrZombie,
         },
     }
+}
+
+/// Name and start of a process, from /proc/PID/stat (proc_pid_stat(5)); `None` if it cannot be seen.
+pub(crate) fn describe_process(pid: u32) -> Option<ProcessDescription> {
+    /// What the kernel calls `USER_HZ`: the same on all architectures that Rust supports.
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // 4321 (backupd) S 1 …; the name may hold parentheses and spaces.
+    let (begin, end) = (stat.iter().position(|&byte| byte == b'(')?, stat.iter().rposition(|&byte| byte == b')')?);
+    let fields: Vec<&str> = std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace().collect();
+    let started_ticks: f64 = fields.get(19)?.parse().ok()?;
+    let uptime: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_ascii_whitespace().next()?.parse().ok()?;
+    let age = Duration::try_from_secs_f64((uptime - started_ticks / TICKS_PER_SECOND).max(0.0)).ok()?;
+    Some(ProcessDescription {
+        name: String::from_utf8_lossy(stat.get(begin + 1..end)?).into_owned(),
+        started: SystemTime::now().checked_sub(age)?,
+        is_zombie: matches!(fields.first(), Some(&"Z" | &"X")),
+    })
 }
 
 /// File systems by the magic numbers of statfs(2). A name here means that their `flock` is this machine's own.

@@ -19,7 +19,7 @@ mod imp;
 mod imp;
 
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
-pub(crate) use imp::process_descriptor;
+pub(crate) use imp::{describe_process, process_descriptor};
 mod stat;
 
 use stat::stat_at;

@@ -8,7 +8,7 @@ use super::execution::TargetOnDisk;
 use super::held::FileHeld;
 use super::outcome::Contended;
 use crate::engine::contract::{BoxFuture, Contention, Grant, Waiter};
-use crate::util::blocking;
+use crate::util::{blocking, random};
 use crate::words::error::LockError;
 use crate::words::mode::Mode;
 use pause::Pause;
@@ -25,7 +25,7 @@ mod pause;
 pub(super) mod wake_up;
 
 /// Whoever has lost so many races for the lock since its wait began lets nobody go first any more.
-const RACES_WAIVED: u32 = 4;
+const RACES_WAIVED: f64 = 4.0;
 
 /// How long a waiter lets others go first. It takes another process some 50 µs to wake up.
 const STEP_ASIDE: Duration = Duration::from_micros(100);
@@ -53,7 +53,8 @@ impl FileWaiter {
             if wake_up == WakeUp::Event {
                 // Events reach processes always in the same order, so the first would win every race if it never waived
                 // one.
-                let is_patient = (had_rivals || lost_races > 0) && lost_races <= fastrand::u32(0..RACES_WAIVED);
+                let is_patient =
+                    (had_rivals || lost_races > 0) && lost_races <= (random::fraction() * RACES_WAIVED) as u32;
                 if is_patient {
                     let paused = Box::pin(blocking::short_pause(STEP_ASIDE)).await;
                     paused.map_err(|error| LockError::io(&lock.target.path, "wait for", error))?;
