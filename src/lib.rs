@@ -95,3 +95,21 @@ pub use words::error::{LockError, LostReason};
 pub use words::holder::Holder;
 pub use words::kind::LockKind;
 pub use words::url::LockUrl;
+
+// The tests of the behaviour that all kinds share, here over the engine in memory.
+#[cfg(all(test, not(loom)))]
+#[path = "../tests/it/behaviour.rs"]
+mod behaviour;
+#[cfg(all(test, not(loom)))]
+extern crate self as tokio_lockfile;
+#[cfg(all(test, not(loom)))]
+mod kinds {
+    use crate::engine::memory;
+    use crate::{LockFile, support::Kind};
+
+    pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::new(path.with_extension(memory::SUFFIX)).unwrap()];
+}
+#[cfg(all(test, not(loom)))]
+#[allow(dead_code, reason = "other processes cannot reach a server in this one")]
+#[path = "../tests/it/support.rs"]
+mod support;

@@ -4,6 +4,8 @@
 
 pub(crate) mod contract;
 mod file;
+#[cfg(all(test, not(loom)))]
+pub(crate) mod memory;
 mod null;
 
 #[cfg(unix)]
@@ -16,7 +18,11 @@ use crate::words::target::Target;
 use contract::Engine;
 
 /// The engine of a lock. This may look at the file system, but touches no network.
-pub(crate) fn of<Turn: Send + 'static>(target: &Arc<Target>) -> Box<dyn Engine<Turn>> {
+pub(crate) fn of<Turn: std::fmt::Debug + Send + 'static>(target: &Arc<Target>) -> Box<dyn Engine<Turn>> {
+    #[cfg(all(test, not(loom)))]
+    if let Some(engine) = memory::Memory::named_by(target) {
+        return Box::new(engine);
+    }
     match target.kind {
         LockKind::Null => Box::new(null::Null::new(target)),
         LockKind::Shlock | LockKind::Flock | LockKind::WinFlock => Box::new(file::FileLock::new(target)),

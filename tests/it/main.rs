@@ -8,6 +8,7 @@ mod flock;
 #[cfg(unix)]
 mod fuzz;
 mod handover;
+mod kinds;
 mod logging;
 #[cfg(unix)]
 mod loss;

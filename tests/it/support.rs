@@ -9,17 +9,13 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio_lockfile::{LockFile, LockGuard};
 
+pub(crate) use crate::kinds::FILE_KINDS;
+
 /// Bounds a hang; nothing waits this long when all is well.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
 
 /// One kind of lock: makes a handle on `path`, anew at each call.
 pub(crate) type Kind = fn(&Path) -> LockFile;
-
-/// The kinds of this platform that are tied to a file.
-#[cfg(unix)]
-pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::shlock(path).unwrap(), |path| LockFile::flock(path).unwrap()];
-#[cfg(windows)]
-pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::winflock(path).unwrap()];
 
 /// Runs one behaviour over every kind that is tied to a file.
 pub(crate) async fn each_file_kind<F: Future<Output = ()>>(behaviour: impl Fn(Kind, PathBuf) -> F) {

@@ -1,0 +1,387 @@
+//! An engine for tests: a lock server in memory. It stands for engines on a network.
+//!
+//! Every answer comes late, from a server that works on its own: a request is carried out although nobody waits for the
+//! answer any more. Tests can make the server refuse, take a lock away, or hold a lock for another process.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+
+use tokio::sync::{oneshot, watch};
+
+use super::contract::{Answer, Attempt, BoxFuture, Contention, Engine, Grant, Held, Waiter};
+use crate::sys::process::{self, Owner};
+use crate::words::error::{LockError, LostReason};
+use crate::words::holder::Holder;
+use crate::words::mode::Mode;
+use crate::words::target::Target;
+
+/// A lock whose file name ends like this is on the server.
+pub(crate) const SUFFIX: &str = "in-memory";
+
+#[derive(Debug, Clone)]
+pub(super) struct Memory(Arc<Path>);
+
+impl Memory {
+    pub(super) fn named_by(target: &Target) -> Option<Self> {
+        let name = target.path.file_name()?.to_str()?;
+        name.ends_with(SUFFIX).then(|| Self(Arc::clone(&target.path)))
+    }
+}
+
+/// The locks of the server.
+static SERVER: LazyLock<Mutex<HashMap<PathBuf, Entry>>> = LazyLock::new(Mutex::default);
+
+#[derive(Debug, Default)]
+struct Entry {
+    sessions: Vec<Session>,
+    /// Those who wait for a change.
+    waiting: VecDeque<oneshot::Sender<()>>,
+    is_broken: bool,
+    next_token: u64,
+}
+
+/// One holder, as the server knows it.
+#[derive(Debug)]
+struct Session {
+    token: u64,
+    mode: Mode,
+    lost: watch::Sender<bool>,
+}
+
+fn server() -> MutexGuard<'static, HashMap<PathBuf, Entry>> {
+    SERVER.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn with_entry<T>(path: &Path, work: impl FnOnce(&mut Entry) -> T) -> T {
+    work(server().entry(path.to_owned()).or_default())
+}
+
+/// What tests do to the server.
+pub(crate) mod fault {
+    use super::*;
+
+    /// Takes the lock away from whoever holds it.
+    pub(crate) fn take_away(path: &Path) {
+        with_entry(path, |entry| {
+            entry.sessions.drain(..).for_each(|session| _ = session.lost.send(true));
+            entry.wake();
+        });
+    }
+
+    /// From now on every request fails, or none does.
+    pub(crate) fn set_broken(path: &Path, is_broken: bool) {
+        with_entry(path, |entry| {
+            entry.is_broken = is_broken;
+            entry.wake();
+        });
+    }
+
+    /// How many sessions hold the lock.
+    pub(crate) fn holders(path: &Path) -> usize {
+        with_entry(path, |entry| entry.sessions.len())
+    }
+
+    /// How many wait for the lock.
+    pub(crate) fn waiters(path: &Path) -> usize {
+        with_entry(path, |entry| {
+            entry.waiting.retain(|waiting| !waiting.is_closed());
+            entry.waiting.len()
+        })
+    }
+}
+
+impl Entry {
+    fn wake(&mut self) {
+        self.waiting.drain(..).for_each(|waiting| _ = waiting.send(()));
+    }
+
+    fn acquire(&mut self, path: &Arc<Path>, mode: Mode) -> Result<Option<MemoryHeld>, LockError> {
+        if self.is_broken {
+            let refused = std::io::Error::other("the server refuses");
+            return Err(LockError::io(path, "ask the server for", refused));
+        }
+        let is_free = match mode {
+            Mode::Exclusive => self.sessions.is_empty(),
+            Mode::Shared => self.sessions.iter().all(|session| session.mode == Mode::Shared),
+        };
+        if !is_free {
+            return Ok(None);
+        }
+        self.next_token += 1;
+        let lost = watch::Sender::new(false);
+        let held = MemoryHeld {
+            path: Arc::clone(path),
+            token: self.next_token,
+            lost: lost.subscribe(),
+            owner: Owner::this_process(),
+        };
+        self.sessions.push(Session { token: self.next_token, mode, lost });
+        Ok(Some(held))
+    }
+}
+
+/// Lets other tasks run, as an answer over a network does.
+async fn travel() {
+    for _ in 0..3 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// One request. The server carries it out also when the caller has gone, and then takes the lock back at once. `turn` is
+/// kept until then.
+async fn request<Turn: Send + 'static>(
+    path: Arc<Path>,
+    mode: Mode,
+    turn: Turn,
+) -> Result<(Option<MemoryHeld>, Turn), LockError> {
+    let work = async move {
+        travel().await;
+        let held = with_entry(&path, |entry| entry.acquire(&path, mode));
+        travel().await;
+        // In this order: the lock is given back before the turn.
+        (held, turn)
+    };
+    let (held, turn) = tokio::spawn(work).await.expect("the server does not panic");
+    Ok((held?, turn))
+}
+
+fn granted<Turn>(held: MemoryHeld, turn: Turn, contention: Contention) -> Grant<Turn> {
+    Grant { held: Box::new(held), turn, taken_over: None, contention }
+}
+
+impl<Turn: std::fmt::Debug + Send + 'static> Engine<Turn> for Memory {
+    fn identity(&self) -> Option<Arc<Path>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn attempt(&self, mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>> {
+        let path = Arc::clone(&self.0);
+        Answer::Later(Box::pin(async move {
+            Ok(match request(Arc::clone(&path), mode, turn).await? {
+                (Some(held), turn) => Attempt::Acquired(granted(held, turn, Contention::None)),
+                (None, turn) => Attempt::Busy(turn, Box::new(MemoryWaiter { path, mode })),
+            })
+        }))
+    }
+
+    fn holder(&self) -> BoxFuture<'static, Result<Option<Holder>, LockError>> {
+        let path = Arc::clone(&self.0);
+        Box::pin(async move {
+            travel().await;
+            Ok((fault::holders(&path) > 0).then(|| process::holder(0, None)))
+        })
+    }
+}
+
+#[derive(Debug)]
+struct MemoryWaiter {
+    path: Arc<Path>,
+    mode: Mode,
+}
+
+impl<Turn: Send + 'static> Waiter<Turn> for MemoryWaiter {
+    fn wait(self: Box<Self>, turn: Turn, _had_rivals: bool) -> BoxFuture<'static, Result<Grant<Turn>, LockError>> {
+        Box::pin(async move {
+            let mut turn = turn;
+            loop {
+                let (sender, changed) = oneshot::channel();
+                with_entry(&self.path, |entry| entry.waiting.push_back(sender));
+                // Asked after the watch is there, so that no release falls between the two.
+                match request(Arc::clone(&self.path), self.mode, turn).await? {
+                    (Some(held), turn) => return Ok(granted(held, turn, Contention::Waited)),
+                    (None, back) => turn = back,
+                }
+                let _ = changed.await;
+            }
+        })
+    }
+}
+
+#[derive(Debug)]
+struct MemoryHeld {
+    path: Arc<Path>,
+    token: u64,
+    lost: watch::Receiver<bool>,
+    owner: Owner,
+}
+
+impl MemoryHeld {
+    /// Whether the server still knew this holder.
+    fn give_back(&mut self) -> bool {
+        with_entry(&self.path, |entry| {
+            let before = entry.sessions.len();
+            entry.sessions.retain(|session| session.token != self.token);
+            entry.wake();
+            entry.sessions.len() < before
+        })
+    }
+}
+
+impl Drop for MemoryHeld {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl Held for MemoryHeld {
+    fn check(&self, _target: &Target) -> Result<(), LostReason> {
+        if *self.lost.borrow() { Err(LostReason::Removed) } else { Ok(()) }
+    }
+
+    fn lost<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, LostReason> {
+        let mut lost = self.lost.clone();
+        Box::pin(async move {
+            let is_lost = lost.wait_for(|&is_lost| is_lost).await.is_ok();
+            match is_lost {
+                true => LostReason::Removed,
+                false => std::future::pending().await,
+            }
+        })
+    }
+
+    fn is_of_this_process(&self) -> bool {
+        self.owner.is_this_process()
+    }
+
+    fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
+        let target = target.clone();
+        Answer::Later(Box::pin(async move {
+            travel().await;
+            self.release_now(&target)
+        }))
+    }
+
+    fn release_now(mut self: Box<Self>, target: &Target) -> Result<(), LockError> {
+        let lost = self.check(target);
+        self.give_back();
+        lost.map_err(|reason| LockError::lost(&target.path, reason))
+    }
+
+    fn token(&self) -> Option<u64> {
+        Some(self.token)
+    }
+}
+
+/// The seam: what the storeys above do with an engine whose answers come late.
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::support::{poll_once, take};
+    use crate::{LockFile, LockGuard};
+
+    /// A lock on the server that no other test uses.
+    fn lock() -> (tempfile::TempDir, LockFile, Arc<Path>) {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = LockFile::new(dir.path().join(format!("x.{SUFFIX}"))).unwrap();
+        let path = lock.path().unwrap().into();
+        (dir, lock, path)
+    }
+
+    fn error_of(result: Result<Option<LockGuard>, LockError>) -> String {
+        result.expect_err("the server refuses").io_error().expect("it says why").to_string()
+    }
+
+    #[tokio::test]
+    async fn a_loss_reaches_the_guard() {
+        let (_dir, lock, path) = lock();
+        let guard = take(&lock).await;
+        assert!(guard.is_held());
+        assert_eq!(guard.fencing_token(), Some(1));
+        fault::take_away(&path);
+        assert_eq!(guard.lost().await, LostReason::Removed);
+        assert!(!guard.is_held());
+        assert!(matches!(guard.release().await, Err(LockError::Lost { .. })));
+        let guard = take(&lock).await;
+        assert_eq!(guard.fencing_token(), Some(2));
+        let work = async {
+            fault::take_away(&path);
+            std::future::pending::<()>().await
+        };
+        assert!(matches!(guard.run(work).await, Err(LockError::Lost { .. })));
+        assert_eq!(fault::holders(&path), 0);
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_an_error_and_gives_the_turn_back() {
+        let (_dir, lock, path) = lock();
+        fault::set_broken(&path, true);
+        assert_eq!(error_of(lock.attempt().await), "the server refuses");
+        assert_eq!(error_of(lock.obtain().await.map(Some)), "the server refuses");
+        fault::set_broken(&path, false);
+        take(&lock).await.release().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_failure_ends_a_wait() {
+        let (_dir, lock, path) = lock();
+        let other_process = with_entry(&path, |entry| entry.acquire(&path, Mode::Exclusive)).unwrap();
+        let mut wait = Box::pin(lock.obtain());
+        while fault::waiters(&path) == 0 {
+            assert!(!poll_once(wait.as_mut()).await);
+        }
+        fault::set_broken(&path, true);
+        assert_eq!(error_of(wait.await.map(Some)), "the server refuses");
+        drop(other_process);
+    }
+
+    /// Dropped at every poll: no session stays, and the next task does not meet the leftover of the dropped one.
+    #[tokio::test]
+    async fn a_dropped_try_ends_before_the_next_one_begins() {
+        for polls in 0..12 {
+            let (_dir, lock, path) = lock();
+            let mut attempt = Box::pin(lock.attempt());
+            for _ in 0..polls {
+                if poll_once(attempt.as_mut()).await {
+                    break;
+                }
+            }
+            drop(attempt);
+            // It waits for the turn that the dropped try still has. `attempt` would answer that somebody has it.
+            let guard = lock.obtain().await.unwrap();
+            assert_eq!(fault::holders(&path), 1);
+            assert_eq!(fault::waiters(&path), 0, "it met the leftover");
+            drop(guard);
+            assert_eq!(fault::holders(&path), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_when_the_other_process_releases() {
+        let (_dir, lock, path) = lock();
+        let other_process = with_entry(&path, |entry| entry.acquire(&path, Mode::Exclusive)).unwrap();
+        assert!(lock.attempt().await.unwrap().is_none());
+        assert_eq!(lock.holder().await.unwrap().unwrap().pid(), 0);
+        assert!(lock.obtain_timeout(Duration::from_millis(5)).await.is_err());
+        let mut wait = Box::pin(lock.obtain());
+        while fault::waiters(&path) == 0 {
+            assert!(!poll_once(wait.as_mut()).await);
+        }
+        drop(other_process);
+        drop(wait.await.unwrap());
+        assert_eq!(fault::holders(&path), 0);
+    }
+
+    /// A release that has been polled once comes to its end.
+    #[tokio::test]
+    async fn a_dropped_release_releases() {
+        let (_dir, lock, path) = lock();
+        let mut release = Box::pin(take(&lock).await.release());
+        assert!(!poll_once(release.as_mut()).await, "the server's answer comes late");
+        drop(release);
+        drop(lock.obtain().await.unwrap());
+        assert_eq!(fault::holders(&path), 0);
+    }
+
+    /// Tasks pass one session on among them.
+    #[tokio::test]
+    async fn the_lock_is_handed_off_without_the_server() {
+        let (_dir, lock, _path) = lock();
+        let guard = take(&lock).await;
+        let mut next = Box::pin(lock.obtain());
+        assert!(!poll_once(next.as_mut()).await);
+        drop(guard);
+        assert_eq!(next.await.unwrap().fencing_token(), Some(1));
+    }
+}
