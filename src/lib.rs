@@ -110,6 +110,6 @@ mod kinds {
     pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::new(path.with_extension(memory::SUFFIX)).unwrap()];
 }
 #[cfg(all(test, not(loom)))]
-#[allow(dead_code, reason = "other processes cannot reach a server in this one")]
+#[allow(dead_code, clippy::print_stdout, reason = "a test's tool; other processes cannot reach a server in this one")]
 #[path = "../tests/it/support.rs"]
 mod support;
