@@ -274,7 +274,6 @@ mod tests {
         assert_eq!(registry.len(), 0);
     }
 
-    #[cfg(unix)]
     #[test]
     fn a_forked_child_takes_no_mutex_for_a_slot_of_its_parent() {
         let registry = registry();
