@@ -70,6 +70,14 @@ impl LockFileBuilder {
         self
     }
 
+    /// Whether the holder of a native lock writes its PID into the lock file; `true` if not given. Even then it writes
+    /// only into a file that it has created for the lock, or that already holds such a record. `false` writes into no
+    /// file, for a data file that another program creates. No effect on shlocks, whose record is the lock.
+    pub fn record(&mut self, yes: bool) -> &mut Self {
+        self.options.record = yes;
+        self
+    }
+
     /// As [`LockFile::new`].
     ///
     /// # Errors

@@ -41,16 +41,23 @@ fn options() -> OpenOptions {
 
 /// Opens the file that stays (`protocol::flock`), made if it is not there yet. Where it may not be written, it is
 /// opened for reading; `LockFileEx` asks for no more.
-pub(crate) fn open_or_create(path: &Path, _mode: u32) -> io::Result<File> {
-    let opened = options().write(true).create(true).open(path);
-    match opened {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
-                return Err(io::ErrorKind::IsADirectory.into());
+pub(crate) fn open_or_create(path: &Path, _mode: u32) -> io::Result<(File, bool)> {
+    loop {
+        match options().write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+                    return Err(io::ErrorKind::IsADirectory.into());
+                }
+                return options().open(path).map(|file| (file, false)).map_err(|_| error);
             }
-            options().open(path).map_err(|_| error)
+            opened => return Ok((opened?, false)),
         }
-        opened => opened,
+        match options().write(true).create_new(true).open(path) {
+            // Somebody else has just created it.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return Ok((created?, true)),
+        }
     }
 }
 
@@ -147,6 +154,21 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usi
 /// What an error of an open says about the thing that stands at the path.
 pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
     (error.kind() == io::ErrorKind::IsADirectory).then_some("a directory")
+}
+
+/// No open is refused only for now.
+pub(crate) fn is_open_refused_for_now(_error: &io::Error) -> bool {
+    false
+}
+
+/// Every file can be locked that is open.
+pub(crate) fn is_lock_for_writers(_error: &io::Error) -> bool {
+    false
+}
+
+/// No open file is gone.
+pub(crate) fn is_file_gone(_error: &io::Error) -> bool {
+    false
 }
 
 /// Whether the file system cannot lock files at all.

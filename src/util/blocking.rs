@@ -1,6 +1,8 @@
 //! The only way to Tokio's blocking pool, and the way into Tokio for code that runs outside a runtime.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -9,30 +11,52 @@ use tokio::time::timeout;
 /// Runs `work`, which is short, on the blocking pool.
 ///
 /// Work that has begun goes on when its caller goes away. Its result is then dropped on the pool's thread, so the
-/// result's drop must clean up. Fails only if the runtime shuts down before the work begins.
+/// result's drop must clean up. Fails if the work cannot begin: the runtime shuts down, or the system starts no thread.
 pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     run_and_tidy_up(|| (work(), ())).await
 }
 
 /// As [`run`]. `work` also returns what is left to be dropped. The pool's thread drops that while the caller goes on.
-#[expect(clippy::disallowed_methods, reason = "this is the one file that may call spawn_blocking")]
 pub(crate) async fn run_and_tidy_up<T: Send + 'static, Rest>(
     work: impl FnOnce() -> (T, Rest) + Send + 'static,
 ) -> io::Result<T> {
     let (sender, answer) = oneshot::channel();
-    let job = tokio::task::spawn_blocking(move || {
+    let job = spawn(move || {
         let (value, rest) = work();
         // If nobody waits for the value any more, it is dropped here.
         drop(sender.send(value));
         drop(rest);
-    });
+    })?;
     match answer.await {
         Ok(value) => Ok(value),
         Err(_) => match job.await.map_err(tokio::task::JoinError::try_into_panic) {
-            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            Err(Ok(panic)) => resume_unwind(panic),
             _ => Err(io::Error::other("the Tokio runtime is shutting down")),
         },
     }
+}
+
+/// Tokio panics where the system starts no thread (`RLIMIT_NPROC`, `pids.max`), and keeps the closure for the next thread
+/// that it gets. The work must not run then: our caller has been told that it failed.
+#[expect(clippy::disallowed_methods, reason = "this is the one file that may call spawn_blocking")]
+fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<tokio::task::JoinHandle<()>> {
+    let work = Arc::new(Mutex::new(Some(work)));
+    let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let job = {
+        let work = Arc::clone(&work);
+        move || {
+            if let Some(work) = take(&work) {
+                work()
+            }
+        }
+    };
+    catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(job))).or_else(|panic| {
+        drop(take(&work));
+        match tokio::runtime::Handle::try_current() {
+            Ok(_) => Err(io::Error::other("the system starts no thread: the limit of processes is reached")),
+            Err(_) => resume_unwind(panic),
+        }
+    })
 }
 
 /// A pause of less than the millisecond in which Tokio's timers count.

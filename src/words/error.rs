@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::escape::Escaped;
 use super::holder::{Brief, Holder};
 use super::kind::LockKind;
 
@@ -60,19 +61,17 @@ pub enum LockError {
         found: String,
     },
 
-    /// The holder of the lock file seems to be dead, but on this file system a free `flock` does not prove it.
-    #[error(
-        "{path:?} looks like a lock that pid {pid} left behind, but on {filesystem} nothing proves that its holder is dead: \
-         remove the file by hand once you are sure, or see LockFileBuilder::break_stale_anywhere"
-    )]
+    /// The lock file seems to be left behind, but nothing proves that it is, or that it is a lock of this kind. It was not
+    /// changed.
+    #[error("{path:?} looks like a lock that {} left behind, but {reason}", Left(*pid))]
     #[non_exhaustive]
     Stale {
         /// Path of the lock file.
         path: PathBuf,
-        /// The PID in its record; 0 if it is blank.
+        /// The PID in its record; 0 if it names none.
         pid: u32,
-        /// Name of the file system.
-        filesystem: String,
+        /// Why it is not taken over, and what to do.
+        reason: String,
     },
 
     /// The lock was not free in time.
@@ -117,9 +116,21 @@ struct Subject<'a>(&'a Path);
 impl fmt::Display for Subject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.is_absolute() {
-            true => self.0.display().fmt(f),
+            true => Escaped(self.0).fmt(f),
             false if self.0.as_os_str().is_empty() => f.write_str("a null lock"),
             false => write!(f, "the null lock {:?}", self.0),
+        }
+    }
+}
+
+/// Who left a lock behind, as a sentence names it.
+struct Left(u32);
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str("an unknown process"),
+            pid => write!(f, "pid {pid}"),
         }
     }
 }

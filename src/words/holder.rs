@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use super::escape::Escaped;
+
 /// Who holds a lock, as far as that can be known.
 ///
 /// The PID is the one that the kernel reports. Where the kernel reports none, it is the one that the holder wrote. A
@@ -25,7 +27,8 @@ impl Holder {
         self.pid
     }
 
-    /// Name of the holder's process, if it is visible from here.
+    /// Name of the holder's process, if it is visible from here. A process can choose any name, with control characters
+    /// too; [`Display`](fmt::Display) escapes them.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
@@ -45,7 +48,7 @@ impl fmt::Display for Holder {
             pid => write!(f, "pid {pid}")?,
         }
         if let Some(name) = &self.name {
-            write!(f, " ({name})")?;
+            write!(f, " ({})", Escaped(&**name))?;
         }
         if let Some(held) = self.since.and_then(|since| since.elapsed().ok()) {
             write!(f, ", for {}", Span(held))?;

@@ -1,6 +1,7 @@
 //! The vocabulary of the crate: what every storey may name. There is no behaviour here.
 
 pub(crate) mod error;
+pub(crate) mod escape;
 pub(crate) mod holder;
 pub(crate) mod kind;
 pub(crate) mod mode;

@@ -8,6 +8,7 @@ pub(crate) struct Options {
     pub(crate) backoff: (Duration, Duration),
     pub(crate) break_stale_anywhere: bool,
     pub(crate) poll_only: bool,
+    pub(crate) record: bool,
 }
 
 impl Default for Options {
@@ -17,6 +18,7 @@ impl Default for Options {
             backoff: (Duration::from_millis(1), Duration::from_millis(100)),
             break_stale_anywhere: false,
             poll_only: false,
+            record: true,
         }
     }
 }

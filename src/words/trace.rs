@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tracing::{Level, Span, debug, debug_span, enabled, info, warn};
 
 use super::error::{LockError, LostReason};
+use super::escape::Escaped;
 use super::holder::{Brief, Holder};
 use super::target::Target;
 
@@ -13,7 +14,7 @@ const TARGET: &str = "tokio_lockfile";
 
 /// Around a wait.
 pub(crate) fn obtain_span(target: &Target) -> Span {
-    debug_span!(target: TARGET, "obtain", path = %target.path.display(), kind = %target.kind)
+    debug_span!(target: TARGET, "obtain", path = %Escaped(&*target.path), kind = %target.kind)
 }
 
 pub(crate) fn waiting_is_heard() -> bool {
@@ -27,10 +28,10 @@ pub(crate) fn warnings_are_heard() -> bool {
 pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>) {
     info!(
         target: TARGET,
-        path = %target.path.display(),
+        path = %Escaped(&*target.path),
         waited = ?waited,
         holder.pid = holder.map(Holder::pid),
-        holder.name = holder.and_then(Holder::name),
+        holder.name = holder.and_then(Holder::name).map(|name| tracing::field::display(Escaped(name))),
         "waiting for the lock{}", Brief(holder),
     );
 }
@@ -38,7 +39,7 @@ pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>
 pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
     warn!(
         target: TARGET,
-        path = %target.path.display(),
+        path = %Escaped(&*target.path),
         waited = ?waited,
         "this very task has obtained the lock it waits for: a deadlock, unless it gave the guard away",
     );
@@ -47,7 +48,7 @@ pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
 pub(crate) fn acquired(target: &Target, started: Instant) {
     debug!(
         target: TARGET,
-        path = %target.path.display(),
+        path = %Escaped(&*target.path),
         kind = %target.kind,
         waited = ?started.elapsed(),
         "acquired",
@@ -57,7 +58,7 @@ pub(crate) fn acquired(target: &Target, started: Instant) {
 pub(crate) fn taken_over(target: &Target, pid: u32, started: Instant) {
     warn!(
         target: TARGET,
-        path = %target.path.display(),
+        path = %Escaped(&*target.path),
         kind = %target.kind,
         waited = ?started.elapsed(),
         holder.pid = pid,
@@ -66,18 +67,18 @@ pub(crate) fn taken_over(target: &Target, pid: u32, started: Instant) {
 }
 
 pub(crate) fn released(target: &Target, since: std::time::Instant) {
-    debug!(target: TARGET, path = %target.path.display(), held_for = ?since.elapsed(), "released");
+    debug!(target: TARGET, path = %Escaped(&*target.path), held_for = ?since.elapsed(), "released");
 }
 
 pub(crate) fn lost(target: &Target, reason: LostReason) {
-    warn!(target: TARGET, path = %target.path.display(), reason = %reason, "lost the lock while it was held");
+    warn!(target: TARGET, path = %Escaped(&*target.path), reason = %reason, "lost the lock while it was held");
 }
 
 pub(crate) fn work_failed(target: &Target, error: &dyn std::fmt::Display) {
-    warn!(target: TARGET, path = %target.path.display(), %error, "the work under the lock failed; standing by again");
+    warn!(target: TARGET, path = %Escaped(&*target.path), %error, "the work under the lock failed; standing by again");
 }
 
 pub(crate) fn release_failed(target: &Target, error: &LockError) {
     let cause = error.io_error().map(ToString::to_string).unwrap_or_default();
-    warn!(target: TARGET, path = %target.path.display(), error = %error, cause, "the lock could not be released properly");
+    warn!(target: TARGET, path = %Escaped(&*target.path), error = %error, cause, "the lock could not be released properly");
 }

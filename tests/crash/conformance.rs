@@ -5,8 +5,19 @@ use crate::model::state::{Name, Record, State};
 use crate::stage::{Kind, Scene, Stage};
 
 /// The calls that decide; the others only look at a file that is open, or close it.
-const DECIDING: &[&str] =
-    &["openat", "flock", "newfstatat", "pread64", "write", "linkat", "unlinkat", "getdents64", "pidfd_open", "kill"];
+const DECIDING: &[&str] = &[
+    "openat",
+    "flock",
+    "newfstatat",
+    "pread64",
+    "pwrite64",
+    "utimensat",
+    "linkat",
+    "unlinkat",
+    "getdents64",
+    "pidfd_open",
+    "kill",
+];
 
 pub(crate) fn run() {
     for scene in [Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Litter, Scene::Held] {

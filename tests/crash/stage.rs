@@ -24,6 +24,7 @@ pub(crate) const CALLS: &[&str] = &[
     "pread64",
     "pwrite64",
     "write",
+    "utimensat",
     "linkat",
     "unlinkat",
     "getdents64",

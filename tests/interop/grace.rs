@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use tokio_lockfile::LockFile;
+use tokio_lockfile::{LockError, LockFile};
 
 use crate::{place, take};
 
@@ -21,13 +21,17 @@ fn link(path: &Path, name: &str) {
 }
 
 #[tokio::test]
-async fn a_blank_file_is_stale_after_it() {
+async fn a_blank_file_that_is_not_ours_is_reported_after_it_and_stays() {
     let (_dir, path) = place();
     std::fs::write(&path, "").unwrap();
     let lock = LockFile::shlock(&path).unwrap();
     assert!(lock.attempt().await.unwrap().is_none());
     tokio::time::sleep(GRACE).await;
-    take(&lock).await.release().await.unwrap();
+    let error = lock.attempt().await.unwrap_err();
+    assert!(matches!(error, LockError::Stale { pid: 0, .. }), "{error:?}");
+    assert!(error.to_string().contains("an unknown process") && error.to_string().contains("whose it is"), "{error}");
+    assert_eq!(lock.holder().await.unwrap(), None);
+    assert_eq!(std::fs::read(&path).unwrap(), b"");
 }
 
 #[tokio::test]

@@ -35,7 +35,35 @@ async fn data_that_was_there_before_is_not_touched() {
     }
 }
 
-/// The file was empty, so it has our record; then its owner writes what the lock is there for.
+/// It may be a log, or a file that says something by being there. The kernel's list names the holder.
+#[tokio::test]
+async fn an_empty_file_that_was_there_before_stays_empty() {
+    let (_dir, path, lock) = place();
+    std::fs::write(&path, "").unwrap();
+    let guard = take(&lock).await;
+    assert_eq!(std::fs::read(&path).unwrap(), b"");
+    assert_eq!(lock.holder().await.unwrap().unwrap().pid(), std::process::id());
+    guard.release().await.unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"");
+}
+
+#[tokio::test]
+async fn without_a_record_nothing_is_ever_written() {
+    let (_dir, path, _) = place();
+    let lock = LockFile::builder().record(false).flock(&path).unwrap();
+    for content in [&b""[..], &[0; 16], b"   4194305\t\t \t\t\n"] {
+        if !content.is_empty() {
+            std::fs::write(&path, content).unwrap();
+        }
+        let guard = take(&lock).await;
+        assert_eq!(std::fs::read(&path).unwrap(), content);
+        assert_eq!(lock.holder().await.unwrap().unwrap().pid(), std::process::id());
+        guard.release().await.unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), content);
+    }
+}
+
+/// The file was new, so it has our record; then its owner writes what the lock is there for.
 #[tokio::test]
 async fn data_written_under_the_lock_is_not_touched() {
     for content in [&b""[..], b"42\n", b"sixteen bytes ..", b"{\"important\": \"much more than a record\"}"] {

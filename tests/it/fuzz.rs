@@ -15,7 +15,12 @@ use tokio_lockfile::{LockError, LockFile, LockUrl, check_lock, pid_exists};
 
 /// What our records have behind the PID in ten columns.
 const SHLOCK_TAIL: &str = "\t \t\n";
+/// Of a lock made where a free flock proves nothing.
+const NO_PROOF_TAIL: &str = "\t\t \n";
 const FLOCK_TAIL: &str = "\t\t \t\t\n";
+
+/// A longer file is nobody's record.
+const LIMIT: usize = 1024;
 
 fn config(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..Default::default() }
@@ -86,20 +91,43 @@ enum Verdict {
     Break,
     /// A record whose holder lives, or a file whose maker may still be at work.
     Respect,
-    /// None of a lock's.
+    /// No lock record.
     Refuse,
+    /// Something that may be another program's record: the answer depends on the PID in it, and the file stays as it is.
+    LeaveAlone,
 }
 
 fn verdict(bytes: &[u8]) -> Verdict {
-    let is_blank = bytes.iter().all(|&byte| byte == 0) && bytes.len() != 16 && bytes.len() <= 256;
-    match pid(bytes) {
+    let is_blank = bytes.iter().all(|&byte| byte == 0) && bytes.len() != 16 && bytes.len() <= LIMIT;
+    // Our own records are marked, so a foreign one with our PID is not ours.
+    let is_alive = |pid| pid != std::process::id() && pid_exists(pid);
+    match pid(bytes).or_else(|| pid_before_a_name(bytes)) {
         _ if is_blank => Verdict::Respect,
         Some(_) if is_our_record(bytes, FLOCK_TAIL) => Verdict::Refuse,
         Some(_) if is_our_record(bytes, SHLOCK_TAIL) => Verdict::Break,
-        Some(pid) if pid_exists(pid) => Verdict::Respect,
+        Some(pid) if is_alive(pid) => Verdict::Respect,
+        Some(_) if is_our_record(bytes, NO_PROOF_TAIL) => Verdict::LeaveAlone,
         Some(_) => Verdict::Break,
+        None if may_be_a_record(bytes) => Verdict::LeaveAlone,
         None => Verdict::Refuse,
     }
+}
+
+/// HoneyDanBer's form with the name of a program behind the PID.
+fn pid_before_a_name(bytes: &[u8]) -> Option<u32> {
+    let (columns, rest) = bytes.split_at_checked(10).filter(|_| bytes.len() <= LIMIT)?;
+    let (separator, name) = rest.split_first()?;
+    let name = name.trim_ascii_end();
+    let is_name = matches!(separator, b' ' | b'\t')
+        && !name.contains(&b'\n')
+        && name.trim_ascii_start().first().is_some_and(|first| first.is_ascii_graphic() && !first.is_ascii_digit());
+    pid(columns).filter(|pid| is_name && columns == format!("{pid:>10}").as_bytes())
+}
+
+/// It begins with a number, or may be one in binary.
+fn may_be_a_record(bytes: &[u8]) -> bool {
+    let is_text = bytes.trim_ascii_start().first().is_some_and(u8::is_ascii_digit);
+    bytes.len() <= LIMIT && (is_text || [4, 8].contains(&bytes.len()))
 }
 
 fn is_our_record(bytes: &[u8], tail: &str) -> bool {
@@ -108,7 +136,7 @@ fn is_our_record(bytes: &[u8], tail: &str) -> bool {
 
 /// The PID in a text that is nothing else but white space.
 fn pid(bytes: &[u8]) -> Option<u32> {
-    let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= 256)?;
+    let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= LIMIT)?;
     let digits = text.trim_matches([' ', '\t', '\n', '\r', '\x0c']);
     let pid: i32 = digits.parse().ok()?;
     (pid > 0 && !digits.starts_with('+')).then_some(pid as u32)
@@ -125,7 +153,7 @@ fn shlock_breaks_a_dead_holders_record_and_leaves_any_other_file_alone() {
     let (dir, runtime) = (tempfile::tempdir().unwrap(), runtime());
     let path = dir.path().join("x.lock");
     let lock = LockFile::shlock(&path).unwrap();
-    let seen = [const { Cell::new(0) }; 3];
+    let seen = [const { Cell::new(0) }; 4];
     let result = TestRunner::new(config(1_500)).run(&content(), |bytes| {
         std::fs::write(&path, &bytes).unwrap();
         let before = state(&path);
@@ -136,6 +164,11 @@ fn shlock_breaks_a_dead_holders_record_and_leaves_any_other_file_alone() {
         let holder = runtime.block_on(lock.holder());
         prop_assert_eq!(&state(&path), &before, "after questions");
         match &verdict {
+            Verdict::LeaveAlone => {
+                let is_taken = runtime.block_on(lock.attempt()).is_ok_and(|guard| guard.is_some());
+                prop_assert!(!is_taken);
+                prop_assert_eq!(&state(&path), &before, "after a try");
+            }
             Verdict::Break => {
                 prop_assert!(!alive.unwrap());
                 prop_assert_eq!(holder.unwrap(), None);
@@ -176,7 +209,8 @@ fn flock_takes_a_file_of_any_content_and_writes_only_where_a_record_belongs() {
     let result = TestRunner::new(config(1_500)).run(&content(), |bytes| {
         std::fs::write(&path, &bytes).unwrap();
         let before = state(&path);
-        let is_record = bytes.is_empty() || bytes == [0; 16] || is_our_record(&bytes, FLOCK_TAIL);
+        // An empty file may be somebody's data.
+        let is_record = bytes == [0; 16] || is_our_record(&bytes, FLOCK_TAIL);
 
         prop_assert_eq!(runtime.block_on(lock.holder()).unwrap(), None);
         let guard = runtime.block_on(lock.attempt()).unwrap().expect("nobody has it");

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use tokio_lockfile::LockFile;
+use tokio_lockfile::{LockError, LockFile};
 
 use crate::support::{HANG, Holder, in_own_process, poll_once, take};
 
@@ -22,6 +22,126 @@ fn dead_pid() -> u32 {
     let mut child = std::process::Command::new("true").spawn().unwrap();
     child.wait().unwrap();
     child.id()
+}
+
+/// A process that lives until this is dropped.
+struct Living(std::process::Child);
+
+impl Living {
+    fn start() -> Self {
+        Self(std::process::Command::new("sleep").arg("600").spawn().unwrap())
+    }
+
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Living {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// In the forms of gammu(1), minicom(1), maildrop(1), fetchmail(1), Python's filelock, INN's shlock -b, microcom(1).
+fn other_forms(pid: u32) -> Vec<Vec<u8>> {
+    let texts =
+        [format!("{pid} minicom root\n"), format!("{pid}:vm"), format!("{pid}\n300\n"), format!("{pid}\nhost\n")];
+    let binary = [pid.to_ne_bytes().to_vec(), u64::from(pid).to_ne_bytes().to_vec()];
+    texts.into_iter().map(String::into_bytes).chain(binary).collect()
+}
+
+#[tokio::test]
+async fn a_living_holder_is_known_in_whatever_form_its_program_writes() {
+    let (_dir, path, lock) = place();
+    let living = Living::start();
+    for record in other_forms(living.pid()).into_iter().chain([format!("{:>10} gammu\n", living.pid()).into_bytes()]) {
+        std::fs::write(&path, &record).unwrap();
+        assert!(lock.attempt().await.unwrap().is_none(), "{record:?}");
+        assert_eq!(lock.holder().await.unwrap().unwrap().pid(), living.pid(), "{record:?}");
+        assert!(tokio_lockfile::check_lock(&path).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), record);
+    }
+}
+
+#[tokio::test]
+async fn a_dead_holder_in_another_programs_form_is_named_and_left_alone() {
+    let (_dir, path, lock) = place();
+    let dead = dead_pid();
+    for record in other_forms(dead) {
+        std::fs::write(&path, &record).unwrap();
+        let error = lock.attempt().await.unwrap_err();
+        assert!(matches!(error, LockError::Stale { pid, .. } if pid == dead), "{record:?}: {error:?}");
+        assert!(error.to_string().contains("another program"), "{error}");
+        assert_eq!(lock.holder().await.unwrap(), None);
+        assert_eq!(std::fs::read(&path).unwrap(), record);
+    }
+    // What shlock(1) and its like remove, with the name of a program behind it.
+    std::fs::write(&path, format!("{dead:>10} gammu\n")).unwrap();
+    take(&lock).await.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_zero_alone_is_held_by_an_unknown_process() {
+    let (_dir, path, lock) = place();
+    std::fs::write(&path, "0\n").unwrap();
+    assert!(lock.attempt().await.unwrap().is_none());
+    assert_eq!(lock.holder().await.unwrap().unwrap().pid(), 0);
+    assert_eq!(std::fs::read(&path).unwrap(), b"0\n");
+}
+
+/// An earlier process had our PID, or the program that started us wrote it. Our own records are marked.
+#[tokio::test]
+async fn a_foreign_record_with_our_own_pid_is_taken_over() {
+    let (_dir, path, lock) = place();
+    std::fs::write(&path, format!("{}\n", std::process::id())).unwrap();
+    assert_eq!(lock.holder().await.unwrap(), None);
+    take(&lock).await.release().await.unwrap();
+}
+
+/// After a crash of the machine the name can be there without the content. The modification time tells whose it is.
+#[tokio::test]
+async fn a_blank_file_of_ours_is_taken_over_at_once_and_no_other() {
+    let (_dir, path, lock) = place();
+    let guard = take(&lock).await;
+    let ours = std::fs::metadata(&path).unwrap().modified().unwrap();
+    let in_2038 = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(2_147_385_600);
+    assert_eq!(ours, in_2038);
+    guard.release().await.unwrap();
+    for content in [&b""[..], &[0; 14]] {
+        std::fs::write(&path, content).unwrap();
+        assert!(lock.attempt().await.unwrap().is_none());
+        std::fs::File::open(&path).unwrap().set_modified(ours).unwrap();
+        assert_eq!(lock.holder().await.unwrap(), None);
+        take(&lock).await.release().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_holder_has_held_since_now() {
+    let (_dir, _path, lock) = place();
+    let _guard = take(&lock).await;
+    let since = lock.holder().await.unwrap().unwrap().since().unwrap();
+    assert!(since.elapsed().unwrap_or_default() < HANG, "{since:?}");
+}
+
+/// Made where a free flock proves nothing, such as on another machine that shares the directory.
+#[tokio::test]
+async fn a_record_without_proof_is_never_broken() {
+    let (_dir, path, lock) = place();
+    let dead = dead_pid();
+    let record = format!("{dead:>10}\t\t \n");
+    std::fs::write(&path, &record).unwrap();
+    let error = lock.attempt().await.unwrap_err();
+    assert!(matches!(error, LockError::Stale { pid, .. } if pid == dead), "{error:?}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), record);
+    let living = Living::start();
+    std::fs::write(&path, format!("{:>10}\t\t \n", living.pid())).unwrap();
+    assert!(lock.attempt().await.unwrap().is_none());
+    std::fs::write(&path, &record).unwrap();
+    let bold = LockFile::builder().break_stale_anywhere(true).shlock(&path).unwrap();
+    take(&bold).await.release().await.unwrap();
 }
 
 #[tokio::test]
@@ -69,9 +189,10 @@ async fn a_lock_file_gets_its_permissions_less_the_umask() {
 #[tokio::test]
 async fn a_foreign_record_holds_while_its_pid_lives() {
     let (dir, path, lock) = place();
-    std::fs::write(&path, format!("{:>10}\n", std::process::id())).unwrap();
+    let living = Living::start();
+    std::fs::write(&path, format!("{:>10}\n", living.pid())).unwrap();
     assert!(lock.attempt().await.unwrap().is_none());
-    assert_eq!(lock.holder().await.unwrap().unwrap().pid(), std::process::id());
+    assert_eq!(lock.holder().await.unwrap().unwrap().pid(), living.pid());
     std::fs::write(&path, format!("{}\n", dead_pid())).unwrap();
     assert_eq!(lock.holder().await.unwrap(), None);
     take(&lock).await.release().await.unwrap();
@@ -153,7 +274,8 @@ async fn any_record_a_breaker_can_have_linked_is_cleared() {
 async fn a_foreign_record_that_is_rewritten_is_read_again() {
     for poll_only in [false, true] {
         let (_dir, path, _) = place();
-        std::fs::write(&path, format!("{:>10}\n", std::process::id())).unwrap();
+        let living = Living::start();
+        std::fs::write(&path, format!("{:>10}\n", living.pid())).unwrap();
         let lock = LockFile::builder().poll_only(poll_only).shlock(&path).unwrap();
         let mut wait = Box::pin(lock.obtain());
         // The first tries run on the blocking pool, which tells nobody when it is done.

@@ -1,4 +1,4 @@
-//! Our protocol, function by function as in src/protocol/shlock/.
+//! Our protocol, function by function as in src/engine/file/shlock/.
 
 use super::protocol::{At, Clear, Kind, Links, Made, Model, Purpose, Then, is_alive};
 use super::state::{Inode, Local, Name, Process, Record, State};
@@ -50,7 +50,7 @@ impl Model {
             At::Read => match judged(state) {
                 (Record::Marked(_), true) => At::CountLinks,
                 (Record::Foreign(_), _) | (_, false) => At::AskPid,
-                (Record::Blank, true) if state.file(state.open(process)).is_old => At::CountLinks,
+                // Not ours, so never removed: our files have a record before they have the name.
                 (Record::Blank, true) => At::UnlockStale { then: Then::GiveUp },
             },
             At::AskPid => match judged(state) {
@@ -377,7 +377,7 @@ impl Model {
             | At::UnlinkMaking(_)
             | At::ClearUnlink(_)
             | At::UnlinkHeld => vec!["unlinkat"],
-            At::Write => vec!["write"],
+            At::Write => vec!["pwrite64", "utimensat"],
             // LockGuard::release looks at the path, too: its directory may be another by now.
             At::LookHeld => vec!["newfstatat", "newfstatat"],
             _ => vec![],

@@ -48,7 +48,7 @@ pub(crate) struct Without {
     pub(crate) unlink_before_unlock: bool,
 }
 
-/// Where a process is: its next system call. Ours name the function in src/protocol/shlock/ that makes it.
+/// Where a process is: its next system call. Ours name the function in src/engine/file/shlock/ that makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum At {
     Dead,
@@ -141,7 +141,7 @@ pub(crate) enum At {
     LookMaking(Purpose),
     /// `PrivateName::drop`: unlinkat.
     UnlinkMaking(Made),
-    /// `acquire`: write.
+    /// `acquire`: pwrite64 of the record, utimensat.
     Write,
     /// `acquire`: linkat, by descriptor.
     Publish,

@@ -1,7 +1,8 @@
 //! A lock on a file that stays: flock(2), as flock(1) and PEAK's `FLockFile` use it, and on Windows `LockFileEx`.
 //!
-//! The record in the file is only information. A holder writes it only into a file that is empty or already holds such
-//! a record, and truncates nothing: a user may lock a data file. The file stays at release. Unlinking it would split the
+//! The record in the file is only information. A holder writes it only into a file that its own try has created for the
+//! lock, or that already holds such a record. An existing empty file may be somebody's data, and so may every other
+//! content: nothing is written there, and nothing is truncated. The file stays at release. Unlinking it would split the
 //! lock between those who wait on the old inode and those who open the new one.
 
 use std::fs::File;
@@ -29,9 +30,12 @@ pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<O
     let mut kept = last.file.clone();
     for _ in 0..ROUNDS {
         let was_kept = kept.is_some();
-        let file = match kept.take() {
-            Some(file) => file,
-            None => Arc::new(open(target)?),
+        let (file, is_new) = match kept.take() {
+            Some(file) => (file, false),
+            None => match open(target)? {
+                Some((file, is_new)) => (Arc::new(file), is_new),
+                None => return Ok(Outcome::Busy(Contended::default())),
+            },
         };
         let locked = match mode {
             Mode::Exclusive => sys::try_lock_exclusive(&file),
@@ -39,7 +43,14 @@ pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<O
         };
         // A device may fail to be locked. So first the error for a file that is not a regular one.
         let stat = stat(target, &file)?;
-        let locked = locked.map_err(|error| outcome::lock_failed(target, error))?;
+        let locked = match locked {
+            Err(error) if was_kept && sys::is_file_gone(&error) => continue,
+            Err(error) if sys::is_lock_for_writers(&error) => {
+                let action = "open for writing, which its file system asks for to lock it, the lock file";
+                return Err(LockError::io(&target.path, action, std::io::ErrorKind::PermissionDenied));
+            }
+            locked => locked.map_err(|error| outcome::lock_failed(target, error))?,
+        };
         // The file may have lost its name before we locked it. The lock is where the name is.
         if (locked || was_kept) && Identity(stat).check(&target.path).is_err() {
             continue;
@@ -47,8 +58,10 @@ pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<O
         if locked {
             let owner = Owner::this_process();
             // A record has one PID, so shared holders write none.
-            let found = find_record(&file, &stat).filter(|_| mode == Mode::Exclusive);
-            let wrote = found.is_some() && record::write(&file, &record::flock(owner.pid())).is_ok();
+            let is_wanted = target.options.record && mode == Mode::Exclusive;
+            let found = if is_wanted { find_record(&file, &stat, is_new) } else { None };
+            let written = found.map(|_| record::write(&file, &record::flock(owner.pid())));
+            let wrote = written.is_some_and(|written| written.is_ok());
             let held = Held { file, stat, wrote, owner: Some(owner) };
             // A holder blanks its record at release. A record that is still there is that of a dead one.
             return Ok(Outcome::Acquired { held, taken_over: found.flatten() });
@@ -100,8 +113,12 @@ fn stat(target: &Target, file: &File) -> Result<Stat, LockError> {
     }
 }
 
-fn open(target: &Target) -> Result<File, LockError> {
-    sys::open_or_create(&target.path, target.options.mode.unwrap_or(0o666)).map_err(|error| open_failed(target, error))
+/// The lock file, and whether this call has created it. `None` if somebody keeps it from being opened for now.
+fn open(target: &Target) -> Result<Option<(File, bool)>, LockError> {
+    match sys::open_or_create(&target.path, target.options.mode.unwrap_or(0o666)) {
+        Err(error) if sys::is_open_refused_for_now(&error) => Ok(None),
+        opened => opened.map(Some).map_err(|error| open_failed(target, error)),
+    }
 }
 
 fn open_failed(target: &Target, error: std::io::Error) -> LockError {
@@ -115,9 +132,9 @@ fn open_failed(target: &Target, error: std::io::Error) -> LockError {
 
 /// Where a record may be written: the PID in the present record, if there is one. `None` where a record would harm other
 /// content.
-fn find_record(file: &File, stat: &Stat) -> Option<Option<u32>> {
+fn find_record(file: &File, stat: &Stat, is_new: bool) -> Option<Option<u32>> {
     match stat.size {
-        0 => Some(None),
+        0 => is_new.then_some(None),
         size if size == record::FLOCK_LEN as u64 => match Record::of_flock(file) {
             Ok(Record::Flock(pid)) => Some(pid),
             _ => None,

@@ -40,6 +40,7 @@ pub(super) struct FileLock(Arc<TargetOnDisk>);
 impl FileLock {
     /// Looks at the file system once, which may block.
     pub(super) fn new(target: &Arc<Target>) -> Self {
+        outcome::remember_root();
         let target = TargetOnDisk::new(Arc::clone(target));
         target.find_execution();
         Self(Arc::new(target))

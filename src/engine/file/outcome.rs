@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::execution;
 use crate::sys;
@@ -60,12 +60,31 @@ impl Identity {
     pub(super) fn check(&self, path: &Path) -> Result<(), LostReason> {
         match sys::stat_path(path) {
             Ok(Some(found)) if found.is_same_file(&self.0) => Ok(()),
+            // After a chroot(2) the path leads elsewhere, and nothing tells what has happened to the file.
+            Ok(_) if root_has_changed() => Ok(()),
             Ok(Some(_)) => Err(LostReason::Replaced),
             Ok(None) => Err(LostReason::Removed),
             // Being unable to look is no proof of a loss.
             Err(_) => Ok(()),
         }
     }
+}
+
+/// The root directory of this process when it made its first handle.
+static ROOT: OnceLock<Option<sys::Stat>> = OnceLock::new();
+
+fn root() -> Option<sys::Stat> {
+    sys::stat_path(Path::new("/")).ok().flatten()
+}
+
+/// Remembers the root directory, so that a look at an absolute path can be judged later.
+pub(super) fn remember_root() {
+    ROOT.get_or_init(root);
+}
+
+fn root_has_changed() -> bool {
+    let (Some(Some(then)), Some(now)) = (ROOT.get(), root()) else { return false };
+    !then.is_same_file(&now)
 }
 
 /// Whether somebody else has an exclusive flock on the file. This only asks, with a shared flock: so a try that meets it

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -12,7 +11,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
 use super::stat::Stat;
-use crate::sys::types::{Existence, FileSystem, ProcessDescription};
+use crate::sys::types::{Existence, ProcessDescription};
 
 /// Enough to use a directory with the `*at` calls, without leave to list it.
 pub(super) const DIRECTORY: OFlags = OFlags::PATH;
@@ -74,36 +73,6 @@ pub(crate) fn describe_process(pid: u32) -> Option<ProcessDescription> {
     })
 }
 
-/// File systems by the magic numbers of statfs(2). A name here means that their `flock` is this machine's own.
-pub(crate) fn filesystem(file: impl AsFd) -> io::Result<FileSystem> {
-    Ok(named(rustix::fs::fstatfs(file)?.f_type as u32))
-}
-
-/// The same of what a path leads to.
-pub(crate) fn filesystem_at(path: &Path) -> io::Result<FileSystem> {
-    Ok(named(rustix::fs::statfs(path)?.f_type as u32))
-}
-
-fn named(magic: u32) -> FileSystem {
-    match magic {
-        // tmpfs, ramfs
-        0x0102_1994 | 0x8584_58f6 => FileSystem::Memory,
-        // ext2 to ext4, XFS, Btrfs, overlayfs, F2FS, ZFS, bcachefs, JFS, ReiserFS, NILFS
-        0xef53 | 0x5846_5342 | 0x9123_683e | 0x794c_7630 | 0xf2f5_2010 | 0x2fc1_2fc1 | 0xca45_1a4e | 0x3153_464a
-        | 0x5265_4973 | 0x3434 => FileSystem::Local,
-        0x6969 => FileSystem::Other("NFS".into()),
-        0xff53_4d42 | 0xfe53_4d42 | 0x517b => FileSystem::Other("SMB".into()),
-        0x6573_5546 => FileSystem::Other("FUSE".into()),
-        0x4d44 => FileSystem::Other("FAT".into()),
-        0x2011_bab0 => FileSystem::Other("exFAT".into()),
-        0x0102_1997 => FileSystem::Other("9P".into()),
-        0x00c3_6400 => FileSystem::Other("Ceph".into()),
-        0x0bd0_0bd0 => FileSystem::Other("Lustre".into()),
-        0x0116_1970 => FileSystem::Other("GFS2".into()),
-        magic => FileSystem::Other(format!("a file system of type {magic:#x}")),
-    }
-}
-
 /// A descriptor that becomes readable when the process ends (pidfd_open(2)).
 pub(crate) fn process_descriptor(pid: u32) -> Option<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
@@ -127,19 +96,4 @@ pub(crate) fn flock_holder(stat: &Stat) -> Option<u32> {
         }
     });
     on_file.max_by_key(|&(is_exclusive, _)| is_exclusive).map(|(_, pid)| pid)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_free_flock_proves_something_only_where_it_is_known_to() {
-        for local in [0xef53, 0x0102_1994, 0x5846_5342, 0x794c_7630] {
-            assert!(named(local).flock_is_proof(), "{}", named(local));
-        }
-        for other in [0x6969, 0xff53_4d42, 0x6573_5546, 0x0102_1997, 0x1234_5678] {
-            assert!(!named(other).flock_is_proof(), "{}", named(other));
-        }
-    }
 }

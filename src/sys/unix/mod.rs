@@ -6,9 +6,10 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
+use std::time::Duration;
 
 use fs4::{FileExt, TryLockError};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{Errno, retry_on_intr};
 
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
@@ -20,12 +21,18 @@ mod imp;
 
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 pub(crate) use imp::{describe_process, process_descriptor};
+#[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
+mod mounts;
+#[cfg(not(all(target_os = "linux", not(tokio_lockfile_test_portable))))]
+#[path = "mounts_by_name.rs"]
+mod mounts;
 mod stat;
 
+pub(crate) use mounts::{filesystem, filesystem_at};
 use stat::stat_at;
 pub(crate) use stat::{Stat, stat, stat_path};
 
-pub(crate) use imp::{filesystem, filesystem_at, flock_holder, process_existence};
+pub(crate) use imp::{flock_holder, process_existence};
 
 /// An open directory.
 #[derive(Debug)]
@@ -46,6 +53,12 @@ impl Dir {
     /// Opens an existing file for reading.
     pub(crate) fn open_file(&self, name: &OsStr) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
+    }
+
+    /// Opens an existing file for reading, also through a symbolic link.
+    pub(crate) fn follow(&self, name: &OsStr) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
     }
 
@@ -94,9 +107,8 @@ impl Dir {
     /// either (unlink(2)).
     pub(crate) fn lets_us_unlink(&self, file: &Stat) -> io::Result<bool> {
         let dir = rustix::fs::fstat(&self.0)?;
-        let us = rustix::process::geteuid();
         let is_sticky = Mode::from_raw_mode(dir.st_mode).contains(Mode::SVTX);
-        Ok(!is_sticky || us.is_root() || us.as_raw() == dir.st_uid || !file.is_another_users())
+        Ok(!is_sticky || !file.is_another_users())
     }
 
     /// The names in the directory.
@@ -117,24 +129,24 @@ fn open(path: &Path, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
     retry_on_intr(|| rustix::fs::open(path, flags, Mode::from_raw_mode(mode as _)))
 }
 
-/// Opens the file that stays (`protocol::flock`), made if it is not there yet. Where it may not be written, it is
-/// opened for reading; flock(2) asks for no more on a local file system.
-pub(crate) fn open_or_create(path: &Path, mode: u32) -> io::Result<File> {
-    let opened = match open(path, OFlags::RDWR | OFlags::CREATE, mode) {
-        // In a sticky directory fs.protected_regular refuses O_CREAT for other users' files (proc_sys_fs(5)).
-        Err(Errno::ACCESS) => match open(path, OFlags::RDWR, 0) {
-            Err(Errno::ACCESS) => open(path, OFlags::RDONLY, 0),
-            // Nothing is there, and nothing may be made: that is what was refused.
-            Err(Errno::NOENT) => Err(Errno::ACCESS),
-            other => other,
-        },
-        Err(Errno::ROFS) => match open(path, OFlags::RDONLY, 0) {
-            Err(Errno::NOENT) => Err(Errno::ROFS),
-            other => other,
-        },
-        other => other,
-    };
-    Ok(opened?.into())
+/// Opens the file of an flock, and creates it if it is missing. Returns whether this call has created it. Where the file
+/// may not be written, it is opened for reading; flock(2) asks for no more on a local file system.
+pub(crate) fn open_or_create(path: &Path, mode: u32) -> io::Result<(File, bool)> {
+    loop {
+        let opened = match open(path, OFlags::RDWR, 0) {
+            Err(Errno::ACCESS | Errno::ROFS) => open(path, OFlags::RDONLY, 0),
+            opened => opened,
+        };
+        match opened {
+            Err(Errno::NOENT) => {}
+            opened => return Ok((opened?.into(), false)),
+        }
+        match open(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, mode) {
+            // Somebody else has just created it.
+            Err(Errno::EXIST) => {}
+            created => return Ok((created?.into(), true)),
+        }
+    }
 }
 
 /// The file at `path`, for reading; `None` if there is none in its directory.
@@ -165,6 +177,23 @@ pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
     }
 }
 
+/// Sets the time of the last change of the content, since the Unix epoch.
+pub(crate) fn set_modified(file: &File, time: Duration) -> io::Result<()> {
+    let last_modification = Timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() };
+    let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    Ok(rustix::fs::futimens(file, &Timestamps { last_access, last_modification })?)
+}
+
+/// Whether an open was refused only for now: somebody has a lease on the file (fcntl(2), F_SETLEASE).
+pub(crate) fn is_open_refused_for_now(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::AGAIN)
+}
+
+/// Whether the file was removed from the server while it was open here (NFS).
+pub(crate) fn is_file_gone(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::STALE)
+}
+
 /// Whether the file system cannot lock files at all.
 pub(crate) fn is_lock_unsupported(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL))
@@ -177,7 +206,10 @@ pub(crate) fn is_lock_for_writers(error: &io::Error) -> bool {
 
 /// Whether the file system cannot give a file a second name.
 pub(crate) fn is_link_unsupported(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK))
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::PERM | Errno::ACCESS | Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK)
+    )
 }
 
 pub(crate) fn try_lock_exclusive(file: &File) -> io::Result<bool> {
@@ -197,6 +229,8 @@ fn try_lock(call: impl Fn() -> Result<(), TryLockError>) -> io::Result<bool> {
         match call() {
             Ok(()) => return Ok(true),
             Err(TryLockError::WouldBlock) => return Ok(false),
+            // SMB says EACCES where another client has the lock (flock(2)).
+            Err(TryLockError::Error(error)) if Errno::from_io_error(&error) == Some(Errno::ACCESS) => return Ok(false),
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(TryLockError::Error(error)) => return Err(error),
         }

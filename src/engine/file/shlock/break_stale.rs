@@ -193,7 +193,7 @@ mod tests {
 
     /// A dead process's lock file, found by a breaker.
     fn found_stale(directory: &Directory) -> Stale {
-        std::fs::write(&directory.target.path, record::shlock(4_194_305)).unwrap();
+        std::fs::write(&directory.target.path, record::shlock(4_194_305, record::Mark::Proof)).unwrap();
         match directory.contend(None).unwrap() {
             Found::Stale(stale) => stale,
             _ => panic!("not stale"),

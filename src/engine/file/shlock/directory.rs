@@ -10,6 +10,7 @@ use crate::engine::file::execution;
 use crate::engine::file::outcome;
 use crate::engine::file::record::Record;
 use crate::sys::{self, Dir, Stat};
+use crate::util::random;
 use crate::words::error::LockError;
 use crate::words::target::Target;
 
@@ -39,6 +40,13 @@ impl<'a> Directory<'a> {
         private_name(self.name, "new")
     }
 
+    /// The same for this process alone. On a network file system the look at a shared name can be out of date, and a file
+    /// linked by that name can be another process's.
+    pub(super) fn creating_alone(&self) -> OsString {
+        let random = (random::fraction() * f64::from(u32::MAX)) as u32;
+        private_name(self.name, &format!("{}-{random:08x}.new", std::process::id()))
+    }
+
     /// The file at the lock's name; an error if it cannot be a lock file.
     pub(super) fn open_lock(&self) -> Result<Option<File>, LockError> {
         let file = match self.dir.open_file(self.name) {
@@ -59,7 +67,7 @@ impl<'a> Directory<'a> {
 
     pub(super) fn read(&self, file: &File) -> Result<Record, LockError> {
         let found = match Record::of(file).map_err(|error| self.failed("read lock file", error))? {
-            Record::Garbage => "its content is no lock record; choose another path, or remove it if nobody needs it",
+            Record::Garbage => "its content is no lock record; choose another path",
             Record::Flock(_) => "it is the file of an flock lock; open it as that kind, or choose another path",
             record => return Ok(record),
         };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::directory::Directory;
 use super::probe::Probe;
 use crate::engine::file::outcome::{self, Contended};
-use crate::engine::file::record::Record;
+use crate::engine::file::record::{Form, Mark, Record};
 use crate::sys;
 use crate::sys::process::pid_exists;
 use crate::words::error::LockError;
@@ -32,9 +32,14 @@ impl Directory<'_> {
         let file = match kept {
             Some(file) if !self.names(self.name, &self.stat(&file)?)? => return Ok(Found::Changed),
             Some(file) => file,
-            None => match self.open_lock()? {
-                Some(file) => Arc::new(file),
-                None => return Ok(Found::Nothing),
+            None => match self.open_lock() {
+                Ok(Some(file)) => Arc::new(file),
+                Ok(None) => return Ok(Found::Nothing),
+                // Somebody has a lease on the file, and so has it open.
+                Err(error) if error.io_error().is_some_and(sys::is_open_refused_for_now) => {
+                    return Ok(Found::Busy(Contended::default()));
+                }
+                Err(error) => return Err(error),
             },
         };
         // Lock before reading. Then nobody else judges the file at the same time.
@@ -68,23 +73,48 @@ impl Directory<'_> {
 
     /// Nobody but us has a lock on the file.
     fn judge(&self, file: Probe, record: Record) -> Result<Found, LockError> {
-        let stale_pid = match record {
-            Record::Shlock(pid) => Some(pid),
-            Record::Foreign(pid) => (!pid_exists(pid)).then_some(pid),
-            Record::Blank => self.is_older_than_grace(&file)?.then_some(0),
+        let filesystem = sys::filesystem(&*file).map_err(|error| self.failed("find the file system of", error))?;
+        let has_proof = filesystem.flock_is_proof();
+        let pid = record.pid().unwrap_or(0);
+        let is_breakable = match record {
+            Record::Shlock(_, Mark::Proof) => has_proof,
+            Record::Blank if self.is_our_blank(&file)? => has_proof,
+            Record::Shlock(pid, Mark::NoProof) | Record::Foreign(pid, _) if self.is_alive(pid) => {
+                return Ok(Found::Busy(Contended { file: Some(file.unlock()), foreign: Some(pid) }));
+            }
+            Record::Shlock(_, Mark::NoProof) => false,
+            Record::Foreign(_, Form::Shlock) => has_proof,
+            Record::Foreign(_, Form::Other) => {
+                let reason = "its record has the form of another program: let that program remove it";
+                return Err(self.stale(pid, reason));
+            }
+            Record::Blank if self.is_older_than_grace(&file)? => {
+                let reason = "it is empty and was not made by this library: find out whose it is before you remove it";
+                return Err(self.stale(0, reason));
+            }
+            Record::Blank | Record::Unknown => {
+                return Ok(Found::Busy(Contended { file: Some(file.unlock()), foreign: None }));
+            }
             Record::Flock(_) | Record::Garbage => unreachable!("read() refuses these"),
         };
-        let Some(pid) = stale_pid else {
-            return Ok(Found::Busy(Contended { file: Some(file.unlock()), foreign: record.pid() }));
-        };
-        let filesystem = sys::filesystem(&*file).map_err(|error| self.failed("find the file system of", error))?;
-        if !filesystem.flock_is_proof() && !self.target.options.break_stale_anywhere {
-            return Err(LockError::Stale {
-                path: self.target.path.to_path_buf(),
-                pid,
-                filesystem: filesystem.to_string(),
-            });
+        if !is_breakable && !self.target.options.break_stale_anywhere {
+            let reason = match has_proof {
+                false => format!("on {filesystem} nothing proves that its holder is dead"),
+                true => "it was made where nothing proves that its holder is dead, such as on another machine".into(),
+            };
+            let advice = "remove the file by hand once you are sure, or see LockFileBuilder::break_stale_anywhere";
+            return Err(self.stale(pid, format!("{reason}: {advice}")));
         }
         Ok(Found::Stale(Stale { file, pid }))
+    }
+
+    /// Whether the PID of a record that no flock vouches for is that of a living holder. Our own records are always marked.
+    /// So a foreign record with our PID is from an earlier process with this PID, or from the program that started us.
+    pub(super) fn is_alive(&self, pid: u32) -> bool {
+        pid != std::process::id() && pid_exists(pid)
+    }
+
+    fn stale(&self, pid: u32, reason: impl Into<String>) -> LockError {
+        LockError::Stale { path: self.target.path.to_path_buf(), pid, reason: reason.into() }
     }
 }

@@ -17,7 +17,7 @@ mod probe;
 use std::path::Path;
 
 use super::outcome::{self, Contended, Identity, Outcome};
-use super::record::Record;
+use super::record::{Mark, Record};
 use crate::sys;
 use crate::sys::process::{self, pid_exists};
 use crate::words::error::LockError;
@@ -55,7 +55,7 @@ pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome<Held>
             Created::Held(held) => {
                 return Ok(Outcome::Acquired { held, taken_over });
             }
-            Created::Changed => {}
+            Created::Changed | Created::NotLinked => {}
             Created::Unclear => return Ok(Outcome::Unclear(Contended::default())),
         }
     }
@@ -68,8 +68,8 @@ pub(super) fn is_still_held(target: &Target, last: &Contended) -> bool {
     let Ok(stat) = sys::stat(file) else { return false };
     Identity(stat).check(&target.path).is_ok()
         && match last.foreign {
-            // The file may have been rewritten in directory.
-            Some(pid) => Record::of(file).is_ok_and(|record| record == Record::Foreign(pid)) && pid_exists(pid),
+            // Its program may have rewritten the file.
+            Some(pid) => Record::of(file).is_ok_and(|record| record.pid() == Some(pid)) && pid_exists(pid),
             None => outcome::is_locked(file).unwrap_or(false),
         }
 }
@@ -84,16 +84,19 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     let stat = directory.stat(&file)?;
     let recorded = record.pid().unwrap_or(0);
     let pid = match record {
-        Record::Foreign(pid) => pid_exists(pid).then_some(pid),
+        Record::Foreign(pid, _) => directory.is_alive(pid).then_some(pid),
         // A holder in a container has another PID here than its record tells.
         _ if outcome::is_locked(&file).map_err(|error| directory.lock_failed(error))? => {
             Some(sys::flock_holder(&stat).unwrap_or(recorded))
         }
+        Record::Shlock(pid, Mark::NoProof) => directory.is_alive(pid).then_some(pid),
         // Judged as a try does it. Where no file can be made to compare, it counts as held.
+        Record::Blank if directory.is_our_blank(&file)? => None,
         Record::Blank => (!directory.is_older_than_grace(&file).unwrap_or(false)).then_some(recorded),
+        Record::Unknown => Some(recorded),
         _ => None,
     };
-    let since = std::time::SystemTime::UNIX_EPOCH + stat.modified;
+    let since = std::time::SystemTime::UNIX_EPOCH + create::since(&stat);
     Ok(pid.map(|pid| process::holder(pid, Some(since))))
 }
 
