@@ -43,11 +43,12 @@
 //! |---|---|---|
 //! | acquired | DEBUG | `kind`, `waited` |
 //! | acquired by takeover: the last holder died with the lock | WARN | `kind`, `waited`, `holder.pid` |
+//! | another process has a record lock (fcntl) on the lock file | WARN | `holder.pid` |
 //! | waiting for the lock: after 1 s, 3 s, 7 s, … | INFO | `waited`, `holder.pid`, `holder.name` |
 //! | this very task has obtained the lock it waits for | WARN | `waited` |
 //! | released | DEBUG | `held_for` |
 //! | lost the lock while it was held | WARN | `reason` |
-//! | the lock could not be released properly | WARN | `error`, `cause` |
+//! | the lock could not be released properly | WARN | `error` |
 //! | the work under the lock failed; standing by again | WARN | `error` |
 //!
 //! The span `obtain` (DEBUG; `path`, `kind`) covers a wait. Where nobody listens, nothing is looked up.
@@ -108,6 +109,10 @@ mod kinds {
     use crate::{LockFile, support::Kind};
 
     pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::new(path.with_extension(memory::SUFFIX)).unwrap()];
+
+    pub(crate) fn leaves_its_file(_lock: &LockFile) -> bool {
+        false
+    }
 }
 #[cfg(all(test, not(loom)))]
 #[allow(dead_code, clippy::print_stdout, reason = "a test's tool; other processes cannot reach a server in this one")]

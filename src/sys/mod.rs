@@ -16,7 +16,7 @@
 //! - [`filesystem_at`] tells what file system a path is on. [`FileSystem::Memory`] and [`FileSystem::Local`] promise two
 //!   things: a free lock proves that nobody on any machine holds it, and looking and locking touch only memory.
 //! - [`process_existence`] tells whether a process with this PID exists, and whether it may be a zombie.
-//!   [`describe_process`] tells its name and start, if it can be seen. [`flock_holder`] tells which process the kernel lists as the one that locked a file.
+//!   [`describe_process`] tells its name and start, if it can be seen. [`listed_flock_holders`] tells which process the kernel lists as the one that locked a file.
 //!
 //! **Unix**, for the shlock protocol
 //! - [`Dir`] is an open directory. `create_unnamed` makes a file that has no name before `link`; it fails where the

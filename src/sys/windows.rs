@@ -161,6 +161,11 @@ pub(crate) fn is_open_refused_for_now(_error: &io::Error) -> bool {
     false
 }
 
+/// There are no record locks.
+pub(crate) fn record_lock_holder(_file: &File) -> Option<u32> {
+    None
+}
+
 /// Every file can be locked that is open.
 pub(crate) fn is_lock_for_writers(_error: &io::Error) -> bool {
     false
@@ -240,6 +245,16 @@ pub(crate) fn filesystem_at(_path: &Path) -> io::Result<FileSystem> {
 }
 
 /// No such list.
-pub(crate) fn flock_holder(_stat: &Stat) -> Option<u32> {
+pub(crate) fn listed_flock_holders(_stat: &Stat) -> Vec<u32> {
+    Vec::new()
+}
+
+/// Nothing tells.
+pub(crate) fn has_flock(_pid: u32, _stat: &Stat) -> Option<bool> {
+    None
+}
+
+/// Nothing tells.
+pub(crate) fn find_flock_holder(_stat: &Stat) -> Option<u32> {
     None
 }

@@ -14,8 +14,8 @@ use super::kind::LockKind;
 /// Every variant names the path or the URL it is about. A lock that somebody else holds is not an error:
 /// [`attempt`](crate::LockFile::attempt) then answers `Ok(None)`, and in no other case.
 ///
-/// The text of an error does not repeat its cause: print the chain of
-/// [`source`](std::error::Error::source)s, or use [`io_error`](Self::io_error).
+/// The text of an error says its cause too. So [`source`](std::error::Error::source) does not say it again;
+/// [`io_error`](Self::io_error) gives the error of the system call.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
@@ -97,7 +97,7 @@ pub enum LockError {
     },
 
     /// A system call failed. A lock that is merely held is never reported like this.
-    #[error("cannot {action} {path:?}")]
+    #[error("cannot {action} {path:?}: {error}")]
     #[non_exhaustive]
     Io {
         /// Path of the lock file.
@@ -105,8 +105,7 @@ pub enum LockError {
         /// What was tried: completes "cannot … PATH".
         action: &'static str,
         /// The cause.
-        #[source]
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -154,13 +153,13 @@ impl LockError {
     /// The failed system call's error; `None` unless this is [`Io`](Self::Io).
     pub fn io_error(&self) -> Option<&io::Error> {
         match self {
-            Self::Io { source, .. } => Some(source),
+            Self::Io { error, .. } => Some(error),
             _ => None,
         }
     }
 
-    pub(crate) fn io(path: &Path, action: &'static str, source: impl Into<io::Error>) -> Self {
-        Self::Io { path: path.to_owned(), action, source: source.into() }
+    pub(crate) fn io(path: &Path, action: &'static str, error: impl Into<io::Error>) -> Self {
+        Self::Io { path: path.to_owned(), action, error: error.into() }
     }
 
     pub(crate) fn not_a_lock_file(path: &Path, found: impl Into<String>) -> Self {

@@ -45,6 +45,15 @@ pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
     );
 }
 
+pub(crate) fn record_lock(target: &Target, pid: u32) {
+    warn!(
+        target: TARGET,
+        path = %Escaped(&*target.path),
+        holder.pid = pid,
+        "another process has a record lock (fcntl) on the lock file, which does not exclude this lock",
+    );
+}
+
 pub(crate) fn acquired(target: &Target, started: Instant) {
     debug!(
         target: TARGET,
@@ -79,6 +88,5 @@ pub(crate) fn work_failed(target: &Target, error: &dyn std::fmt::Display) {
 }
 
 pub(crate) fn release_failed(target: &Target, error: &LockError) {
-    let cause = error.io_error().map(ToString::to_string).unwrap_or_default();
-    warn!(target: TARGET, path = %Escaped(&*target.path), error = %error, cause, "the lock could not be released properly");
+    warn!(target: TARGET, path = %Escaped(&*target.path), error = %error, "the lock could not be released properly");
 }

@@ -1,8 +1,12 @@
 //! File systems that are not known to keep flock(2) to what it promises: FUSE, where waits poll. fuse-overlayfs(1) does
 //! keep it, and has no files without names; bindfs(1) takes each name of a file for a file of its own.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio_lockfile::{LockError, LockFile};
@@ -14,6 +18,7 @@ use crate::{succeeds, take};
 /// Mounted until it is dropped.
 struct Mount {
     root: PathBuf,
+    process: Child,
     _dir: TempDir,
 }
 
@@ -24,8 +29,16 @@ impl Mount {
             std::fs::create_dir(dir.path().join(name)).unwrap();
         }
         let root = dir.path().join("root");
-        assert!(succeeds(&mut mount(dir.path(), &root)));
-        Self { root, _dir: dir }
+        let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev());
+        // Some of them go to the background, and some stay until they are unmounted.
+        let mut process = mount(dir.path(), &root).spawn().unwrap();
+        let began = Instant::now();
+        while device(&root).ok() == device(dir.path()).ok() {
+            assert!(process.try_wait().unwrap().is_none_or(|status| status.success()), "it is not mounted");
+            assert!(began.elapsed() < Duration::from_secs(20), "hangs");
+            std::thread::yield_now();
+        }
+        Self { root, process, _dir: dir }
     }
 
     fn by_fuse_overlayfs() -> Self {
@@ -45,6 +58,25 @@ impl Mount {
         })
     }
 
+    /// What fuse-overlayfs writes to: the same files, seen as the disk has them.
+    fn upper(&self) -> PathBuf {
+        self._dir.path().join("upper")
+    }
+
+    /// sshfs(1), connected to its server by a pair of sockets.
+    fn by_sshfs() -> Self {
+        Self::new(|dir, root| {
+            let (ours, servers) = UnixStream::pair().unwrap();
+            let [input, output] = [(); 2].map(|()| Stdio::from(OwnedFd::from(servers.try_clone().unwrap())));
+            // It ends with the connection.
+            Command::new("/usr/lib/openssh/sftp-server").stdin(input).stdout(output).spawn().unwrap();
+            let mut command = Command::new("sshfs");
+            command.arg(format!(":{}/upper", dir.display())).arg(root).args(["-o", "passive"]);
+            command.stdin(OwnedFd::from(ours.try_clone().unwrap())).stdout(OwnedFd::from(ours));
+            command
+        })
+    }
+
     fn lock_path(&self) -> PathBuf {
         self.root.join("x.lock")
     }
@@ -57,6 +89,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         succeeds(Command::new("umount").arg("--lazy").arg(&self.root));
+        let _ = self.process.wait();
     }
 }
 
@@ -118,4 +151,31 @@ async fn a_lock_that_nobody_else_would_see_is_not_had() {
         assert!(error.to_string().contains(part), "{error}");
     }
     assert_eq!(mount.names(), 1, "and nothing is left of it");
+}
+
+/// A lock made through FUSE, seen from the disk below: its flock is on another inode there, so a free one proves nothing.
+#[tokio::test]
+async fn a_lock_made_where_its_flock_cannot_be_seen_is_not_broken_from_elsewhere() {
+    let mount = Mount::by_fuse_overlayfs();
+    let peer = holder(&mut env(), "wait", &url("shlockfile", &mount.lock_path()));
+    let below = mount.upper().join("x.lock");
+    let lock = LockFile::shlock(&below).unwrap();
+    assert!(lock.attempt().await.unwrap().is_none(), "its holder lives");
+    let record = std::fs::read(&below).unwrap();
+    peer.kill();
+    let error = lock.attempt().await.unwrap_err();
+    assert!(matches!(error, LockError::Stale { .. }), "{error:?}");
+    assert_eq!(std::fs::read(&below).unwrap(), record);
+}
+
+/// sshfs gives each name of a file an inode of its own.
+#[tokio::test]
+async fn a_name_that_shows_another_inode_is_taken_back() {
+    let mount = Mount::by_sshfs();
+    for _ in 0..2 {
+        let error = LockFile::shlock(mount.lock_path()).unwrap().attempt().await.unwrap_err();
+        assert!(matches!(error, LockError::Unsupported { .. }), "{error:?}");
+        assert!(error.to_string().contains("use the flock kind"), "{error}");
+        assert_eq!(mount.names(), 0, "nothing is left behind");
+    }
 }

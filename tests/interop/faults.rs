@@ -52,7 +52,7 @@ async fn a_full_disk_is_an_error_and_nothing_is_published() {
     let error = LockFile::shlock(&path).unwrap().attempt().await.unwrap_err();
     assert_eq!(io_kind(&error), ErrorKind::StorageFull);
     assert!(!path.exists());
-    // The record of an flock is only news.
+    // The record of an flock is only information.
     take(&LockFile::flock(&path).unwrap()).await.release().await.unwrap();
     assert_eq!(std::fs::read_dir(mount.0.path()).unwrap().count(), 2);
 }
@@ -202,7 +202,17 @@ async fn a_stale_file_that_cannot_be_changed() {
 
 /// What the warnings say that this thread logs.
 #[derive(Clone, Default)]
-struct Warnings(Arc<Mutex<String>>);
+pub(crate) struct Warnings(Arc<Mutex<String>>);
+
+impl Warnings {
+    pub(crate) fn subscriber(&self) -> impl Subscriber + Send + Sync + use<> {
+        registry().with(self.clone())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        self.0.lock().unwrap().clone()
+    }
+}
 
 impl<S: Subscriber> Layer<S> for Warnings {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
@@ -225,9 +235,9 @@ async fn a_release_that_fails_is_an_error_and_a_drop_that_fails_a_warning() {
         chattr("+a");
         if is_dropped {
             let warnings = Warnings::default();
-            let _listening = tracing::subscriber::set_default(registry().with(warnings.clone()));
+            let _listening = tracing::subscriber::set_default(warnings.subscriber());
             drop(guard);
-            let warnings = warnings.0.lock().unwrap();
+            let warnings = warnings.text();
             for part in ["could not be released properly", path.to_str().unwrap(), "Operation not permitted"] {
                 assert!(warnings.contains(part), "{part}: {warnings}");
             }
@@ -239,6 +249,81 @@ async fn a_release_that_fails_is_an_error_and_a_drop_that_fails_a_warning() {
         assert!(path.exists() && !lock.locked());
         // Nobody is locked out by what is left.
         take(&lock).await.release().await.unwrap();
+    }
+}
+
+/// Two processes are allowed, of which the program itself is one and its second thread the other.
+#[tokio::test]
+async fn no_threads_left() {
+    let dir = TempDir::new().unwrap();
+    set_mode(dir.path(), 0o777);
+    let url = format!("shlockfile:{}", dir.path().join("x.lock").display());
+    // Nobody else has this user's ID, so nobody else's processes count.
+    let user = "--reuid=54321";
+    let limited = |limit: usize| {
+        let script = format!("ulimit -u {limit}; exec setpriv {user} --regid=54321 --clear-groups \"$@\"");
+        attempt_by(Command::new("bash").args(["-c", &script, "bash"]), &url)
+    };
+    let answers: Vec<String> = (1..8).filter_map(|limit| std::panic::catch_unwind(|| limited(limit)).ok()).collect();
+    assert!(answers.iter().any(|answer| answer.contains("the system starts no thread")), "{answers:?}");
+    assert!(answers.iter().any(|answer| answer == "held"), "{answers:?}");
+    assert!(answers.iter().all(|answer| answer != "busy"), "{answers:?}");
+}
+
+#[tokio::test]
+async fn a_limit_of_file_sizes_leaves_no_half_record() {
+    let dir = TempDir::new().unwrap();
+    for scheme in ["shlockfile", "flockfile"] {
+        let path = dir.path().join(scheme);
+        let url = format!("{scheme}:{}", path.display());
+        // 8 bytes are less than any record.
+        let answer = attempt_by(Command::new("prlimit").arg("--fsize=8").arg("--"), &url);
+        match scheme {
+            "shlockfile" => assert!(answer.contains("FileTooLarge") && !path.exists(), "{answer}"),
+            _ => assert!(answer == "held" && std::fs::read(&path).unwrap() == [0; 8], "{answer}"),
+        }
+    }
+}
+
+/// As an ordinary user before Linux 6.10 without /proc: a file without a name cannot be linked. And as in sandboxes
+/// that forbid link(2).
+#[tokio::test]
+async fn links_that_are_refused() {
+    let dir = TempDir::new().unwrap();
+    let url = format!("shlockfile:{}", dir.path().join("x.lock").display());
+    let inject = |what: &str| {
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-o", "/dev/null", "-e"]).arg(format!("inject=linkat:{what}"));
+        attempt_by(&mut strace, &url)
+    };
+    assert_eq!(inject("error=ENOENT:when=1..2"), "held");
+    for error in ["EPERM", "EACCES", "EXDEV", "ENOSYS"] {
+        let answer = inject(&format!("error={error}"));
+        assert!(answer.starts_with("None") && answer.contains("use the flock kind"), "{error}: {answer}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+}
+
+/// fcntl(2), F_SETLEASE: others' opens are refused for now.
+#[tokio::test]
+async fn a_lease_on_the_file_is_waited_out() {
+    const PROGRAM: &str = "
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+f = os.open(sys.argv[1], os.O_RDWR)
+fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('held', flush=True)
+sys.stdin.read()
+";
+    for scheme in ["shlockfile", "flockfile"] {
+        let (_dir, path) = crate::place();
+        std::fs::write(&path, "   4194305\t \t\n").unwrap();
+        let lock = LockFile::open(&format!("{scheme}:{}", path.display())).unwrap();
+        let peer = crate::Peer::python(PROGRAM, &path);
+        assert!(lock.attempt().await.unwrap().is_none(), "{scheme}");
+        let waiting = tokio::spawn(async move { lock.obtain().await });
+        peer.finish();
+        waiting.await.unwrap().unwrap().release().await.unwrap();
     }
 }
 

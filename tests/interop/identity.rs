@@ -30,6 +30,13 @@ fn hold_for_parent() {
     let guard = LockFile::open(url).unwrap().blocking_obtain().unwrap();
     println!("\nheld");
     std::io::stdout().flush().unwrap();
+    if let Some(root) = then.strip_prefix("chroot=") {
+        rustix::process::chroot(root).unwrap();
+        std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+        assert!(guard.is_held(), "its path leads elsewhere, but it was not removed");
+        let released = tokio::runtime::Runtime::new().unwrap().block_on(guard.release());
+        return released.unwrap();
+    }
     if then == "exec" {
         panic!("{}", Command::new("cat").exec());
     }
@@ -239,5 +246,20 @@ async fn a_step_of_the_clock_changes_nothing() {
         let (_dir, path) = place();
         std::fs::write(&path, "").unwrap();
         assert_eq!(attempt_by(&mut stepped(), &url("shlockfile", &path)), "busy", "a fresh blank file");
+    }
+}
+
+/// After a chroot(2) the path leads elsewhere. Nothing is known of the file then, and so it is not lost.
+#[test]
+fn a_holder_that_changes_its_root_still_holds() {
+    for kind in KINDS {
+        let (dir, path) = place();
+        let inner = dir.path().join("root");
+        std::fs::create_dir(&inner).unwrap();
+        let peer = holder(&mut env(), &format!("chroot={}", inner.display()), &url(kind, &path));
+        let lock = LockFile::open(&url(kind, &path)).unwrap();
+        assert!(lock.blocking_attempt().unwrap().is_none());
+        peer.finish();
+        drop(lock.blocking_attempt().unwrap().expect("it was released in its new root"));
     }
 }

@@ -125,6 +125,56 @@ sys.stdin.read()
     Peer::python(PROGRAM, &path).finish();
 }
 
+/// The `flock` child of the shell takes the lock and dies. The kernel goes on listing its PID.
+#[tokio::test]
+async fn who_inherited_the_lock_is_named() {
+    let (_dir, path) = place();
+    let script = "exec 9>>\"$0\"; flock 9; echo held; read _";
+    for _ in 0..2 {
+        let peer = Peer::start(Command::new("bash").args(["-c", script]).arg(&path));
+        let lock = LockFile::flock(&path).unwrap();
+        let holder = lock.holder().await.unwrap().unwrap();
+        assert_eq!((holder.pid(), holder.name()), (peer.0.id(), Some("bash")));
+        peer.kill();
+        assert_eq!(lock.holder().await.unwrap(), None);
+        // What a dead holder of ours has left in the file is nobody's name.
+        std::fs::write(&path, "   4194305\t\t \t\t\n").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_shared_holder_is_named() {
+    let (_dir, path) = place();
+    let peer = Peer::start(Command::new("flock").arg("-s").arg(&path).args(["-c", "echo held; cat"]));
+    let lock = LockFile::flock(&path).unwrap();
+    let error = lock.obtain_timeout(Duration::from_millis(20)).await.unwrap_err();
+    let LockError::TimedOut { holder: Some(holder), .. } = &error else { panic!("{error:?}") };
+    assert!(["flock", "sh", "cat"].contains(&holder.name().unwrap()), "{holder}");
+    peer.finish();
+}
+
+/// Python's `fcntl.lockf`, as apt, s6 and others lock: it does not exclude an flock.
+#[tokio::test]
+async fn a_record_lock_is_warned_of() {
+    const PROGRAM: &str = "
+import fcntl, sys
+f = open(sys.argv[1], 'a')
+fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print('held', flush=True)
+sys.stdin.read()
+";
+    let (_dir, path) = place();
+    let peer = Peer::python(PROGRAM, &path);
+    let warnings = faults::Warnings::default();
+    let listening = tracing::subscriber::set_default(warnings.subscriber());
+    let guard = take(&LockFile::flock(&path).unwrap()).await;
+    drop(listening);
+    assert!(warnings.text().contains("record lock"), "{}", warnings.text());
+    assert!(warnings.text().contains(&format!("holder.pid={}", peer.0.id())), "{}", warnings.text());
+    drop(guard);
+    peer.finish();
+}
+
 #[tokio::test]
 async fn std_and_ours() {
     let (_dir, path) = place();

@@ -1,6 +1,6 @@
 //! The kinds that the tests run over.
 
-use tokio_lockfile::LockFile;
+use tokio_lockfile::{LockFile, LockKind};
 
 use crate::support::Kind;
 
@@ -9,3 +9,8 @@ use crate::support::Kind;
 pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::shlock(path).unwrap(), |path| LockFile::flock(path).unwrap()];
 #[cfg(windows)]
 pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::winflock(path).unwrap()];
+
+/// Whether the lock file stays when the lock is released.
+pub(crate) fn leaves_its_file(lock: &LockFile) -> bool {
+    lock.kind() != LockKind::Shlock
+}

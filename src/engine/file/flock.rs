@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::flock_holder;
 use super::outcome::{self, Contended, Identity, Outcome};
 use super::record::{self, Record};
 use crate::sys::process::{self, Owner};
@@ -21,9 +22,6 @@ use crate::words::target::Target;
 
 /// How often a try starts again when the file changes under it, before it answers that the outcome is unclear.
 const ROUNDS: u32 = 16;
-
-/// How often the kernel's list of locks is read again when it names no holder, and the record names none.
-const SECOND_LOOKS: u32 = 3;
 
 /// Tries once.
 pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<Outcome<Held>, LockError> {
@@ -78,7 +76,7 @@ pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<O
     Ok(Outcome::Unclear(Contended::default()))
 }
 
-/// Who holds the lock: the process that the kernel lists, else the writer of the record.
+/// Who holds the lock.
 pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     let Some(file) = sys::open_existing(&target.path).map_err(|error| open_failed(target, error))? else {
         return Ok(None);
@@ -89,19 +87,10 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
         Record::Flock(pid) => pid,
         _ => None,
     };
-    let mut known = sys::flock_holder(&stat);
-    let held = known.is_some() || outcome::is_locked(&file).map_err(|error| outcome::lock_failed(target, error))?;
-    if !held {
-        return Ok(None);
-    }
-    if recorded.is_none() {
-        // The list may have changed while it was read.
-        known = (0..SECOND_LOOKS).fold(known, |known, _| known.or_else(|| sys::flock_holder(&stat)));
-    }
-    // The record may be that of a dead process, and the holder a program that writes none.
-    let is_the_writer = known.is_none() || known == recorded;
-    let since = (recorded.is_some() && is_the_writer).then(|| SystemTime::UNIX_EPOCH + stat.modified);
-    Ok(Some(process::holder(known.or(recorded).unwrap_or(0), since)))
+    let is_locked = outcome::is_locked(&file).map_err(|error| outcome::lock_failed(target, error))?;
+    let found = flock_holder::find(&stat, recorded, is_locked);
+    let since = (recorded.is_some() && found == recorded).then(|| SystemTime::UNIX_EPOCH + stat.modified);
+    Ok(found.map(|pid| process::holder(pid, since)))
 }
 
 /// The state of the file; an error if it is not a regular one.

@@ -6,6 +6,7 @@
 mod attempt;
 mod execution;
 mod flock;
+mod flock_holder;
 mod held;
 mod outcome;
 mod protocol;
@@ -18,11 +19,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::contract::{Answer, Attempt, BoxFuture, Contention, Engine, Grant};
+use crate::sys;
 use crate::util::blocking;
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::mode::Mode;
 use crate::words::target::Target;
+use crate::words::trace;
 use attempt::Tried;
 use execution::TargetOnDisk;
 use held::FileHeld;
@@ -72,12 +75,27 @@ impl<Turn: Send + 'static> Engine<Turn> for FileLock {
 }
 
 fn outcome_of<Turn: Send + 'static>(tried: Tried<Turn>, lock: Arc<TargetOnDisk>, mode: Mode) -> Attempt<Turn> {
+    warn_of_record_locks(&lock, &tried);
     match tried {
         Tried::Acquired { turn, held, taken_over } => {
             let held = Box::new(FileHeld::new(held, lock));
             Attempt::Acquired(Grant { held, turn, taken_over, contention: Contention::None })
         }
         Tried::Busy(turn, last) => Attempt::Busy(turn, Box::new(FileWaiter::new(lock, mode, last))),
+    }
+}
+
+/// Programs that lock with fcntl(2) or lockf(3) do not see an flock(2), nor we their lock. So both can hold.
+fn warn_of_record_locks<Turn>(lock: &TargetOnDisk, tried: &Tried<Turn>) {
+    if !lock.is_cheap_to_look_at() || !trace::warnings_are_heard() {
+        return;
+    }
+    let file = match tried {
+        Tried::Acquired { held, .. } => Some(held.file()),
+        Tried::Busy(_, last) => last.file.as_ref(),
+    };
+    if let Some(pid) = file.and_then(|file| sys::record_lock_holder(file)) {
+        trace::record_lock(&lock.target, pid);
     }
 }
 

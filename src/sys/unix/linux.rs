@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -79,21 +81,50 @@ pub(crate) fn process_descriptor(pid: u32) -> Option<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-/// The process that took an flock(2) on the file, from /proc/locks (proc(5)), by the PID that it has here; `None` if none
-/// is listed, which proves nothing: locks of outer PID namespaces are not, nor may be one when the list changes while it
-/// is read, and some file systems list another device number than stat(2). An exclusive lock goes before shared ones,
-/// which may be questions.
-pub(crate) fn flock_holder(stat: &Stat) -> Option<u32> {
+/// The processes that /proc/locks (proc_locks(5)) lists for an flock(2) on the file, by the PIDs that they have here; those
+/// with an exclusive lock first.
+///
+/// An empty list proves nothing. Locks of outer PID namespaces are missing, and so may be any lock when the list changes
+/// while it is read. Some file systems list another device number than stat(2) tells. A listed process may be dead: it
+/// has left its lock to a child.
+pub(crate) fn listed_flock_holders(stat: &Stat) -> Vec<u32> {
     let (device, inode) = stat.device_and_inode();
     let id = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return Vec::new() };
     // 12: FLOCK  ADVISORY  WRITE 4321 08:01:1234 0 EOF; a waiter's line has "->" behind the number.
     let on_file = locks.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         match fields[..] {
-            [_, "FLOCK", _, mode, pid, file, ..] if file == id => Some((mode == "WRITE", pid.parse().ok()?)),
+            [_, "FLOCK", _, mode, pid, file, ..] if file == id => Some((mode != "WRITE", pid.parse().ok()?)),
             _ => None,
         }
     });
-    on_file.max_by_key(|&(is_exclusive, _)| is_exclusive).map(|(_, pid)| pid)
+    let mut holders: Vec<(bool, u32)> = on_file.collect();
+    holders.sort_by_key(|&(is_shared, _)| is_shared);
+    holders.into_iter().map(|(_, pid)| pid).collect()
+}
+
+/// Whether a process has the file open with an flock(2) on it, by /proc/PID/fdinfo (proc_pid_fdinfo(5)). `None` if that
+/// cannot be seen.
+pub(crate) fn has_flock(pid: u32, stat: &Stat) -> Option<bool> {
+    let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(descriptors) => descriptors,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(false),
+        Err(_) => return None,
+    };
+    let is_file =
+        |path: &Path| std::fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == stat.device_and_inode());
+    let is_locked = |descriptor: &std::ffi::OsStr| {
+        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(descriptor);
+        let info = std::fs::read_to_string(info).unwrap_or_default();
+        info.lines().any(|line| line.starts_with("lock:") && line.contains("FLOCK"))
+    };
+    Some(descriptors.flatten().any(|entry| is_file(&entry.path()) && is_locked(&entry.file_name())))
+}
+
+/// Any process that has the file open with an flock(2) on it. This looks at every process that may be looked at.
+pub(crate) fn find_flock_holder(stat: &Stat) -> Option<u32> {
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.find(|&pid| has_flock(pid, stat) == Some(true))
 }

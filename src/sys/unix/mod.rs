@@ -32,7 +32,7 @@ pub(crate) use mounts::{filesystem, filesystem_at};
 use stat::stat_at;
 pub(crate) use stat::{Stat, stat, stat_path};
 
-pub(crate) use imp::{flock_holder, process_existence};
+pub(crate) use imp::{find_flock_holder, has_flock, listed_flock_holders, process_existence};
 
 /// An open directory.
 #[derive(Debug)]
@@ -182,6 +182,14 @@ pub(crate) fn set_modified(file: &File, time: Duration) -> io::Result<()> {
     let last_modification = Timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() };
     let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
     Ok(rustix::fs::futimens(file, &Timestamps { last_access, last_modification })?)
+}
+
+/// The process that has a record lock (fcntl(2), F_SETLK; lockf(3)) on the file: another kind of lock, which excludes no
+/// flock. 0 if the lock belongs to an open file and not to a process.
+pub(crate) fn record_lock_holder(file: &File) -> Option<u32> {
+    let wanted = rustix::process::Flock::from(rustix::process::FlockType::WriteLock);
+    let found = rustix::process::fcntl_getlk(file, &wanted).ok().flatten()?;
+    Some(found.pid.and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok()).unwrap_or(0))
 }
 
 /// Whether an open was refused only for now: somebody has a lease on the file (fcntl(2), F_SETLEASE).

@@ -34,6 +34,16 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
 }
 
 /// No such list.
-pub(crate) fn flock_holder(_stat: &Stat) -> Option<u32> {
+pub(crate) fn listed_flock_holders(_stat: &Stat) -> Vec<u32> {
+    Vec::new()
+}
+
+/// Nothing tells.
+pub(crate) fn has_flock(_pid: u32, _stat: &Stat) -> Option<bool> {
+    None
+}
+
+/// Nothing tells.
+pub(crate) fn find_flock_holder(_stat: &Stat) -> Option<u32> {
     None
 }

@@ -107,7 +107,8 @@ impl Directory<'_> {
                 let action = "take over another user's lock file without permission to write to it, left behind at";
                 Err(self.failed(action, error))
             }
-            Err(error) => Err(self.link_failed("link stale lock file", error)),
+            // On a local file system, which has links, this is about the file: it may be immutable.
+            Err(error) => Err(self.failed("link stale lock file", error)),
         }
     }
 

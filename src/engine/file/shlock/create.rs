@@ -109,7 +109,7 @@ impl Directory<'_> {
             // Somebody has removed the private name or the directory. The next round finds out.
             Err(error) if error.kind() == io::ErrorKind::NotFound && from.is_some() => return Ok(Created::Changed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Created::NotLinked),
-            Err(error) => return Err(self.link_failed("link lock file", error)),
+            Err(error) => return Err(self.link_failed(error)),
         }
         let Private { name, file } = private;
         drop(name);
@@ -194,24 +194,18 @@ impl Directory<'_> {
     fn create_by(&self, naming: Naming) -> Result<Option<Private<'_>>, LockError> {
         let mode = self.target.options.mode.unwrap_or(0o644);
         let unnamed = match naming {
-            Naming::Unnamed => self.dir.create_unnamed(mode),
-            Naming::Private => Err(io::ErrorKind::Unsupported.into()),
+            Naming::Unnamed => match self.dir.create_unnamed(mode) {
+                Err(error) if cannot_be_unnamed(&error) => None,
+                created => Some(created),
+            },
+            Naming::Private => None,
         };
         let (file, name) = match unnamed {
-            Ok(file) => (file, None),
-            Err(error) if cannot_be_unnamed(&error) => {
-                let is_shared = sys::filesystem(&*self.dir).is_ok_and(|filesystem| filesystem.flock_is_proof());
-                let name = if is_shared { self.creating() } else { self.creating_alone() };
-                match self.dir.create_new(&name, mode) {
-                    Ok(file) => (file, Some(PrivateName { dir: &self.dir, name, ours: true })),
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                        self.clear(&name)?;
-                        return Ok(None);
-                    }
-                    Err(error) => return Err(self.failed("create lock file", error)),
-                }
-            }
-            Err(error) => return Err(self.failed("create lock file", error)),
+            Some(created) => (created.map_err(|error| self.failed("create lock file", error))?, None),
+            None => match self.create_named(mode)? {
+                Some((file, name)) => (file, Some(name)),
+                None => return Ok(None),
+            },
         };
         let mut private = Private { name, file };
         let locked = sys::try_lock_exclusive(&private.file).map_err(|error| self.lock_failed(error))?;
@@ -223,6 +217,20 @@ impl Directory<'_> {
             }
         }
         Ok(Some(private))
+    }
+
+    /// A file under a private name; `None` if another process is creating one.
+    fn create_named(&self, mode: u32) -> Result<Option<(File, PrivateName<'_>)>, LockError> {
+        let is_shared = sys::filesystem(&*self.dir).is_ok_and(|filesystem| filesystem.flock_is_proof());
+        let name = if is_shared { self.creating() } else { self.creating_alone() };
+        match self.dir.create_new(&name, mode) {
+            Ok(file) => Ok(Some((file, PrivateName { dir: &self.dir, name, ours: true }))),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.clear(&name)?;
+                Ok(None)
+            }
+            Err(error) => Err(self.failed("create lock file", error)),
+        }
     }
 
     /// Compares the age of the file with that of a file made just now, so that no wall clock decides.
@@ -267,4 +275,28 @@ fn cannot_be_unnamed(error: &io::Error) -> bool {
     sys::is_lock_unsupported(error)
         || sys::irregular_from_open(error).is_some()
         || error.kind() == io::ErrorKind::NotFound
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::words::kind::LockKind;
+    use crate::words::target::Target;
+
+    /// As Termux's proot makes a symbolic link of a hard link.
+    #[test]
+    fn a_link_that_became_symbolic_is_taken_back_if_it_leads_to_our_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = Target::file(LockKind::Shlock, &dir.path().join("x.lock"), Default::default()).unwrap();
+        let directory = Directory::open(&target).unwrap();
+        let record = record::shlock(4_194_305, Mark::Proof);
+        let elsewhere = dir.path().join("elsewhere");
+        std::os::unix::fs::symlink(&elsewhere, &target.path).unwrap();
+        for (content, is_ours) in [(&b"somebody's notes"[..], false), (&record, true)] {
+            std::fs::write(&elsewhere, content).unwrap();
+            assert_eq!(directory.take_back(&record).unwrap(), is_ours);
+            assert_eq!(target.path.is_symlink(), !is_ours);
+            assert_eq!(std::fs::read(&elsewhere).unwrap(), content);
+        }
+    }
 }

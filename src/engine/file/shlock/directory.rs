@@ -6,7 +6,6 @@ use std::io;
 use std::sync::Arc;
 
 use super::private_name::private_name;
-use crate::engine::file::execution;
 use crate::engine::file::outcome;
 use crate::engine::file::record::Record;
 use crate::sys::{self, Dir, Stat};
@@ -92,21 +91,14 @@ impl<'a> Directory<'a> {
         outcome::lock_failed(self.target, error)
     }
 
-    pub(super) fn link_failed(&self, action: &'static str, error: io::Error) -> LockError {
-        // On a file system that is known to have links, EPERM is about this file: it may be immutable.
-        let is_about_file = error.kind() == io::ErrorKind::PermissionDenied
-            && execution::filesystem(self.target).is_ok_and(|filesystem| filesystem.flock_is_proof());
-        if sys::is_link_unsupported(&error) && !is_about_file {
-            return LockError::unsupported(
-                &self.target.path,
-                self.target.kind,
-                format!(
-                    "{} does not let us make hard links ({error}); use the flock kind",
-                    outcome::filesystem_name(self.target)
-                ),
-            );
+    /// A file of ours could not be given the name, so no file can.
+    pub(super) fn link_failed(&self, error: io::Error) -> LockError {
+        if !sys::is_link_unsupported(&error) {
+            return self.failed("link lock file", error);
         }
-        self.failed(action, error)
+        let place = outcome::filesystem_name(self.target);
+        let reason = format!("{place} does not let us make hard links ({error}); use the flock kind");
+        LockError::unsupported(&self.target.path, self.target.kind, reason)
     }
 
     /// Tries to lock the file exclusively. Where that needs a file open for writing, it opens the file at `name` again.

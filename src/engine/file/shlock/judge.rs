@@ -89,8 +89,12 @@ impl Directory<'_> {
                 return Err(self.stale(pid, reason));
             }
             Record::Blank if self.is_older_than_grace(&file)? => {
-                let reason = "it is empty and was not made by this library: find out whose it is before you remove it";
-                return Err(self.stale(0, reason));
+                let locked = match sys::record_lock_holder(&file) {
+                    Some(pid) => format!(", and pid {pid} has a record lock (fcntl) on it"),
+                    None => String::new(),
+                };
+                let reason = "it is empty and was not made by this library";
+                return Err(self.stale(0, format!("{reason}{locked}: find out whose it is before you remove it")));
             }
             Record::Blank | Record::Unknown => {
                 return Ok(Found::Busy(Contended { file: Some(file.unlock()), foreign: None }));

@@ -16,6 +16,7 @@ mod probe;
 
 use std::path::Path;
 
+use super::flock_holder;
 use super::outcome::{self, Contended, Identity, Outcome};
 use super::record::{Mark, Record};
 use crate::sys;
@@ -87,7 +88,7 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
         Record::Foreign(pid, _) => directory.is_alive(pid).then_some(pid),
         // A holder in a container has another PID here than its record tells.
         _ if outcome::is_locked(&file).map_err(|error| directory.lock_failed(error))? => {
-            Some(sys::flock_holder(&stat).unwrap_or(recorded))
+            flock_holder::find(&stat, record.pid(), true).map(|pid| if pid == 0 { recorded } else { pid })
         }
         Record::Shlock(pid, Mark::NoProof) => directory.is_alive(pid).then_some(pid),
         // Judged as a try does it. Where no file can be made to compare, it counts as held.
