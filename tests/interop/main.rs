@@ -189,6 +189,25 @@ async fn std_and_ours() {
     drop(take(&lock).await);
 }
 
+/// procmail's lockfile(1) with `-l` removes what has not changed for so many seconds.
+#[tokio::test]
+async fn a_breaker_by_age_leaves_a_held_shlock() {
+    let (_dir, path) = place();
+    let breaks = || {
+        let mut lockfile = Command::new("lockfile");
+        lockfile.args(["-1", "-r", "0", "-l", "300", "-s", "1"]).arg(&path).stderr(Stdio::null());
+        succeeds(&mut lockfile)
+    };
+    let long_ago = std::time::SystemTime::now() - Duration::from_secs(600);
+    std::fs::File::create(&path).unwrap().set_modified(long_ago).unwrap();
+    assert!(breaks(), "it does break old files");
+    std::fs::remove_file(&path).unwrap();
+    let guard = take(&LockFile::shlock(&path).unwrap()).await;
+    assert!(!breaks());
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+}
+
 #[tokio::test]
 async fn shlock1_respects_ours() {
     let (_dir, path) = place();
