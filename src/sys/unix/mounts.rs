@@ -91,17 +91,22 @@ fn mounted_type(file: impl AsFd) -> io::Result<Mounted> {
     if found.stx_dev_major != 0 {
         return Ok(Mounted::Local);
     }
-    let unique = (found.stx_mask & UNIQUE_ID.bits() != 0).then_some(found.stx_mnt_id);
+    // qemu-user sets the flag and answers 0; the kernel's unique IDs begin at 2³¹.
+    let unique = Some(found.stx_mnt_id).filter(|&id| found.stx_mask & UNIQUE_ID.bits() != 0 && id >= 1 << 31);
     // Another thread may have had the mutex when this process was forked, so nobody waits for it.
     let known = |id: &u64| TYPES.try_lock().ok()?.get(id).cloned();
     if let Some(name) = unique.as_ref().and_then(known) {
         return Ok(Mounted::Type(name));
     }
-    let mounted = match look(StatxFlags::MNT_ID) {
+    let by_id = match look(StatxFlags::MNT_ID) {
         Ok(Statx { stx_mask, stx_mnt_id, .. }) if stx_mask & StatxFlags::MNT_ID.bits() != 0 => {
             read_type(|mount| mount.id == stx_mnt_id)
         }
-        _ => read_type(|mount| mount.device == (found.stx_dev_major, found.stx_dev_minor)),
+        _ => Mounted::Unknown,
+    };
+    let mounted = match by_id {
+        Mounted::Unknown => read_type(|mount| mount.device == (found.stx_dev_major, found.stx_dev_minor)),
+        by_id => by_id,
     };
     if let (Some(id), Mounted::Type(name), Ok(mut types)) = (unique, &mounted, TYPES.try_lock()) {
         types.insert(id, name.clone());
