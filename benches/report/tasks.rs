@@ -67,7 +67,7 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
         let what = format!("{kind}: throughput of 100 tasks on one lock");
         Row::new(what, "tokio::sync::Mutex", total(counts) / total(mutex), Goal::AtLeast(goal), details).if_missed(
             "a hand-over of the mutex takes a sixth of a microsecond. Ours looks at the clock three times, goes over a \
-             shelf that a third thread can clear, and now and then looks at the file, which may have been lost.",
+             hand-off that a third thread can clear, and now and then looks at the file, which may have been lost.",
         )
     };
     let fairness = |kind: &str, counts: &[u64; TASKS]| {

@@ -80,7 +80,7 @@ fn set(scene: Scene, state: &mut State<At>) {
         }
         Scene::Unfinished => {
             state.file_mut(stale).record = Record::Marked(None);
-            state.link(stale, Name::Making);
+            state.link(stale, Name::Creating);
         }
         _ => state.file_mut(stale).record = Record::Marked(None),
     }

@@ -131,7 +131,7 @@ fn two_holders_without_a_look_for_breakers_beside_inn() {
 #[test]
 fn two_holders_without_two_of_the_looks_at_what_needs_a_name() {
     let without = Without { look_published: true, ..Without::default() };
-    is_unsafe(&[Portable, Portable], Without { look_at_making: true, ..without });
+    is_unsafe(&[Portable, Portable], Without { look_at_creating: true, ..without });
     is_unsafe(&[Portable, Portable], Without { flock_before_clear: true, ..without });
 }
 

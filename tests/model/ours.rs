@@ -1,6 +1,6 @@
 //! Our protocol, function by function as in src/engine/file/shlock/.
 
-use super::protocol::{At, Clear, Kind, Links, Made, Model, Purpose, Then, is_alive};
+use super::protocol::{At, Clear, Created, Kind, Links, Model, Purpose, Then, is_alive};
 use super::state::{Inode, Local, Name, Process, Record, State};
 
 /// What a name says of its owner: dead, at work on the file, or nothing.
@@ -69,7 +69,7 @@ impl Model {
                 state.close_all(process);
                 match then {
                     Then::LookAgain => At::Open,
-                    Then::Make => At::Create(Purpose::Lock),
+                    Then::Create => At::Create(Purpose::Lock),
                     Then::GiveUp => At::Idle,
                 }
             }
@@ -95,13 +95,13 @@ impl Model {
             }
             At::LookForOwnLink => {
                 let links = std::mem::take(&mut state.local_mut(process).links);
-                let [is_linked, is_made] =
-                    [Name::Breaking, Name::Making].map(|name| state.has_name(state.open(process), name));
-                state.local_mut(process).is_made = is_made;
-                match links == 1 + u8::from(is_linked) + u8::from(is_made) {
+                let [is_linked, is_created] =
+                    [Name::Breaking, Name::Creating].map(|name| state.has_name(state.open(process), name));
+                state.local_mut(process).is_created = is_created;
+                match links == 1 + u8::from(is_linked) + u8::from(is_created) {
                     true if is_linked => after_link(state.local(process), Links::Explained),
                     true => At::LinkBreaking { links: Links::Explained },
-                    false if kind.makes_named() => At::Create(Purpose::Age),
+                    false if kind.creates_named() => At::Create(Purpose::Age),
                     false => At::AskAge,
                 }
             }
@@ -124,9 +124,9 @@ impl Model {
                     false => At::ClearOpen(Clear::ToBreak),
                 },
             },
-            At::UnlinkMade { links } => {
-                state.unlink(Name::Making);
-                state.local_mut(process).is_made = false;
+            At::UnlinkCreated { links } => {
+                state.unlink(Name::Creating);
+                state.local_mut(process).is_created = false;
                 after_link(state.local(process), links)
             }
             At::ListLinks { links } => At::JudgeLink { links, number: 0, dead: 0 },
@@ -164,8 +164,8 @@ impl Model {
             At::UnlinkStale => {
                 state.unlink(Name::Lock);
                 match self.without.link_discipline || self.without.look_after_flock {
-                    true => At::UnlockStale { then: Then::Make },
-                    false => At::UnlinkBreaking { then: Then::Make },
+                    true => At::UnlockStale { then: Then::Create },
+                    false => At::UnlinkBreaking { then: Then::Create },
                 }
             }
             At::UnlinkBreaking { then } => {
@@ -218,51 +218,51 @@ impl Model {
     fn acquire(&self, state: &mut State<At>, process: Process) -> Option<At> {
         let kind = self.kinds[process];
         Some(match state.local(process).at {
-            At::Create(purpose) => match kind.makes_named() && state.look_up(Name::Making).is_some() {
-                true => At::ClearOpen(Clear::ToMake(purpose)),
+            At::Create(purpose) => match kind.creates_named() && state.look_up(Name::Creating).is_some() {
+                true => At::ClearOpen(Clear::ToCreate(purpose)),
                 false => {
                     let inode = state.create();
                     state.local_mut(process).made = Some(inode);
-                    if kind.makes_named() {
-                        state.link(inode, Name::Making);
+                    if kind.creates_named() {
+                        state.link(inode, Name::Creating);
                     }
                     if self.without.flock_before_link { At::Write } else { At::FlockOwn(purpose) }
                 }
             },
             At::FlockOwn(purpose) => match (state.try_lock(process, state.made(process)), purpose) {
-                (true, Purpose::Lock) if kind.makes_named() && self.without.look_at_making => At::Write,
-                (true, _) if kind.makes_named() => At::LookMaking(purpose),
+                (true, Purpose::Lock) if kind.creates_named() && self.without.look_at_creating => At::Write,
+                (true, _) if kind.creates_named() => At::LookCreating(purpose),
                 (true, _) => At::Write,
-                (false, _) => fail_to_make(state, process, purpose),
+                (false, _) => fail_to_create(state, process, purpose),
             },
-            At::LookMaking(purpose) => match (state.has_name(state.made(process), Name::Making), purpose) {
+            At::LookCreating(purpose) => match (state.has_name(state.made(process), Name::Creating), purpose) {
                 (true, Purpose::Lock) => At::Write,
                 (true, Purpose::Age) if state.file(state.open(process)).is_old => {
-                    At::UnlinkMaking(Made::Compared(Links::Old))
+                    At::UnlinkCreating(Created::Compared(Links::Old))
                 }
-                (true, Purpose::Age) => At::UnlinkMaking(Made::Compared(Links::Young)),
-                (false, _) => fail_to_make(state, process, purpose),
+                (true, Purpose::Age) => At::UnlinkCreating(Created::Compared(Links::Young)),
+                (false, _) => fail_to_create(state, process, purpose),
             },
             At::Write => {
                 state.file_mut(state.made(process)).record = Record::Marked(Some(process as u8));
                 At::Publish
             }
             At::Publish => {
-                let to_link = self.to_link(state, process, state.made(process), Name::Making);
-                match (to_link.is_some_and(|inode| state.link(inode, Name::Lock)), kind.makes_named()) {
-                    (true, true) => At::UnlinkMaking(Made::Published),
+                let to_link = self.to_link(state, process, state.made(process), Name::Creating);
+                match (to_link.is_some_and(|inode| state.link(inode, Name::Lock)), kind.creates_named()) {
+                    (true, true) => At::UnlinkCreating(Created::Published),
                     (true, false) => At::LookPublished,
-                    (false, true) => At::UnlinkMaking(Made::InVain),
+                    (false, true) => At::UnlinkCreating(Created::InVain),
                     (false, false) => At::UnlockStale { then: Then::LookAgain },
                 }
             }
-            At::UnlinkMaking(then) => {
-                state.unlink(Name::Making);
+            At::UnlinkCreating(then) => {
+                state.unlink(Name::Creating);
                 match then {
-                    Made::Published if self.without.look_published => At::ClearOpen(Clear::AsHolder),
-                    Made::Published => At::LookPublished,
-                    Made::InVain => At::UnlockStale { then: Then::LookAgain },
-                    Made::Compared(links) => {
+                    Created::Published if self.without.look_published => At::ClearOpen(Clear::AsHolder),
+                    Created::Published => At::LookPublished,
+                    Created::InVain => At::UnlockStale { then: Then::LookAgain },
+                    Created::Compared(links) => {
                         state.unlock(process, state.made(process));
                         state.local_mut(process).made = None;
                         At::LookForOthers { links }
@@ -308,7 +308,7 @@ impl Model {
         match self.kinds[process] {
             Kind::Portable => state.look_up(name),
             // A file whose last name is gone cannot be given another, unless it never had one.
-            kind => Some(inode).filter(|&inode| state.links(inode) > 0 || !kind.makes_named()),
+            kind => Some(inode).filter(|&inode| state.links(inode) > 0 || !kind.creates_named()),
         }
     }
 
@@ -362,7 +362,7 @@ impl Model {
             | At::LookLinked { .. }
             | At::GiveWay
             | At::ClearLook(_)
-            | At::LookMaking(_)
+            | At::LookCreating(_)
             | At::LookPublished => vec!["newfstatat"],
             At::LookForOwnLink => vec!["newfstatat", "newfstatat"],
             At::AskAge => vec!["openat", "flock"],
@@ -373,8 +373,8 @@ impl Model {
             At::RemoveDeadLink { .. }
             | At::UnlinkStale
             | At::UnlinkBreaking { .. }
-            | At::UnlinkMade { .. }
-            | At::UnlinkMaking(_)
+            | At::UnlinkCreated { .. }
+            | At::UnlinkCreating(_)
             | At::ClearUnlink(_)
             | At::UnlinkHeld => vec!["unlinkat"],
             At::Write => vec!["pwrite64", "utimensat"],
@@ -389,17 +389,17 @@ fn names_lock(state: &State<At>, inode: Inode) -> bool {
     state.look_up(Name::Lock) == Some(inode)
 }
 
-/// `create` answers that another process is making a file.
-fn fail_to_make(state: &mut State<At>, process: Process, purpose: Purpose) -> At {
+/// `create` answers that another process is creating a file.
+fn fail_to_create(state: &mut State<At>, process: Process, purpose: Purpose) -> At {
     let made = state.local_mut(process).made.take().expect("a file is made");
     state.unlock(process, made);
-    after_clear(Clear::ToMake(purpose))
+    after_clear(Clear::ToCreate(purpose))
 }
 
 /// With our link there.
 fn after_link(local: &Local<At>, links: Links) -> At {
     match links {
-        _ if local.is_made => At::UnlinkMade { links },
+        _ if local.is_created => At::UnlinkCreated { links },
         Links::Explained => At::LookLinked { links },
         _ => At::ListLinks { links },
     }
@@ -412,7 +412,7 @@ fn after_removal(links: Links, dead: u8) -> At {
 fn after_clear(clear: Clear) -> At {
     match clear {
         Clear::AsHolder => At::Held,
-        Clear::ToBreak | Clear::ToMake(Purpose::Lock) => At::UnlockStale { then: Then::GiveUp },
-        Clear::ToMake(Purpose::Age) => At::LookForOthers { links: Links::Young },
+        Clear::ToBreak | Clear::ToCreate(Purpose::Lock) => At::UnlockStale { then: Then::GiveUp },
+        Clear::ToCreate(Purpose::Age) => At::LookForOthers { links: Links::Young },
     }
 }

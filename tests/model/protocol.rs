@@ -23,7 +23,7 @@ impl Kind {
         matches!(self, Self::Ours | Self::Named | Self::Portable)
     }
 
-    pub(super) fn makes_named(self) -> bool {
+    pub(super) fn creates_named(self) -> bool {
         matches!(self, Self::Named | Self::Portable)
     }
 }
@@ -42,7 +42,7 @@ pub(crate) struct Without {
     /// Whether the name still stands for the file, before what is dead is removed.
     pub(crate) look_before_purge: bool,
     pub(crate) flock_before_link: bool,
-    pub(crate) look_at_making: bool,
+    pub(crate) look_at_creating: bool,
     pub(crate) flock_before_clear: bool,
     pub(crate) look_published: bool,
     pub(crate) unlink_before_unlock: bool,
@@ -120,7 +120,7 @@ pub(crate) enum At {
     /// `give_way`, `names`: fstatat of the private name.
     GiveWay,
     /// `break_stale`: unlinkat of the private name under which the stale file was made.
-    UnlinkMade {
+    UnlinkCreated {
         links: Links,
     },
     /// `clear`: openat of the private name; then what called it goes on.
@@ -138,9 +138,9 @@ pub(crate) enum At {
     /// `create`: flock.
     FlockOwn(Purpose),
     /// `create`, `names`: fstatat of the private name.
-    LookMaking(Purpose),
+    LookCreating(Purpose),
     /// `PrivateName::drop`: unlinkat.
-    UnlinkMaking(Made),
+    UnlinkCreating(Created),
     /// `acquire`: pwrite64 of the record, utimensat.
     Write,
     /// `acquire`: linkat, by descriptor.
@@ -196,14 +196,14 @@ pub(crate) enum Clear {
     /// The breakers', by the next of them.
     ToBreak,
     /// The makers', by the next of them.
-    ToMake(Purpose),
+    ToCreate(Purpose),
 }
 
 impl Clear {
     pub(super) fn name(self) -> Name {
         match self {
             Self::AsHolder | Self::ToBreak => Name::Breaking,
-            Self::ToMake(_) => Name::Making,
+            Self::ToCreate(_) => Name::Creating,
         }
     }
 }
@@ -218,7 +218,7 @@ pub(crate) enum Purpose {
 
 /// How it goes on when a file that was made has lost its private name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Made {
+pub(crate) enum Created {
     Published,
     InVain,
     Compared(Links),
@@ -228,7 +228,7 @@ pub(crate) enum Made {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Then {
     LookAgain,
-    Make,
+    Create,
     GiveUp,
 }
 

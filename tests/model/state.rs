@@ -42,7 +42,7 @@ pub(crate) enum Name {
     /// Ours, one for all: what a breaker calls the stale file.
     Breaking,
     /// Ours, one for all: what a file is called before it is the lock, where it cannot be without a name.
-    Making,
+    Creating,
     /// A peer's `shlock<pid>`.
     Temporary(u8),
     /// A peer's `shlock<pid>x` (INN) or `shlock<pid>-2` (NetBSD).
@@ -62,15 +62,15 @@ pub(crate) struct Local<At> {
     pub(crate) private: Option<Inode>,
     /// The link count it has seen.
     pub(crate) links: u8,
-    /// Whether it has seen that the stale file is also called [`Name::Making`].
-    pub(crate) is_made: bool,
+    /// Whether it has seen that the stale file is also called [`Name::Creating`].
+    pub(crate) is_created: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State<At> {
     lock: Option<Inode>,
     breaking: Option<Inode>,
-    making: Option<Inode>,
+    creating: Option<Inode>,
     temporary: [Option<Inode>; PROCESSES],
     second: [Option<Inode>; PROCESSES],
     /// Peers' names of PIDs that nobody has any more.
@@ -83,13 +83,13 @@ impl<At: Copy> State<At> {
     pub(crate) fn new(at: impl Iterator<Item = At>) -> Self {
         let mut processes = [const { None }; PROCESSES];
         for (place, at) in processes.iter_mut().zip(at) {
-            *place = Some(Local { at, file: None, made: None, private: None, links: 0, is_made: false });
+            *place = Some(Local { at, file: None, made: None, private: None, links: 0, is_created: false });
         }
         let none = [None; PROCESSES];
         Self {
             lock: None,
             breaking: None,
-            making: None,
+            creating: None,
             temporary: none,
             second: none,
             litter: [None; LITTER],
@@ -125,7 +125,7 @@ impl<At: Copy> State<At> {
         match name {
             Name::Lock => &mut self.lock,
             Name::Breaking => &mut self.breaking,
-            Name::Making => &mut self.making,
+            Name::Creating => &mut self.creating,
             Name::Temporary(process) => &mut self.temporary[process as usize],
             Name::Second(process) => &mut self.second[process as usize],
             Name::Litter => unreachable!("nobody makes or removes one by its name"),
@@ -137,7 +137,7 @@ impl<At: Copy> State<At> {
         match name {
             Name::Lock => self.lock,
             Name::Breaking => self.breaking,
-            Name::Making => self.making,
+            Name::Creating => self.creating,
             Name::Temporary(process) => self.temporary[process as usize],
             Name::Second(process) => self.second[process as usize],
             Name::Litter => unreachable!("there may be several"),
@@ -256,7 +256,7 @@ impl<At: Copy> State<At> {
         }
         let local = self.local_mut(process);
         (local.file, local.made, local.private) = (None, None, None);
-        (local.links, local.is_made) = (0, false);
+        (local.links, local.is_created) = (0, false);
     }
 
     /// The same state with the processes numbered anew: `order` says who comes first.
@@ -286,7 +286,11 @@ impl<At: Copy> State<At> {
     }
 
     fn names(&self) -> impl Iterator<Item = Option<Inode>> {
-        [self.lock, self.breaking, self.making].into_iter().chain(self.temporary).chain(self.second).chain(self.litter)
+        [self.lock, self.breaking, self.creating]
+            .into_iter()
+            .chain(self.temporary)
+            .chain(self.second)
+            .chain(self.litter)
     }
 
     fn references(&self) -> impl Iterator<Item = Inode> {
@@ -313,8 +317,8 @@ impl<At: Copy> State<At> {
         }
         let renumber = |inode: Option<Inode>| inode.and_then(|inode| number[inode as usize]);
         let mut normal = Self { files, ..*self };
-        (normal.lock, normal.breaking, normal.making) =
-            (renumber(self.lock), renumber(self.breaking), renumber(self.making));
+        (normal.lock, normal.breaking, normal.creating) =
+            (renumber(self.lock), renumber(self.breaking), renumber(self.creating));
         (normal.temporary, normal.second) = (self.temporary.map(renumber), self.second.map(renumber));
         normal.litter = self.litter.map(renumber);
         normal.litter.sort_unstable();
