@@ -1,4 +1,4 @@
-//! The builder.
+//! The builder for locks with options.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,8 @@ use crate::words::error::LockError;
 use crate::words::kind::LockKind;
 use crate::words::options::Options;
 
-/// Makes a [`LockFile`] with options. Its last call has the name of a constructor of [`LockFile`].
+/// Makes a [`LockFile`] with options. The last call has the name of a constructor of [`LockFile`], or is
+/// [`build`](Self::build).
 ///
 /// ```
 /// use std::time::Duration;
@@ -28,92 +29,94 @@ pub struct LockFileBuilder {
 }
 
 impl LockFile {
-    /// A builder for a lock with options.
+    /// Makes a builder for a lock with options.
     pub fn builder() -> LockFileBuilder {
         LockFileBuilder::default()
     }
 }
 
 impl LockFileBuilder {
-    /// Permission bits of a lock file that is made, less the umask. 0644 for shlock and 0666 for flock if not given.
-    /// A file that is there already keeps its own. No effect on Windows.
+    /// Sets the permission bits of a new lock file. The system removes the bits of the umask from them. The default is 0644
+    /// for shlock and 0666 for flock. A file that already exists keeps its permission bits. This has no effect on Windows.
     ///
-    /// Where several users share a shlock, 0664 or more lets each of them take over what another's dead process has left,
-    /// if the umask permits as much: Linux lets only who may write to a file link it (`fs.protected_hardlinks`).
+    /// If several users share a shlock, use 0664 or more, and a umask that permits it. Then each user can take over the lock
+    /// file of another user's dead process. On Linux a user must have permission to write to a file to link it
+    /// (`fs.protected_hardlinks`).
     pub fn mode(&mut self, mode: u32) -> &mut Self {
         self.options.mode = Some(mode & 0o777);
         self
     }
 
-    /// The shortest and the longest pause between two tries while the lock is held elsewhere, less up to a half by
-    /// chance, so that waiters do not march in step. 1 ms and 100 ms if not given. A `longest` below `shortest` counts as
-    /// `shortest`, and a `shortest` below 100 µs as that.
+    /// Sets the shortest and the longest pause between two tries while another process holds the lock. Each pause is reduced
+    /// at random by up to one half, so that the waiters do not all try at the same time. The defaults are 1 ms and 100 ms.
+    /// If `longest` is below `shortest`, `shortest` is used for both. If `shortest` is below 100 µs, 100 µs is used.
     pub fn backoff(&mut self, shortest: Duration, longest: Duration) -> &mut Self {
         let shortest = shortest.max(Duration::from_micros(100));
         self.options.backoff = (shortest, longest.max(shortest));
         self
     }
 
-    /// Breaks locks that look stale on every file system. If not given, only where a free flock(2) proves that the
-    /// holder is dead, which is on local ones; elsewhere [`LockError::Stale`] reports them.
+    /// Breaks locks that look stale on every file system. The default is to break them only on local file systems, where a
+    /// free flock(2) proves that the holder is dead. On other file systems, [`LockError::Stale`] reports them.
     ///
-    /// On a network file system whose `flock` does not reach other machines, this makes two holders possible.
+    /// On a network file system whose `flock` does not exclude other machines, this option makes two holders possible.
     pub fn break_stale_anywhere(&mut self, yes: bool) -> &mut Self {
         self.options.break_stale_anywhere = yes;
         self
     }
 
-    /// Waits by polling alone, also where the system can tell that the lock file changed. For file systems whose events
-    /// cannot be trusted.
+    /// Waits only by polling, even if the system can report changes of the lock file. Use this for file systems whose events
+    /// are not reliable.
     pub fn poll_only(&mut self, yes: bool) -> &mut Self {
         self.options.poll_only = yes;
         self
     }
 
-    /// Whether the holder of a native lock writes its PID into the lock file; `true` if not given. Even then it writes
-    /// only into a file that it has created for the lock, or that already holds such a record. `false` writes into no
-    /// file, for a data file that another program creates. No effect on shlocks, whose record is the lock.
+    /// Sets whether the holder of a native lock writes its PID into the lock file. The default is `true`. Even with `true`,
+    /// the holder writes only into a file that it has created for the lock, or into a file that already contains such a
+    /// record. With `false`, the holder writes into no file. Use this for a data file that another program creates. This has
+    /// no effect on shlocks, because their record is the lock.
     pub fn record(&mut self, yes: bool) -> &mut Self {
         self.options.record = yes;
         self
     }
 
-    /// As [`LockFile::new`].
+    /// Makes a lock as [`LockFile::new`] does.
     ///
     /// # Errors
-    /// Those of [`LockFile::new`].
+    /// The errors of [`LockFile::new`].
     pub fn build(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
         LockFile::with(LockKind::PLATFORM_DEFAULT, path.as_ref(), self.options)
     }
 
-    /// As [`LockFile::shlock`].
+    /// Makes a lock as [`LockFile::shlock`] does.
     ///
     /// # Errors
-    /// Those of [`LockFile::shlock`].
+    /// The errors of [`LockFile::shlock`].
     pub fn shlock(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
         LockFile::with(LockKind::Shlock, path.as_ref(), self.options)
     }
 
-    /// As [`LockFile::flock`].
+    /// Makes a lock as [`LockFile::flock`] does.
     ///
     /// # Errors
-    /// Those of [`LockFile::flock`].
+    /// The errors of [`LockFile::flock`].
     pub fn flock(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
         LockFile::with(LockKind::Flock, path.as_ref(), self.options)
     }
 
-    /// As [`LockFile::winflock`].
+    /// Makes a lock as [`LockFile::winflock`] does.
     ///
     /// # Errors
-    /// Those of [`LockFile::winflock`].
+    /// The errors of [`LockFile::winflock`].
     pub fn winflock(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
         LockFile::with(LockKind::WinFlock, path.as_ref(), self.options)
     }
 
-    /// As [`LockFile::open`].
+    /// Makes a lock as [`LockFile::open`] does.
     ///
     /// # Errors
-    /// Those of [`LockFile::open`].
+    /// The errors of [`LockFile::open`].
     pub fn open(&self, url: &str) -> Result<LockFile, LockError> {
         LockFile::from_url(&url.parse()?, self.options)
     }

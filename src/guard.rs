@@ -1,4 +1,4 @@
-//! The guard: the lock as long as it lives.
+//! The guard of a held lock.
 
 use std::path::Path;
 use std::pin::pin;
@@ -10,9 +10,9 @@ use crate::words::kind::LockKind;
 
 /// A held lock. Dropping it releases the lock.
 ///
-/// Bind it to a name: `let _ = lock.obtain().await?;` releases at once, `let _guard = …` at the end of the scope.
-/// It may be dropped anywhere, also outside a runtime and on another thread. Dropping it in a forked child closes the
-/// child's descriptor and leaves the parent's lock alone.
+/// Bind the guard to a name. `let _ = lock.obtain().await?;` releases the lock at once. `let _guard = …` releases it at the
+/// end of the scope. The guard may be dropped anywhere, also outside a runtime and on another thread. A drop in a forked
+/// child closes the child's descriptor and does not release the parent's lock.
 #[must_use = "the lock is released as soon as the guard is dropped"]
 #[clippy::has_significant_drop]
 #[derive(Debug)]
@@ -26,15 +26,18 @@ impl LockGuard {
         Self { acquisition: Some(acquisition) }
     }
 
-    /// Releases the lock and reports what a drop could only log.
+    /// Releases the lock and returns the errors that a drop could only log.
     ///
     /// # Errors
-    /// [`LockError::Lost`] if the lock file was removed or replaced while the lock was held; what stands there now is
-    /// left alone. [`LockError::Io`] if a system call failed. Either way the lock is given up.
+    /// - [`LockError::Lost`] if the lock file was removed or replaced while the lock was held. The file that is there now is
+    ///   not changed.
+    /// - [`LockError::Io`] if a system call failed.
+    ///
+    /// In both cases we no longer hold the lock.
     ///
     /// # Cancel safety
-    /// Once polled, the lock is released, whether or not the answer is awaited; dropping the future before that drops
-    /// the guard, which releases too.
+    /// After the first poll, the lock is released even if the future is dropped. Dropping the future before the first poll
+    /// drops the guard, and that also releases the lock.
     ///
     /// # Examples
     /// ```
@@ -55,15 +58,15 @@ impl LockGuard {
         }
     }
 
-    /// Resolves when the lock is no longer ours because its file was removed or replaced; never otherwise.
+    /// Resolves when we have lost the lock because its file was removed or replaced. It never resolves otherwise.
     ///
-    /// The guard still has to be dropped or released then.
+    /// The caller must still drop or release the guard after that.
     ///
     /// # Cancel safety
-    /// Cancel safe: it only looks.
+    /// This is cancel safe, because it only reads.
     ///
     /// # Panics
-    /// When polled outside a Tokio runtime with time enabled.
+    /// This panics if it is polled outside a Tokio runtime with time enabled.
     ///
     /// # Examples
     /// ```
@@ -90,29 +93,30 @@ impl LockGuard {
         self.acquisition().lost().await
     }
 
-    /// Whether the lock is ours at this moment: one look at the path, no wait.
+    /// Whether we hold the lock at this moment. This looks at the path once and does not wait.
     pub fn is_held(&self) -> bool {
         self.acquisition().is_held()
     }
 
-    /// A number that grows with every change of the holder. A server that sees it can reject a former holder that writes
-    /// too late. `None` for locks on files, which have no such number.
+    /// A number that grows with every change of the holder. A server that receives this number can reject the late write of
+    /// a former holder. `None` for locks on files, because they have no such number.
     pub fn fencing_token(&self) -> Option<u64> {
         self.acquisition().token()
     }
 
-    /// Runs `work` under the lock, then releases the lock.
+    /// Runs `work` under the lock, and then releases the lock.
     ///
-    /// If the lock is lost first, `work` is dropped where it awaits, and the answer is [`LockError::Lost`].
+    /// If the lock is lost first, `work` is dropped at its current `await`, and the error is [`LockError::Lost`].
     ///
     /// # Errors
-    /// As [`release`](Self::release): also if the loss is only found after `work` is done.
+    /// The errors are the same as for [`release`](Self::release). They also occur if the loss is found only after `work` is
+    /// done.
     ///
     /// # Cancel safety
-    /// Dropping the future drops `work`, then releases the lock.
+    /// Dropping the future drops `work` and then releases the lock.
     ///
     /// # Panics
-    /// As [`lost`](Self::lost), and when `work` panics; the lock is released then.
+    /// This panics under the same condition as [`lost`](Self::lost), and when `work` panics. Then the lock is released.
     ///
     /// # Examples
     /// ```
@@ -130,7 +134,7 @@ impl LockGuard {
         let output = {
             let work = pin!(work);
             tokio::select! {
-                // The work first: when it is done at once, nobody needs to watch the file.
+                // The work comes first. If it is done at once, we do not need to watch the file.
                 biased;
                 output = work => Some(output),
                 _ = self.lost() => None,
@@ -140,12 +144,12 @@ impl LockGuard {
         let released = self.release().await;
         match output {
             Some(output) => released.map(|()| output),
-            // If the file came back in the meantime, the work was stopped all the same.
+            // Somebody may have put the file back in the meantime. We still report the loss, because the work was stopped.
             None => Err(released.err().unwrap_or_else(|| LockError::lost(&path, LostReason::Replaced))),
         }
     }
 
-    /// The lock file; `None` for a null lock.
+    /// The path of the lock file. `None` for a null lock.
     pub fn path(&self) -> Option<&Path> {
         let target = self.acquisition().target();
         (target.kind != LockKind::Null).then_some(&*target.path)

@@ -1,7 +1,8 @@
 //! Lock files for inter-process communication, for Tokio.
 //!
-//! A [`LockFile`] names a lock; [`attempt`](LockFile::attempt) tries once, [`obtain`](LockFile::obtain) waits, and the
-//! owned [`LockGuard`] releases when it is dropped, or by [`release`](LockGuard::release), which reports.
+//! A [`LockFile`] is the handle of a lock. [`attempt`](LockFile::attempt) tries once, and [`obtain`](LockFile::obtain)
+//! waits. Both return an owned [`LockGuard`]. The guard releases the lock when it is dropped.
+//! [`release`](LockGuard::release) releases the lock and returns errors.
 //!
 //! ```
 //! use std::time::Duration;
@@ -18,8 +19,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! [`guide`] says how to choose a kind, wait, shut down, run a singleton, and share locks with containers and other users;
-//! [`guarantees`] what is promised, on which platform, and which test would fail if it stopped being true.
+//! [`guide`] explains how to choose a kind, wait, shut down, run a singleton, and share locks with containers and other
+//! users. [`guarantees`] lists what the crate guarantees on which platform, and which test checks each guarantee.
 //!
 //! # From PEAK's `peak.running.lockfiles`
 //!
@@ -33,7 +34,7 @@
 //! | `lockfileURL` | [`LockFile::open`], [`LockUrl`] |
 //! | `check_lock` | [`check_lock`] |
 //! | `pid_exists` | [`pid_exists`] |
-//! | `make_tempfile` | private: a shlock record is made without a name, or under a private one |
+//! | `make_tempfile` | not public: the crate makes a shlock record without a name, or under a private name |
 //!
 //! # What is logged
 //!
@@ -51,13 +52,14 @@
 //! | the lock could not be released properly | WARN | `error` |
 //! | the work under the lock failed; standing by again | WARN | `error` |
 //!
-//! The span `obtain` (DEBUG; `path`, `kind`) covers a wait. Where nobody listens, nothing is looked up.
+//! The span `obtain` (DEBUG; `path`, `kind`) covers a wait. The crate looks up a holder for an event only if a subscriber
+//! is interested in that event.
 //!
 //! # Platforms
 //!
-//! Linux is where it is at home; it runs on Windows, and is written for other Unix systems: see
-//! [`guarantees`](guarantees#platforms). It needs a Tokio runtime with timers (`enable_time`), and on Linux with the I/O
-//! driver (`enable_io`) to be woken by events instead of polling.
+//! Linux is the main platform. The crate also runs on Windows, and it is written for other Unix systems too. See
+//! [`guarantees`](guarantees#platforms). It needs a Tokio runtime with timers (`enable_time`). On Linux it waits for events
+//! instead of polling if the runtime has the I/O driver (`enable_io`).
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

@@ -1,4 +1,4 @@
-//! The handle.
+//! The handle of a lock.
 
 use std::fmt;
 use std::path::Path;
@@ -20,18 +20,18 @@ use crate::words::target::Target;
 use crate::words::trace;
 use crate::words::url::LockUrl;
 
-/// A lock that processes, and tasks within one, agree on by the name of a file.
+/// A lock on the name of a file. It is for processes, and for the tasks within one process.
 ///
-/// A handle is cheap to clone and holds nothing: no file is touched before a try, and no descriptor is kept between
-/// tries. All handles of one process on the same file and of the same kind share one queue.
+/// A handle is cheap to clone and keeps no resources open. It opens no file before a try, and it keeps no descriptor
+/// between tries. All handles of one process on the same file and of the same kind share one queue.
 ///
-/// Constructors make a relative path absolute, and look once at the directory it leads to and at its file system (this
-/// follows symbolic links, and so may block on a network file system that hangs).
+/// The constructors make a relative path absolute. They look once at the directory of the path and at its file system.
+/// This follows symbolic links, so it may block on a network file system that hangs.
 #[derive(Clone)]
 pub struct LockFile(Arc<Lock>);
 
 impl LockFile {
-    /// A lock of the platform's default kind: [`Shlock`](LockKind::Shlock) on Unix,
+    /// Makes a lock of the platform's default kind. This is [`Shlock`](LockKind::Shlock) on Unix and
     /// [`WinFlock`](LockKind::WinFlock) on Windows.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ impl LockFile {
         Self::with(LockKind::PLATFORM_DEFAULT, path.as_ref(), Options::default())
     }
 
-    /// A PID file made with link(2). Unix.
+    /// Makes a lock that is a PID file made with link(2). Unix only.
     ///
     /// # Errors
     /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
@@ -48,7 +48,7 @@ impl LockFile {
         Self::with(LockKind::Shlock, path.as_ref(), Options::default())
     }
 
-    /// flock(2) on a file that stays. Unix.
+    /// Makes a lock that is an flock(2) on a file. The file is not removed. Unix only.
     ///
     /// # Errors
     /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
@@ -56,7 +56,7 @@ impl LockFile {
         Self::with(LockKind::Flock, path.as_ref(), Options::default())
     }
 
-    /// `LockFileEx` on a file that stays. Windows.
+    /// Makes a lock that uses `LockFileEx` on a file. The file is not removed. Windows only.
     ///
     /// # Errors
     /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
@@ -64,15 +64,15 @@ impl LockFile {
         Self::with(LockKind::WinFlock, path.as_ref(), Options::default())
     }
 
-    /// A fresh lock for tasks of this process; its clones are the same lock.
+    /// Makes a new lock for the tasks of this process. Clones of the handle are the same lock.
     pub fn null() -> Self {
         Self::null_with(Path::new(""), Options::default())
     }
 
-    /// The lock that a URL names; see [`LockUrl`] for the forms.
+    /// Makes the lock that a URL names. See [`LockUrl`] for the forms of a URL.
     ///
     /// # Errors
-    /// [`LockError::InvalidUrl`], and what the constructor of that kind answers.
+    /// [`LockError::InvalidUrl`], and the errors of the constructor of that kind.
     pub fn open(url: &str) -> Result<Self, LockError> {
         Self::from_url(&url.parse()?, Options::default())
     }
@@ -92,17 +92,19 @@ impl LockFile {
         }
     }
 
-    /// Tries once. `None`: another process or task holds the lock, or another task of this process waits for it.
+    /// Tries once. `None` means that another process or task holds the lock, or that another task of this process waits for
+    /// it.
     ///
     /// # Errors
-    /// Anything that is not an answer: see [`LockError`]. A lock that is merely held is never an error.
+    /// Any failure that leaves it unknown whether the lock is free, see [`LockError`]. It is never an error that somebody
+    /// else holds the lock.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves nothing: a try that has begun on the blocking pool ends there and gives back what it
-    /// got.
+    /// This is cancel safe. If the future is dropped, a try that has begun on the blocking pool ends there. If that try
+    /// gets the lock, it releases it.
     ///
     /// # Panics
-    /// When polled outside a Tokio runtime with time enabled.
+    /// This panics if it is polled outside a Tokio runtime with time enabled.
     ///
     /// # Examples
     /// ```
@@ -125,14 +127,14 @@ impl LockFile {
     /// Waits for the lock. Tasks of this process are served in the order of their first poll.
     ///
     /// # Errors
-    /// As [`attempt`](Self::attempt).
+    /// The errors are the same as for [`attempt`](Self::attempt).
     ///
     /// # Cancel safety
-    /// As [`attempt`](Self::attempt); the place in the queue is lost. `tokio::time::timeout(limit, lock.obtain())` is
-    /// fine.
+    /// This is cancel safe in the same way as [`attempt`](Self::attempt). The task loses its place in the queue.
+    /// `tokio::time::timeout(limit, lock.obtain())` works as expected.
     ///
     /// # Panics
-    /// As [`attempt`](Self::attempt).
+    /// This panics under the same condition as [`attempt`](Self::attempt).
     ///
     /// # Examples
     /// ```
@@ -158,16 +160,17 @@ impl LockFile {
         obtained.map(LockGuard::new)
     }
 
-    /// Waits for the lock for `limit` at most. A zero limit tries once; [`Duration::MAX`] waits for ever.
+    /// Waits for the lock for at most `limit`. With a zero limit, this tries once. With [`Duration::MAX`], it waits for
+    /// ever.
     ///
     /// # Errors
-    /// As [`attempt`](Self::attempt), and [`LockError::TimedOut`], which names the holder.
+    /// The errors of [`attempt`](Self::attempt), and [`LockError::TimedOut`], which names the holder.
     ///
     /// # Cancel safety
-    /// As [`obtain`](Self::obtain).
+    /// This is cancel safe in the same way as [`obtain`](Self::obtain).
     ///
     /// # Panics
-    /// As [`attempt`](Self::attempt).
+    /// This panics under the same condition as [`attempt`](Self::attempt).
     ///
     /// # Examples
     /// ```
@@ -199,16 +202,16 @@ impl LockFile {
         }
     }
 
-    /// [`attempt`](Self::attempt) without a runtime, as in `main` before it starts.
+    /// Does the same as [`attempt`](Self::attempt) without a runtime, for example in `main` before the runtime starts.
     ///
-    /// The guard may be dropped anywhere; inside a runtime it is as good as any other.
+    /// The guard may be dropped anywhere. It also works inside a runtime, as any other guard does.
     ///
     /// # Errors
-    /// As there.
+    /// The errors are the same as for [`attempt`](Self::attempt).
     ///
     /// # Panics
-    /// Inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
-    /// [`spawn_blocking`](tokio::task::spawn_blocking) is none.
+    /// This panics inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
+    /// [`spawn_blocking`](tokio::task::spawn_blocking) is not an asynchronous context.
     ///
     /// # Examples
     /// ```
@@ -229,22 +232,22 @@ impl LockFile {
             .map_err(|error| LockError::io(&self.target().path, "try for", error))?
     }
 
-    /// [`obtain`](Self::obtain) without a runtime, as in `main` before it starts. Tasks and threads that wait for the
-    /// same lock are in one queue.
+    /// Does the same as [`obtain`](Self::obtain) without a runtime, for example in `main` before the runtime starts. Tasks
+    /// and threads that wait for the same lock are in one queue.
     ///
     /// # Errors
-    /// As there.
+    /// The errors are the same as for [`obtain`](Self::obtain).
     ///
     /// # Panics
-    /// Inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
-    /// [`spawn_blocking`](tokio::task::spawn_blocking) is none.
+    /// This panics inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
+    /// [`spawn_blocking`](tokio::task::spawn_blocking) is not an asynchronous context.
     pub fn blocking_obtain(&self) -> Result<LockGuard, LockError> {
         blocking::outside_runtime(self.obtain())
             .map_err(|error| LockError::io(&self.target().path, "wait for", error))?
     }
 
     async fn timed_out(&self, limit: Duration) -> LockError {
-        // The look takes a fraction of a millisecond. A file system that hangs must not hold up the bad news for ever.
+        // The query usually takes a fraction of a millisecond. A file system that hangs must not delay the error for ever.
         const PATIENCE: Duration = Duration::from_millis(500);
         let holder = timeout(PATIENCE, self.holder()).await;
         LockError::TimedOut {
@@ -254,21 +257,22 @@ impl LockFile {
         }
     }
 
-    /// Whether a task *of this process* holds the lock, through any handle. Never blocks.
+    /// Whether a task *of this process* holds the lock through any handle. This never blocks.
     pub fn locked(&self) -> bool {
         self.0.is_held_here()
     }
 
-    /// Who holds the lock, in any process; `None` if nobody does. It may have changed when the answer arrives.
+    /// Finds the holder of the lock in any process. `None` if nobody holds the lock. The holder may have changed when the
+    /// answer arrives.
     ///
     /// # Errors
-    /// As [`attempt`](Self::attempt).
+    /// The errors are the same as for [`attempt`](Self::attempt).
     ///
     /// # Cancel safety
-    /// Cancel safe: it only looks.
+    /// This is cancel safe, because it only reads.
     ///
     /// # Panics
-    /// When polled outside a Tokio runtime.
+    /// This panics if it is polled outside a Tokio runtime.
     ///
     /// # Examples
     /// ```
@@ -289,17 +293,17 @@ impl LockFile {
         self.0.holder().await
     }
 
-    /// The absolute path; `None` for a null lock.
+    /// The absolute path of the lock file. `None` for a null lock.
     pub fn path(&self) -> Option<&Path> {
         (self.target().kind != LockKind::Null).then_some(&*self.target().path)
     }
 
-    /// The kind.
+    /// The kind of the lock.
     pub fn kind(&self) -> LockKind {
         self.target().kind
     }
 
-    /// The URL that opens this lock, with its kind said outright.
+    /// The URL that opens this lock. Its scheme names the kind of the lock.
     pub fn url(&self) -> LockUrl {
         LockUrl::new(self.target().kind, &self.target().path)
     }

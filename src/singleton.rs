@@ -1,4 +1,4 @@
-//! One task in one process at a time: stand by, work, and stand by again.
+//! Runs a task in only one process at a time. The other processes wait, and one of them takes over.
 
 use std::any::Any;
 use std::fmt::Display;
@@ -20,10 +20,10 @@ use crate::words::trace;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Restart {
-    /// Gives the lock to whoever waits for it, and stands by again after a pause.
+    /// Releases the lock so that another process can take it, pauses, and waits for the lock again.
     #[default]
     OnFailure,
-    /// Ends, and hands the failure on.
+    /// Ends, and passes the failure to the caller.
     Never,
 }
 
@@ -31,16 +31,16 @@ pub enum Restart {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SingletonError<E> {
-    /// The lock could not be obtained, or its loss was found only when the work was done.
+    /// The lock could not be obtained, or its loss was found only after the work was done.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The work failed, and was not to be restarted.
+    /// The work failed, and the restart policy is [`Restart::Never`].
     #[error("the work under the lock failed: {0}")]
     Work(E),
 }
 
-/// A service with many replicas, of which one works. Each replica waits for the lock, works while it holds the lock, and
-/// stands by again when the lock is lost or the work has failed.
+/// Runs a service with many replicas, of which only one works at a time. Each replica waits for the lock and works while
+/// it holds the lock. When it loses the lock or the work fails, it waits for the lock again.
 ///
 /// ```
 /// use std::time::Duration;
@@ -81,7 +81,7 @@ enum Ended<T, E> {
 }
 
 impl Singleton {
-    /// Works under `lock`.
+    /// Makes a singleton whose work runs under `lock`.
     pub fn new(lock: LockFile) -> Self {
         Self {
             lock,
@@ -91,44 +91,45 @@ impl Singleton {
         }
     }
 
-    /// What to do when the work fails or panics; [`Restart::OnFailure`] if not given.
+    /// Sets what happens when the work fails or panics. The default is [`Restart::OnFailure`].
     pub fn restart(mut self, restart: Restart) -> Self {
         self.restart = restart;
         self
     }
 
-    /// The shortest and the longest pause before it stands by again after a failure or a loss; they double, with
-    /// jitter, until the work has gone well for as long as the longest. 1 s and 60 s if not given.
+    /// Sets the shortest and the longest pause after a failure or a loss of the lock. After the pause, this process waits
+    /// for the lock again. The pauses double, with jitter. When the work has run for as long as the longest pause, they
+    /// start again with the shortest. The defaults are 1 s and 60 s.
     pub fn pause(mut self, shortest: Duration, longest: Duration) -> Self {
         self.pause = (shortest, longest.max(shortest));
         self
     }
 
-    /// How long the work may go on after the shutdown signal, to come to an end of its own; then it is dropped where it
-    /// awaits. Zero if not given.
+    /// Sets how long the work may continue after the shutdown signal, so that it can end by itself. After that time, the
+    /// work is dropped at its current `await`. The default is zero.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
     }
 
-    /// Obtains the lock and runs what `work` makes, as often as it takes. `Some` is the work's result, `None` means that
-    /// `shutdown` resolved first.
+    /// Obtains the lock and runs the future that `work` returns. It repeats this until the work succeeds. `Some` is the
+    /// result of the work. `None` means that `shutdown` resolved first.
     ///
-    /// The work runs in this task. When the lock is lost, or the shutdown's grace is over, the work is dropped where it
-    /// awaits, and only then the lock is released. What the work has spawned elsewhere, or runs in `spawn_blocking`,
-    /// must be stopped by the work's own destructors.
+    /// The work runs in this task. When the lock is lost, or when the time of [`grace`](Self::grace) after the shutdown
+    /// signal is over, the work is dropped at its current `await`. Only then the lock is released. The destructors of the
+    /// work must stop everything that the work has spawned as another task or with `spawn_blocking`.
     ///
     /// # Errors
-    /// [`SingletonError::Lock`] if the lock cannot be obtained for another reason than that it is held, or if its loss is
-    /// found only at the end of the work; [`SingletonError::Work`] if the work fails, with
-    /// [`Restart::Never`].
+    /// - [`SingletonError::Lock`] if the lock cannot be obtained for any reason except that it is held, or if its loss is
+    ///   found only at the end of the work.
+    /// - [`SingletonError::Work`] if the work fails and the restart policy is [`Restart::Never`].
     ///
     /// # Cancel safety
-    /// Dropping the future drops the work, then releases the lock.
+    /// Dropping the future drops the work and then releases the lock.
     ///
     /// # Panics
-    /// When polled outside a Tokio runtime with time enabled, and, with [`Restart::Never`], when the work panics; the
-    /// lock is released then.
+    /// This panics if it is polled outside a Tokio runtime with time enabled. With [`Restart::Never`], it also panics when
+    /// the work panics. Then the lock is released.
     pub async fn run<W, F, T, E>(
         &self,
         mut work: W,
@@ -192,7 +193,7 @@ impl Singleton {
                 () = end_of_grace => Ended::ShutDown,
             }
         };
-        // A result counts only if the lock was ours to the end. Other failures of the release are in the log.
+        // A result counts only if we held the lock to the end. After any other end, a failed release is only logged.
         match (guard.release().await, &ended) {
             (Err(error), Ended::Done(_)) => Err(error),
             _ => Ok(ended),
@@ -200,7 +201,7 @@ impl Singleton {
     }
 }
 
-/// The same signal. It may be awaited again after it has come.
+/// Returns a future for the same signal that may be awaited again after the signal has arrived.
 fn repeatedly(signal: impl Future<Output = ()>) -> impl Future<Output = ()> {
     let mut signal = Some(Box::pin(signal));
     poll_fn(move |context| {

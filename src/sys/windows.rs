@@ -1,4 +1,4 @@
-//! Windows.
+//! The system calls of Windows.
 #![expect(unsafe_code, reason = "this is the one file that may call the system directly")]
 
 use std::fs::{File, OpenOptions};
@@ -26,11 +26,11 @@ use windows_sys::Win32::System::Threading::{
 
 use super::types::{Existence, FileSystem};
 
-/// The byte that is locked, at 2⁶²: far behind the record, because nobody else can read locked bytes, and within the
-/// range that std, fs4 and Cargo lock, which is the whole file.
+/// The offset of the byte that we lock. It is far behind the record, because other handles cannot read locked bytes. It is
+/// within the range that std, fs4 and Cargo lock. They lock the whole file.
 const LOCKED_BYTE: u64 = 1 << 62;
 
-/// Nobody can delete or rename a file that is open without `FILE_SHARE_DELETE`: a held lock cannot be lost that way.
+/// Nobody can delete or rename a file that is open without `FILE_SHARE_DELETE`. So a holder cannot lose its lock by that.
 const SHARED: u32 = FILE_SHARE_READ | FILE_SHARE_WRITE;
 
 fn options() -> OpenOptions {
@@ -39,8 +39,8 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Opens the file that stays (`protocol::flock`), made if it is not there yet. Where it may not be written, it is
-/// opened for reading; `LockFileEx` asks for no more.
+/// Opens the lock file (see `crate::engine::file::flock`), and creates it if it is missing. Returns whether this call has
+/// created it. If we may not write to the file, this opens it for reading. That is enough for `LockFileEx`.
 pub(crate) fn open_or_create(path: &Path, _mode: u32) -> io::Result<(File, bool)> {
     loop {
         match options().write(true).open(path) {
@@ -61,7 +61,7 @@ pub(crate) fn open_or_create(path: &Path, _mode: u32) -> io::Result<(File, bool)
     }
 }
 
-/// The file at `path`, for reading; `None` if there is none in its directory.
+/// Opens the file at `path` for reading. `None` if its directory exists and the file does not.
 pub(crate) fn open_existing(path: &Path) -> io::Result<Option<File>> {
     match options().open(path) {
         Ok(file) => Ok(Some(file)),
@@ -73,13 +73,13 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Identity and state of a file.
+/// The identity and the state of a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stat {
     volume: u32,
     index: u64,
     pub(crate) size: u64,
-    /// When the content last changed, since the Unix epoch.
+    /// The time of the last change of the content, since the Unix epoch.
     pub(crate) modified: Duration,
     attributes: u32,
     is_on_disk: bool,
@@ -90,7 +90,7 @@ impl Stat {
         (self.volume, self.index) == (other.volume, other.index)
     }
 
-    /// What the file is if it is not a regular one, as it is called in an error.
+    /// The type of the file, as error messages name it. `None` for a regular file.
     pub(crate) fn irregular(&self) -> Option<&'static str> {
         match self.attributes {
             _ if !self.is_on_disk => Some("a device"),
@@ -105,9 +105,9 @@ pub(crate) fn stat(file: &File) -> io::Result<Stat> {
     let handle = file.as_raw_handle();
     // SAFETY: the handle is open as long as `file` is borrowed.
     let is_on_disk = unsafe { GetFileType(handle) } == FILE_TYPE_DISK;
-    // SAFETY: the structure is plain integers, for which zero is a value.
+    // SAFETY: the structure consists of integers, for which zero is a valid value.
     let mut found: BY_HANDLE_FILE_INFORMATION = unsafe { zeroed() };
-    // SAFETY: the handle is open, and `found` is ours to write.
+    // SAFETY: the handle is open, and `found` is valid for writes.
     if is_on_disk && unsafe { GetFileInformationByHandle(handle, &mut found) } == 0 {
         return Err(io::Error::last_os_error());
     }
@@ -129,7 +129,8 @@ fn since_unix_epoch(time: FILETIME) -> Duration {
     Duration::from_nanos(ticks.saturating_sub(EPOCH).saturating_mul(100))
 }
 
-/// The file that a path stands for, its last component not followed; `None` if there is none.
+/// The state of the file at a path. `None` if there is no file. This does not follow a symbolic link at the end of the
+/// path.
 pub(crate) fn stat_path(path: &Path) -> io::Result<Option<Stat>> {
     let opened = OpenOptions::new()
         .access_mode(FILE_READ_ATTRIBUTES)
@@ -151,27 +152,27 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usi
     file.seek_write(bytes, offset)
 }
 
-/// What an error of an open says about the thing that stands at the path.
+/// The type of the file at the path, if the open failed because it is not a regular file.
 pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
     (error.kind() == io::ErrorKind::IsADirectory).then_some("a directory")
 }
 
-/// No open is refused only for now.
+/// Windows has no leases that refuse an open for a moment.
 pub(crate) fn is_open_refused_for_now(_error: &io::Error) -> bool {
     false
 }
 
-/// There are no record locks.
+/// Windows has no record locks as Unix has them.
 pub(crate) fn record_lock_holder(_file: &File) -> Option<u32> {
     None
 }
 
-/// Every file can be locked that is open.
+/// `LockFileEx` needs no handle for writing.
 pub(crate) fn is_lock_for_writers(_error: &io::Error) -> bool {
     false
 }
 
-/// No open file is gone.
+/// Nobody can remove a file that is open here, see [`SHARED`].
 pub(crate) fn is_file_gone(_error: &io::Error) -> bool {
     false
 }
@@ -183,7 +184,7 @@ pub(crate) fn is_lock_unsupported(error: &io::Error) -> bool {
 }
 
 fn locked_byte() -> OVERLAPPED {
-    // SAFETY: the structure is plain integers and a null handle, for which zero is a value.
+    // SAFETY: the structure consists of integers and a handle, for which zero is a valid value.
     let mut place: OVERLAPPED = unsafe { zeroed() };
     place.Anonymous.Anonymous.Offset = LOCKED_BYTE as u32;
     place.Anonymous.Anonymous.OffsetHigh = (LOCKED_BYTE >> 32) as u32;
@@ -200,13 +201,13 @@ pub(crate) fn try_lock_shared(file: &File) -> io::Result<bool> {
 
 fn try_lock(file: &File, flags: u32) -> io::Result<bool> {
     let mut place = locked_byte();
-    // SAFETY: the handle is open and synchronous, so the call is over, and `place` no longer in use, when it returns.
+    // SAFETY: the handle is open. It is synchronous, so the system does not use `place` after the call returns.
     if unsafe { LockFileEx(file.as_raw_handle(), flags, 0, 1, 0, &mut place) } != 0 {
         return Ok(true);
     }
     let error = io::Error::last_os_error();
     match error.raw_os_error().map(|code| code as u32) {
-        // ERROR_ACCESS_DENIED is another answer of a lock that is held (seen by other lock libraries in contention).
+        // Other lock libraries have seen ERROR_ACCESS_DENIED under contention. It means that the lock is held.
         Some(ERROR_LOCK_VIOLATION | ERROR_IO_PENDING | ERROR_ACCESS_DENIED) => Ok(false),
         _ => Err(error),
     }
@@ -214,7 +215,7 @@ fn try_lock(file: &File, flags: u32) -> io::Result<bool> {
 
 pub(crate) fn unlock(file: &File) -> io::Result<()> {
     let mut place = locked_byte();
-    // SAFETY: as in `try_lock`.
+    // SAFETY: the same reasons as in `try_lock`.
     match unsafe { UnlockFileEx(file.as_raw_handle(), 0, 1, 0, &mut place) } {
         0 => Err(io::Error::last_os_error()),
         _ => Ok(()),
@@ -225,36 +226,36 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
     if pid == 0 {
         return Existence::Gone;
     }
-    // SAFETY: no pointers.
+    // SAFETY: the call takes no pointers.
     let process = unsafe { OpenProcess(PROCESS_SYNCHRONIZE | PROCESS_QUERY_LIMITED_INFORMATION, 0, pid) };
     if process.is_null() {
         let denied = io::Error::last_os_error().raw_os_error() == Some(ERROR_ACCESS_DENIED as i32);
         return if denied { Existence::Alive } else { Existence::Gone };
     }
-    // A process that has ended exists as long as somebody has it open.
+    // A process that has ended still exists as long as somebody has a handle to it.
     // SAFETY: the handle is open.
     let has_ended = unsafe { WaitForSingleObject(process, 0) } == WAIT_OBJECT_0;
-    // SAFETY: the handle is ours, and not used again.
+    // SAFETY: the handle is open, we own it, and nobody uses it after this.
     unsafe { CloseHandle(process) };
     if has_ended { Existence::Gone } else { Existence::Alive }
 }
 
-/// No file system is known well enough to try in line on it, or to wait for its events.
+/// No file system of Windows is known well enough to make a try without the blocking pool, or to wait for its events.
 pub(crate) fn filesystem_at(_path: &Path) -> io::Result<FileSystem> {
     Ok(FileSystem::Other("this file system".into()))
 }
 
-/// No such list.
+/// Windows has no list of locks.
 pub(crate) fn listed_flock_holders(_stat: &Stat) -> Vec<u32> {
     Vec::new()
 }
 
-/// Nothing tells.
+/// Windows does not show which process has a lock.
 pub(crate) fn has_flock(_pid: u32, _stat: &Stat) -> Option<bool> {
     None
 }
 
-/// Nothing tells.
+/// Windows does not show which process has a lock.
 pub(crate) fn find_flock_holder(_stat: &Stat) -> Option<u32> {
     None
 }

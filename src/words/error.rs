@@ -1,4 +1,4 @@
-//! The one error type.
+//! The error type of the crate.
 
 use std::fmt;
 use std::io;
@@ -9,13 +9,13 @@ use super::escape::Escaped;
 use super::holder::{Brief, Holder};
 use super::kind::LockKind;
 
-/// Why a lock could not be taken, kept or released.
+/// The reason why a lock could not be taken, kept or released.
 ///
-/// Every variant names the path or the URL it is about. A lock that somebody else holds is not an error:
-/// [`attempt`](crate::LockFile::attempt) then answers `Ok(None)`, and in no other case.
+/// Every variant contains the path or the URL that it concerns. It is not an error that somebody else holds the lock. In
+/// that case, and only then, [`attempt`](crate::LockFile::attempt) returns `Ok(None)`.
 ///
-/// The text of an error says its cause too. So [`source`](std::error::Error::source) does not say it again;
-/// [`io_error`](Self::io_error) gives the error of the system call.
+/// The text of an error includes its cause. So [`source`](std::error::Error::source) does not return the cause again.
+/// [`io_error`](Self::io_error) returns the error of the system call.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
@@ -23,54 +23,54 @@ pub enum LockError {
     #[error("invalid lock URL {url:?}: {reason}")]
     #[non_exhaustive]
     InvalidUrl {
-        /// The text as it was given.
+        /// The given text.
         url: String,
         /// What is wrong with it.
         reason: String,
     },
 
-    /// The path cannot name a lock file, on any system.
+    /// The path cannot be the path of a lock file on any system.
     #[error("invalid lock file path {path:?}: {reason}")]
     #[non_exhaustive]
     InvalidPath {
-        /// The path as it was given.
+        /// The given path.
         path: PathBuf,
         /// What is wrong with it.
         reason: &'static str,
     },
 
-    /// This platform or this file system does not support the kind of lock that was asked for.
+    /// This platform or this file system does not support the requested kind of lock.
     #[error("a {kind} lock is not possible at {path:?}: {reason}")]
     #[non_exhaustive]
     Unsupported {
         /// Path of the lock file.
         path: PathBuf,
-        /// The kind that was asked for.
+        /// The requested kind.
         kind: LockKind,
         /// What is missing, and what to use instead.
         reason: String,
     },
 
-    /// There is something else at the path than a lock file of this kind. It was not changed.
+    /// The file at the path is not a lock file of this kind. It was not changed.
     #[error("{path:?} is not a lock file of this kind: {found}")]
     #[non_exhaustive]
     NotALockFile {
         /// The path.
         path: PathBuf,
-        /// What was found there.
+        /// What is at the path.
         found: String,
     },
 
-    /// The lock file seems to be left behind, but nothing proves that it is, or that it is a lock of this kind. It was not
-    /// changed.
+    /// The holder of the lock file seems to be dead, but nothing proves it, or nothing proves that the file is a lock of this
+    /// kind. The file was not changed.
     #[error("{path:?} looks like a lock that {} left behind, but {reason}", Left(*pid))]
     #[non_exhaustive]
     Stale {
         /// Path of the lock file.
         path: PathBuf,
-        /// The PID in its record; 0 if it names none.
+        /// The PID in its record. It is 0 if the record contains no PID.
         pid: u32,
-        /// Why it is not taken over, and what to do.
+        /// Why the lock is not taken over, and what to do.
         reason: String,
     },
 
@@ -78,11 +78,11 @@ pub enum LockError {
     #[error("timed out after {limit:?} waiting for {}{}", Subject(path), Brief(holder.as_deref()))]
     #[non_exhaustive]
     TimedOut {
-        /// Path of the lock file, or name of the null lock, which may be empty.
+        /// Path of the lock file, or name of the null lock. The name may be empty.
         path: PathBuf,
-        /// The limit that was given.
+        /// The given limit.
         limit: Duration,
-        /// Who held the lock at the end, where that can be known.
+        /// The holder of the lock at the end of the wait, if it is known.
         holder: Option<Box<Holder>>,
     },
 
@@ -96,20 +96,20 @@ pub enum LockError {
         reason: LostReason,
     },
 
-    /// A system call failed. A lock that is merely held is never reported like this.
+    /// A system call failed. A lock that somebody else holds never causes this error.
     #[error("cannot {action} {path:?}: {error}")]
     #[non_exhaustive]
     Io {
         /// Path of the lock file.
         path: PathBuf,
-        /// What was tried: completes "cannot … PATH".
+        /// The action that failed. It completes "cannot … PATH".
         action: &'static str,
         /// The cause.
         error: io::Error,
     },
 }
 
-/// The lock as a sentence names it.
+/// The lock, as an error message names it.
 struct Subject<'a>(&'a Path);
 
 impl fmt::Display for Subject<'_> {
@@ -122,7 +122,7 @@ impl fmt::Display for Subject<'_> {
     }
 }
 
-/// Who left a lock behind, as a sentence names it.
+/// The process that left a lock behind, as an error message names it.
 struct Left(u32);
 
 impl fmt::Display for Left {
@@ -135,7 +135,7 @@ impl fmt::Display for Left {
 }
 
 impl LockError {
-    /// The path this error is about; `None` for [`InvalidUrl`](Self::InvalidUrl) and for null locks.
+    /// The path that this error concerns. `None` for [`InvalidUrl`](Self::InvalidUrl) and for null locks.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::InvalidUrl { .. } => None,
@@ -150,7 +150,7 @@ impl LockError {
         }
     }
 
-    /// The failed system call's error; `None` unless this is [`Io`](Self::Io).
+    /// The error of the failed system call. `None` unless this is [`Io`](Self::Io).
     pub fn io_error(&self) -> Option<&io::Error> {
         match self {
             Self::Io { error, .. } => Some(error),
@@ -179,7 +179,7 @@ impl LockError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LostReason {
-    /// Nothing is at the path any more: somebody removed the lock file or moved it away.
+    /// There is no file at the path any more. Somebody removed the lock file or moved it away.
     Removed,
     /// Another file is at the path.
     Replaced,

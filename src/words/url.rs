@@ -1,4 +1,4 @@
-//! Lock URLs: parsing and printing, nothing else.
+//! Parses and prints lock URLs.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -10,8 +10,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 use super::error::LockError;
 use super::kind::LockKind;
 
-/// All but these characters are percent-encoded in a path: RFC 3986's unreserved ones, the separator, and a few that
-/// need no encoding in a path.
+/// The characters of a path that are percent-encoded. These are all characters except the unreserved characters of RFC
+/// 3986, the separator, and a few that need no encoding in a path.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -24,11 +24,11 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'=')
     .remove(b'@');
 
-/// The URL of a lock: `SCHEME:relative`, `SCHEME:/abs`, `SCHEME:///abs` or `SCHEME://localhost/abs`, percent-encoded,
-/// as PEAK's `FileURL`.
+/// The URL of a lock. Its form is `SCHEME:relative`, `SCHEME:/abs`, `SCHEME:///abs` or `SCHEME://localhost/abs`. The path
+/// is percent-encoded. The `FileURL` of PEAK has the same forms.
 ///
-/// Schemes are `lockfile` (the platform's default), `shlockfile`, `flockfile`, `winflockfile` and `nulllockfile`.
-/// `nulllockfile:` is a fresh lock each time it is opened, `nulllockfile:NAME` one lock per name in this process.
+/// The schemes are `lockfile` (the platform's default), `shlockfile`, `flockfile`, `winflockfile` and `nulllockfile`.
+/// `nulllockfile:` is a new lock each time it is opened. `nulllockfile:NAME` is one lock for each name in this process.
 ///
 /// ```
 /// use tokio_lockfile::LockUrl;
@@ -79,7 +79,7 @@ impl FromStr for LockUrl {
     type Err = LockError;
 
     /// # Errors
-    /// [`LockError::InvalidUrl`], which says what is wrong.
+    /// [`LockError::InvalidUrl`], which names the mistake.
     fn from_str(url: &str) -> Result<Self, LockError> {
         parse(url).map_err(|reason| LockError::InvalidUrl { url: url.to_owned(), reason })
     }
@@ -139,7 +139,7 @@ fn os_string(bytes: Vec<u8>) -> Result<OsString, String> {
 #[cfg(windows)]
 fn os_string(bytes: Vec<u8>) -> Result<OsString, String> {
     let path = String::from_utf8(bytes).map_err(|_| "its path is not UTF-8")?;
-    // RFC 8089, appendix E.2: /C:/dir stands for the drive's root.
+    // The path /C:/dir means C:/dir (RFC 8089, appendix E.2).
     match path.as_bytes() {
         [b'/', drive, b':', ..] if drive.is_ascii_alphabetic() => Ok(path[1..].into()),
         _ => Ok(path.into()),
@@ -154,7 +154,7 @@ fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
 #[cfg(windows)]
 fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
     let path = path.to_string_lossy();
-    // A path that skips Windows' rewriting stands for the same file as without the prefix.
+    // The prefix only turns off the path normalization of Windows. The path without the prefix leads to the same file.
     let path = match path.strip_prefix(r"\\?\UNC\") {
         Some(share) => format!(r"\\{share}"),
         None => path.strip_prefix(r"\\?\").unwrap_or(&path).to_owned(),
@@ -166,7 +166,7 @@ fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
     }
 }
 
-/// Prints `SCHEME:///abs` or `SCHEME:relative`, percent-encoded; parsing that gives an equal URL.
+/// Prints `SCHEME:///abs` or `SCHEME:relative`, percent-encoded. The printed text parses to an equal URL.
 impl fmt::Display for LockUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, _) = SCHEMES.iter().find(|(_, scheme)| *scheme == self.scheme).expect("all schemes have a name");

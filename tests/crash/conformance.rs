@@ -1,10 +1,10 @@
-//! That the model and the program make the same calls.
+//! Checks that the model and the program make the same system calls.
 
 use crate::model::protocol::{At, Kind as Program, Model};
 use crate::model::state::{Name, Record, State};
 use crate::stage::{Kind, Scene, Stage};
 
-/// The calls that decide; the others only look at a file that is open, or close it.
+/// The calls that affect the result. The others only examine an open file, or close it.
 const DECIDING: &[&str] = &[
     "openat",
     "flock",
@@ -20,7 +20,7 @@ const DECIDING: &[&str] = &[
 ];
 
 pub(crate) fn run() {
-    for scene in [Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Litter, Scene::Held] {
+    for scene in [Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Leftovers, Scene::Held] {
         let (model, program) = (by_model(scene), by_program(scene));
         assert_eq!(model, program, "{scene:?}: the model's calls, and the program's");
         println!("{scene:?}: the model and the program make the same {} calls", model.len());
@@ -29,12 +29,12 @@ pub(crate) fn run() {
 
 fn by_program(scene: Scene) -> Vec<&'static str> {
     let mut stage = Stage::new(Kind::Shlock, scene);
-    // With the path of each descriptor.
+    // strace prints the path of each descriptor.
     stage.run(&["-y".into()]);
     let mut calls = Vec::new();
     for (boundary, line) in stage.trace() {
         let is_directory = line.contains("O_DIRECTORY") || line.contains("O_PATH");
-        // Without process descriptors sysinfo tells the zombies, in its own way.
+        // Where there are no process descriptors, the sysinfo crate detects zombies, with calls of its own.
         let asks_sysinfo = line.contains("/proc");
         let repeats = ["pread64", "getdents64"].contains(&boundary.call) && calls.last() == Some(&boundary.call);
         if DECIDING.contains(&boundary.call) && !is_directory && !asks_sysinfo && !repeats {
@@ -53,7 +53,7 @@ fn by_model(scene: Scene) -> Vec<&'static str> {
     loop {
         calls.extend(model.calls(&state, 0));
         model.step(&mut state, 0);
-        if state.processes[0].expect("takes part").at == At::Idle {
+        if state.processes[0].expect("the process takes part").at == At::Idle {
             return calls;
         }
     }
@@ -66,7 +66,7 @@ fn set(scene: Scene, state: &mut State<At>) {
     let stale = state.create();
     state.link(stale, Name::Lock);
     match scene {
-        Scene::Litter => {
+        Scene::Leftovers => {
             state.file_mut(stale).record = Record::Foreign(None);
             state.link(stale, Name::Breaking);
             state.link(stale, Name::Second(1));
@@ -75,7 +75,7 @@ fn set(scene: Scene, state: &mut State<At>) {
         Scene::Held => {
             state.file_mut(stale).record = Record::Marked(Some(1));
             state.local_mut(1).at = At::Held;
-            state.local_mut(1).made = Some(stale);
+            state.local_mut(1).created = Some(stale);
             state.try_lock(1, stale);
         }
         Scene::Unfinished => {

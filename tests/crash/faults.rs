@@ -1,10 +1,10 @@
-//! Refused at every system call.
+//! Each system call fails once with each of its possible errors.
 
 use std::collections::BTreeSet;
 
 use crate::stage::{Boundary, Kind, SCENES, Scene, Stage, boundaries};
 
-/// What each call may be refused with. EINTR only where it can happen.
+/// The errors that each call may return. EINTR is listed only where it can happen.
 const FAULTS: &[(&str, &[&str])] = &[
     ("openat", &["EMFILE", "ENFILE", "EACCES", "EROFS", "ENOSPC", "EIO", "EINTR", "EOPNOTSUPP"]),
     ("open", &["EMFILE", "EACCES", "EROFS", "ENOSPC", "EIO", "EINTR"]),
@@ -25,7 +25,7 @@ const FAULTS: &[(&str, &[&str])] = &[
 
 pub(crate) fn run() {
     let (mut tried, mut errors) = (0, 0);
-    // What each kind cannot do without, and what there is a way around.
+    // The calls that each kind needs, and the failures that it can work around.
     let (mut unsupported, mut got_around) = (BTreeSet::new(), BTreeSet::new());
     for kind in [Kind::Shlock, Kind::Flock] {
         for &scene in SCENES.iter().filter(|&&scene| scene != Scene::Held) {
@@ -49,26 +49,26 @@ pub(crate) fn run() {
         }
     }
     assert_eq!(unsupported, [(Kind::Shlock, "flock"), (Kind::Shlock, "linkat"), (Kind::Flock, "flock")].into());
-    // NFS wants a file open for writing.
+    // On NFS, flock needs a file that is open for writing.
     assert!(got_around.contains(&(Kind::Shlock, "flock", "EBADF")), "{got_around:?}");
-    println!("refused {tried} times: {errors} errors, each with the path in it, and {} ways around", tried - errors);
+    println!("{tried} failed calls: {errors} errors, each with the path in it, and {} worked around", tried - errors);
 }
 
-/// The error that the worker answered with, if any.
+/// Lets one call fail. Returns the error that the worker reported, if any.
 fn refuse(kind: Kind, scene: Scene, Boundary { call, number }: Boundary, fault: &str) -> Option<String> {
     let place = format!("{kind:?} {scene:?}: {fault} at {call} {number}");
     let mut stage = Stage::new(kind, scene);
     stage.run(&["-e".into(), format!("inject={call}:error={fault}:when={number}")]);
     let report = stage.report();
-    // A directory that may not be listed: then only the age of the links tells whether their makers are dead.
-    if (scene, fault, report.as_str()) == (Scene::Litter, "EACCES", "busy\n") {
+    // The directory cannot be listed. Then only the age of the links shows whether their creators are dead.
+    if (scene, fault, report.as_str()) == (Scene::Leftovers, "EACCES", "busy\n") {
         return None;
     }
     let error = report.contains("error").then_some(report);
     match &error {
         Some(error) => assert!(error.contains(&*stage.path().to_string_lossy()), "{place}: {error}"),
         None => {
-            assert_eq!(stage.report(), "held\nreleased\n", "{place}: busy and broken are different answers");
+            assert_eq!(stage.report(), "held\nreleased\n", "{place}: a failed call must not be reported as a busy lock");
         }
     }
     stage.is_in_order(&place);

@@ -1,4 +1,4 @@
-//! Killed before every system call.
+//! The process is killed before every system call.
 
 use crate::stage::{Boundary, Stage, boundaries, each_scene};
 

@@ -1,11 +1,11 @@
-//! Every system call of a try, a wait and a release, as a place where the process is killed, is stopped, or is refused.
+//! At every system call of an attempt, a wait and a release, the process is killed, or is stopped, or the call fails.
 //!
 //! ```text
 //! cargo test --test crash
 //! ```
 //!
-//! A worker, which is this program too, runs under strace(1), which injects a signal or an error at the N-th call of a
-//! kind. All happens on tmpfs, where a worker makes all its calls on one thread.
+//! A worker, which is another process of this program, runs under strace(1). strace injects a signal or an error at the
+//! N-th call with a given name. All tests run on tmpfs, because there a worker makes all its calls on one thread.
 
 mod conformance;
 mod faults;

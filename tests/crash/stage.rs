@@ -1,4 +1,4 @@
-//! Where a worker finds itself, and how it is run.
+//! The directory in which a worker runs, and how the worker is started.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use tokio_lockfile::{LockFile, LockGuard};
 
 use crate::worker::{BEGIN, END, ROLE};
 
-/// Bounds a hang.
+/// The limit for a hang.
 pub(crate) const HANG: Duration = Duration::from_secs(20);
 
-/// The calls that matter, as strace names them.
+/// The calls that are tested, with their names in strace.
 pub(crate) const CALLS: &[&str] = &[
     "openat",
     "open",
@@ -43,27 +43,28 @@ pub(crate) enum Kind {
     Flock,
 }
 
-/// What is at the lock's name when the worker comes.
+/// What is at the path of the lock when the worker starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scene {
-    /// Nothing, or an idle file.
+    /// No file, or a file that nobody has locked.
     Free,
     /// A dead holder's file.
     Stale,
-    /// The same, killed before he could remove the name under which he made it, as where files need one.
+    /// The same, and the holder was killed before it removed the private name of the file. It needs this name on a file
+    /// system where a file cannot be created without one.
     Unfinished,
-    /// A dead foreign holder's file, with the links of a dead breaker.
-    Litter,
-    /// A file that is held; the worker tries once.
+    /// The file of a dead holder of another program, with the links that a dead breaker left.
+    Leftovers,
+    /// A lock that is held; the worker attempts once.
     Held,
     /// The same; the worker waits.
     Waiting,
 }
 
-/// Where a wait polls, nothing shows that it is asleep.
+/// `Waiting` is left out where a wait polls: there the test cannot see that the wait is asleep.
 pub(crate) const SCENES: &[Scene] = match cfg!(tokio_lockfile_test_portable) {
-    false => &[Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Litter, Scene::Held, Scene::Waiting],
-    true => &[Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Litter, Scene::Held],
+    false => &[Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Leftovers, Scene::Held, Scene::Waiting],
+    true => &[Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Leftovers, Scene::Held],
 };
 
 /// One run's directory.
@@ -71,11 +72,11 @@ pub(crate) struct Stage {
     dir: TempDir,
     pub(crate) kind: Kind,
     pub(crate) scene: Scene,
-    /// The holder in a scene that has one: this process.
+    /// The guard of this process, in a scene where the lock is held.
     holder: Option<LockGuard>,
 }
 
-/// A place where something is injected: the `number`-th call of that name.
+/// The call at which strace injects something: the `number`-th call with this name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Boundary {
     pub(crate) call: &'static str,
@@ -102,16 +103,16 @@ impl Stage {
                 fs::write(&path, format!("{:>10}\t \t\n", dead_pid())).unwrap();
                 fs::hard_link(&path, path.with_file_name(".x.lock.tokio-lockfile.new")).unwrap();
             }
-            (Scene::Stale | Scene::Unfinished | Scene::Litter, Kind::Flock) => {
+            (Scene::Stale | Scene::Unfinished | Scene::Leftovers, Kind::Flock) => {
                 fs::write(path, format!("{:>10}\t\t \t\t\n", dead_pid())).unwrap()
             }
-            (Scene::Litter, Kind::Shlock) => {
+            (Scene::Leftovers, Kind::Shlock) => {
                 let dead = dead_pid();
                 fs::write(&path, format!("{dead}\n")).unwrap();
                 fs::hard_link(&path, path.with_file_name(format!("shlock{dead}x"))).unwrap();
                 fs::hard_link(&path, path.with_file_name(".x.lock.tokio-lockfile.break")).unwrap();
             }
-            (Scene::Held | Scene::Waiting, _) => stage.holder = Some(stage.take().expect("nobody is there")),
+            (Scene::Held | Scene::Waiting, _) => stage.holder = Some(stage.take().expect("the lock is free")),
         }
         stage
     }
@@ -128,17 +129,17 @@ impl Stage {
         .unwrap()
     }
 
-    /// One try of this process.
+    /// One attempt of this process.
     pub(crate) fn take(&self) -> Option<LockGuard> {
         self.lock().blocking_attempt().unwrap()
     }
 
-    /// Lets the holder of the scene release.
+    /// Releases the lock that this process holds in the scene.
     pub(crate) fn release_holder(&mut self) {
-        self.holder.take().inspect(|guard| assert!(guard.is_held(), "the holder was harmed"));
+        self.holder.take().inspect(|guard| assert!(guard.is_held(), "the holder has lost its lock"));
     }
 
-    /// What the worker has said so far.
+    /// What the worker has reported so far.
     pub(crate) fn report(&self) -> String {
         fs::read_to_string(self.dir.path().join("report")).unwrap()
     }
@@ -159,7 +160,7 @@ impl Stage {
             .expect("strace(1) is installed")
     }
 
-    /// Runs the worker to its end; in a scene where it waits, it is let in once it is asleep.
+    /// Runs the worker to its end. In the scene `Waiting`, the holder releases the lock once the worker is asleep.
     pub(crate) fn run(&mut self, options: &[String]) {
         let mut child = self.start(options);
         if self.scene == Scene::Waiting {
@@ -169,7 +170,7 @@ impl Stage {
         child.wait().unwrap();
     }
 
-    /// The calls between the worker's marks, in their order.
+    /// The calls between the worker's two marks, in their order.
     pub(crate) fn trace(&self) -> Vec<(Boundary, String)> {
         let trace = fs::read_to_string(self.dir.path().join("trace")).unwrap();
         let mut counts = std::collections::HashMap::new();
@@ -189,28 +190,28 @@ impl Stage {
         calls
     }
 
-    /// Whether the worker has been stopped. The state that /proc shows is the same in every call that is traced.
+    /// Whether the worker has been stopped. /proc cannot show it: its state is the same in every traced call.
     pub(crate) fn has_stopped(&self) -> bool {
         fs::read_to_string(self.dir.path().join("trace")).is_ok_and(|trace| trace.contains("stopped by SIGSTOP"))
     }
 
-    /// That the next to come gets the lock, and leaves nothing behind. Says after how long it got it.
+    /// Checks that the next process gets the lock and that no leftover files remain. Returns how long it took.
     pub(crate) fn is_in_order(&mut self, after: &str) -> Duration {
         self.release_holder();
         let started = Instant::now();
-        // A second try, because of the first a killed process's last descriptor may be in the way.
-        let guard = self.take().or_else(|| self.take()).unwrap_or_else(|| panic!("stuck after {after}"));
+        // There is a second attempt, because at the first one the kernel may not have closed the killed process's file yet.
+        let guard = self.take().or_else(|| self.take()).unwrap_or_else(|| panic!("the lock is not free after {after}"));
         let delay = started.elapsed();
         drop(guard);
         let names: Vec<_> =
             fs::read_dir(self.path().parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         let expected: &[&str] = if self.kind == Kind::Flock { &["x.lock"] } else { &[] };
-        assert_eq!(names, expected, "left behind after {after}");
+        assert_eq!(names, expected, "leftover files after {after}");
         delay
     }
 }
 
-/// All places in a scene where something can be injected.
+/// All calls in a scene at which something can be injected.
 pub(crate) fn boundaries(kind: Kind, scene: Scene) -> Vec<Boundary> {
     let mut stage = Stage::new(kind, scene);
     stage.run(&[]);
@@ -235,13 +236,13 @@ pub(crate) fn wait_until(mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// The worker of this strace.
+/// The PID of the worker that this strace traces.
 pub(crate) fn worker_of(strace: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{strace}/task/{strace}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
 }
 
-/// Whether the worker of this strace watches a file.
+/// Whether the worker that this strace traces watches a file.
 pub(crate) fn is_asleep(strace: u32) -> bool {
     let Some(worker) = worker_of(strace) else { return false };
     let watches = |path: &Path| fs::read_to_string(path).is_ok_and(|info| info.contains("inotify wd:"));

@@ -1,4 +1,4 @@
-//! Stopped after every system call, while another process comes, or somebody removes what is there.
+//! The process is stopped after every system call. Meanwhile another process takes the lock, or all files are removed.
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -12,21 +12,21 @@ pub(crate) fn run() {
             tried += 1;
         }
     });
-    println!("stopped at {tried} boundaries, and nobody was robbed or harmed");
+    println!("stopped at {tried} boundaries: no lock was taken from its holder");
 
     let mut swept = 0;
-    for scene in [Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Litter] {
+    for scene in [Scene::Free, Scene::Stale, Scene::Unfinished, Scene::Leftovers] {
         for boundary in boundaries(Kind::Shlock, scene) {
             sweep(scene, boundary);
             swept += 1;
         }
     }
-    println!("lost everything at {swept} boundaries, and started again");
+    println!("all files removed at {swept} boundaries: every worker got the lock or reported the loss");
 }
 
-/// Whatever goes away in the middle of a try is no error; what goes away under a holder is.
+/// All files are removed. During an attempt this is no error; while the lock is held it is one.
 fn sweep(scene: Scene, Boundary { call, number }: Boundary) {
-    let place = format!("{scene:?}: swept at {call} {number}");
+    let place = format!("{scene:?}: files removed at {call} {number}");
     let mut stage = Stage::new(Kind::Shlock, scene);
     let mut child = stage.start(&["-e".into(), format!("inject={call}:signal=STOP:when={number}")]);
     let strace = child.id();
@@ -60,19 +60,19 @@ fn stop(kind: Kind, scene: Scene, Boundary { call, number }: Boundary) {
         stage.has_stopped() || has_ended()
     });
 
-    // Another comes, and keeps what it gets until the stopped one has had its chance.
+    // This process attempts to take the lock. If it gets it, it holds it while the stopped worker goes on.
     let is_releasing = stage.report().contains("held");
     stage.release_holder();
     let other = stage.take();
     let mut resume = || {
-        // Again and again, because a stop may be on its way yet.
+        // Repeated, because a stop signal may still be pending.
         let pid = worker_of(strace).and_then(|worker| Pid::from_raw(worker as i32));
         pid.inspect(|pid| _ = kill_process(*pid, Signal::CONT));
         has_ended()
     };
     if let Some(guard) = other {
         wait_until(|| resume() || scene == Scene::Waiting && is_asleep(strace));
-        assert!(guard.is_held(), "{place}: a successor was harmed");
+        assert!(guard.is_held(), "{place}: the next holder has lost its lock");
         assert!(is_releasing || !stage.report().contains("held"), "{place}: two holders");
         drop(guard);
     }

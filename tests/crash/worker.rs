@@ -7,15 +7,15 @@ use tokio_lockfile::LockFile;
 
 pub(crate) const ROLE: &str = "--worker";
 
-/// Names that the worker tries to open where its trace begins and ends.
+/// The worker tries to open these names, to mark the begin and the end of the part of the trace that is read.
 pub(crate) const BEGIN: &str = "/tokio-lockfile-trace-begins";
 pub(crate) const END: &str = "/tokio-lockfile-trace-ends";
 
-/// `--worker attempt|obtain URL REPORT`: takes the lock and releases it, and says in the file REPORT how far it got.
+/// `--worker attempt|obtain URL REPORT`: takes the lock and releases it, and writes its progress to the file REPORT.
 pub(crate) fn main() {
     let [way, url, report] = [2, 3, 4].map(|number| std::env::args().nth(number).expect("three arguments"));
     let mut report = std::fs::File::options().append(true).open(report).unwrap();
-    // By writev, which is no call of a lock's.
+    // With writev, because the lock does not use that call.
     let mut say =
         |text: String| assert_eq!(report.write_vectored(&[IoSlice::new(text.as_bytes())]).unwrap(), text.len());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

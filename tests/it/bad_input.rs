@@ -1,4 +1,4 @@
-//! What is not a lock file: a clear error, and the thing as it was.
+//! A path that leads to something else than a lock file: the error is clear, and the file is not changed.
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
@@ -28,13 +28,13 @@ fn make(path: &Path, what: &str) {
         "a directory" => std::fs::create_dir(path).unwrap(),
         "a FIFO" => assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success()),
         "a socket" => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
-        "a device" => unreachable!("made by its own test"),
+        "a device" => unreachable!("a test of its own creates it"),
         other => unreachable!("{other}"),
     }
 }
 
 #[tokio::test]
-async fn what_is_no_regular_file_is_refused() {
+async fn anything_but_a_regular_file_is_refused() {
     for what in ["a symbolic link", "a dangling symbolic link", "a directory", "a FIFO", "a socket"] {
         each_file_kind(|kind, path| async move {
             make(&path, what);
@@ -61,7 +61,7 @@ async fn a_device_is_refused() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_loop_of_links_on_the_way_is_not_what_is_at_the_path() {
+async fn a_loop_of_symbolic_links_in_the_path_is_an_io_error() {
     let dir = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
     let path = dir.path().join("loop/x.lock");
@@ -72,7 +72,7 @@ async fn a_loop_of_links_on_the_way_is_not_what_is_at_the_path() {
 }
 
 #[tokio::test]
-async fn content_that_is_no_record_is_refused_by_shlock_and_kept_by_flock() {
+async fn content_that_is_no_record_is_refused_by_shlock_and_left_unchanged_by_flock() {
     let long = "lock ".repeat(1 << 18);
     for content in ["garbage", "0 0\n", "-1\n", "99999999999999999999\n", "12 34\n", "sixteen bytes ..", &long] {
         let dir = tempfile::tempdir().unwrap();
@@ -90,7 +90,7 @@ async fn content_that_is_no_record_is_refused_by_shlock_and_kept_by_flock() {
 }
 
 #[tokio::test]
-async fn the_kinds_do_not_harm_each_others_files() {
+async fn each_kind_leaves_the_other_kinds_files_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.lock");
     let (shlock, flock) = (LockFile::shlock(&path).unwrap(), LockFile::flock(&path).unwrap());

@@ -1,4 +1,4 @@
-//! What holds for every kind within one process.
+//! The behaviour of every kind within one process.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -75,9 +75,9 @@ async fn waiters_are_served_in_order() {
     .await;
 }
 
-/// However often a task asks, in a runtime with one thread the holder must get to run.
+/// A task may call `attempt` in a loop. In a runtime with one thread, the holder's task must still get to run.
 #[tokio::test]
-async fn a_loop_of_tries_lets_other_tasks_run() {
+async fn a_loop_of_attempts_lets_other_tasks_run() {
     each_kind(|a, b| async move {
         let guard = take(&a).await;
         tokio::spawn(async move {
@@ -158,7 +158,7 @@ async fn endless_and_zero_limits() {
 }
 
 #[tokio::test]
-async fn the_holder_is_known() {
+async fn the_holder_is_reported() {
     each_kind(|a, b| async move {
         assert_eq!(b.holder().await.unwrap(), None);
         let guard = take(&a).await;
@@ -198,7 +198,7 @@ fn a_guard_may_be_dropped_outside_a_runtime() {
 }
 
 #[tokio::test]
-async fn a_handle_knows_itself() {
+async fn a_handle_reports_its_path_its_kind_and_its_url() {
     let lock = LockFile::new("relative.lock").unwrap();
     let path = std::env::current_dir().unwrap().join("relative.lock");
     assert_eq!(lock.path(), Some(path.as_path()));
@@ -213,7 +213,7 @@ async fn a_handle_knows_itself() {
 }
 
 #[test]
-fn types_are_what_services_need() {
+fn types_are_send_sync_and_static_as_services_need() {
     fn holds<T: Send + Sync + std::fmt::Debug + 'static>() {}
     fn sends<T: Send>(_: T) {}
     holds::<tokio_lockfile::LockFile>();

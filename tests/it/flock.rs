@@ -35,7 +35,7 @@ async fn data_that_was_there_before_is_not_touched() {
     }
 }
 
-/// It may be a log, or a file that says something by being there. The kernel's list names the holder.
+/// The file may be a log, or its mere existence may mean something. The kernel's list of locks names the holder.
 #[tokio::test]
 async fn an_empty_file_that_was_there_before_stays_empty() {
     let (_dir, path, lock) = place();
@@ -63,7 +63,7 @@ async fn without_a_record_nothing_is_ever_written() {
     }
 }
 
-/// The file was new, so it has our record; then its owner writes what the lock is there for.
+/// The file was new, so it contains our record. Then its owner writes the data that the lock protects.
 #[tokio::test]
 async fn data_written_under_the_lock_is_not_touched() {
     for content in [&b""[..], b"42\n", b"sixteen bytes ..", b"{\"important\": \"much more than a record\"}"] {

@@ -1,5 +1,5 @@
-//! Arbitrary bytes in the lock file, arbitrary URLs and arbitrary paths. Half of the contents are a record or nearly
-//! one, so that every branch of the reading is reached; each test ends with a check that it was.
+//! Arbitrary bytes in the lock file, arbitrary URLs and arbitrary paths. Half of the contents are a record or almost
+//! a record, so that every branch of the parser is reached. At its end each test checks that this happened.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -13,13 +13,13 @@ use proptest::sample::select;
 use proptest::test_runner::TestRunner;
 use tokio_lockfile::{LockError, LockFile, LockUrl, check_lock, pid_exists};
 
-/// What our records have behind the PID in ten columns.
+/// The end of our records, after the PID in ten columns.
 const SHLOCK_TAIL: &str = "\t \t\n";
-/// Of a lock made where a free flock proves nothing.
+/// The same, for a lock created on a file system where a free flock does not prove that the holder is dead.
 const NO_PROOF_TAIL: &str = "\t\t \n";
 const FLOCK_TAIL: &str = "\t\t \t\t\n";
 
-/// A longer file is nobody's record.
+/// A longer file is no program's record.
 const LIMIT: usize = 1024;
 
 fn config(cases: u32) -> ProptestConfig {
@@ -30,7 +30,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// A PID that lives, PIDs that no process can have (Linux ends at 2²²), and what only looks like a PID.
+/// The PID of a live process, PIDs that no process can have (Linux ends at 2²²), and text that only looks like a PID.
 fn pid_text() -> impl Strategy<Value = String> {
     let own = std::process::id().to_string();
     prop_oneof![
@@ -45,14 +45,14 @@ fn white_space() -> impl Strategy<Value = String> {
     prop_oneof!["[ \t\n\r\x0b\x0c]{0,8}", select(vec!["", "\n", SHLOCK_TAIL, FLOCK_TAIL]).prop_map(String::from)]
 }
 
-/// A record of some program, the PID right-aligned or not, with one of the tails that mean something.
+/// A record of some program: the PID, right-aligned or not, and one of the known endings.
 fn record() -> impl Strategy<Value = Vec<u8>> {
     let aligned = (pid_text(), white_space()).prop_map(|(pid, tail)| format!("{pid:>10}{tail}"));
     let loose = (white_space(), pid_text(), white_space()).prop_map(|(head, pid, tail)| format!("{head}{pid}{tail}"));
     prop_oneof![2 => aligned, 1 => loose].prop_map(String::into_bytes)
 }
 
-/// A record with one byte changed, cut off, or with bytes after it.
+/// A record with one byte changed, or cut off, or with more bytes after it.
 fn near_record() -> impl Strategy<Value = Vec<u8>> {
     let odd_byte = || prop_oneof![select(b"\0 \t\n0+-x".to_vec()), any::<u8>()];
     prop_oneof![
@@ -84,22 +84,22 @@ fn content() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// What a shlock try may do with a file of this content, which nobody has locked.
+/// What a shlock attempt may do with a file of this content. No process has locked the file.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     /// A record whose holder is dead.
     Break,
-    /// A record whose holder lives, or a file whose maker may still be at work.
+    /// A record whose holder is alive, or a file whose creator may still be writing it.
     Respect,
     /// No lock record.
     Refuse,
-    /// Something that may be another program's record: the answer depends on the PID in it, and the file stays as it is.
+    /// Perhaps another program's record: the answer depends on the PID in it, and the file is not changed.
     LeaveAlone,
 }
 
 fn verdict(bytes: &[u8]) -> Verdict {
     let is_blank = bytes.iter().all(|&byte| byte == 0) && bytes.len() != 16 && bytes.len() <= LIMIT;
-    // Our own records are marked, so a foreign one with our PID is not ours.
+    // Our own records have a mark. So a record of another program with our PID is not ours.
     let is_alive = |pid| pid != std::process::id() && pid_exists(pid);
     match pid(bytes).or_else(|| pid_before_a_name(bytes)) {
         _ if is_blank => Verdict::Respect,
@@ -113,7 +113,7 @@ fn verdict(bytes: &[u8]) -> Verdict {
     }
 }
 
-/// HoneyDanBer's form with the name of a program behind the PID.
+/// The HoneyDanBer format, with the name of a program after the PID.
 fn pid_before_a_name(bytes: &[u8]) -> Option<u32> {
     let (columns, rest) = bytes.split_at_checked(10).filter(|_| bytes.len() <= LIMIT)?;
     let (separator, name) = rest.split_first()?;
@@ -124,7 +124,7 @@ fn pid_before_a_name(bytes: &[u8]) -> Option<u32> {
     pid(columns).filter(|pid| is_name && columns == format!("{pid:>10}").as_bytes())
 }
 
-/// It begins with a number, or may be one in binary.
+/// The content begins with a number, or may be a binary number.
 fn may_be_a_record(bytes: &[u8]) -> bool {
     let is_text = bytes.trim_ascii_start().first().is_some_and(u8::is_ascii_digit);
     bytes.len() <= LIMIT && (is_text || [4, 8].contains(&bytes.len()))
@@ -134,7 +134,7 @@ fn is_our_record(bytes: &[u8], tail: &str) -> bool {
     pid(bytes).is_some_and(|pid| bytes == format!("{pid:>10}{tail}").as_bytes())
 }
 
-/// The PID in a text that is nothing else but white space.
+/// The PID in a text that contains only the PID and white space.
 fn pid(bytes: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() <= LIMIT)?;
     let digits = text.trim_matches([' ', '\t', '\n', '\r', '\x0c']);
@@ -142,7 +142,7 @@ fn pid(bytes: &[u8]) -> Option<u32> {
     (pid > 0 && !digits.starts_with('+')).then_some(pid as u32)
 }
 
-/// Everything about a file that a try which leaves it alone must not change.
+/// The properties of a file that must stay the same if an attempt leaves the file alone.
 fn state(path: &Path) -> (Vec<u8>, u64, u64, u32, i64, i64) {
     let stat = std::fs::symlink_metadata(path).unwrap();
     (std::fs::read(path).unwrap(), stat.ino(), stat.nlink(), stat.mode(), stat.mtime(), stat.mtime_nsec())
@@ -162,12 +162,12 @@ fn shlock_breaks_a_dead_holders_record_and_leaves_any_other_file_alone() {
 
         let alive = check_lock(&path);
         let holder = runtime.block_on(lock.holder());
-        prop_assert_eq!(&state(&path), &before, "after questions");
+        prop_assert_eq!(&state(&path), &before, "after queries");
         match &verdict {
             Verdict::LeaveAlone => {
                 let is_taken = runtime.block_on(lock.attempt()).is_ok_and(|guard| guard.is_some());
                 prop_assert!(!is_taken);
-                prop_assert_eq!(&state(&path), &before, "after a try");
+                prop_assert_eq!(&state(&path), &before, "after an attempt");
             }
             Verdict::Break => {
                 prop_assert!(!alive.unwrap());
@@ -179,25 +179,25 @@ fn shlock_breaks_a_dead_holders_record_and_leaves_any_other_file_alone() {
                 prop_assert_eq!(alive.unwrap(), !bytes.iter().all(|&byte| byte == 0));
                 holder.unwrap();
                 prop_assert!(runtime.block_on(lock.attempt()).unwrap().is_none());
-                prop_assert_eq!(&state(&path), &before, "after a try");
+                prop_assert_eq!(&state(&path), &before, "after an attempt");
             }
             Verdict::Refuse => {
                 prop_assert!(is_refusal(&alive.unwrap_err()));
                 prop_assert!(is_refusal(&holder.unwrap_err()));
                 prop_assert!(is_refusal(&runtime.block_on(lock.attempt()).unwrap_err()));
-                prop_assert_eq!(&state(&path), &before, "after a try");
+                prop_assert_eq!(&state(&path), &before, "after an attempt");
             }
         }
         let left = std::fs::read_dir(dir.path()).unwrap().count();
         prop_assert_eq!(left, usize::from(verdict != Verdict::Break));
         let seen = &seen[verdict as usize];
         seen.set(seen.get() + 1);
-        // A file of its own for each case: inodes tell whether it was replaced.
+        // Each case has its own file: the inode shows whether the file was replaced.
         let _ = std::fs::remove_file(&path);
         Ok(())
     });
     result.unwrap_or_else(|error| panic!("{error}"));
-    assert!(seen.iter().all(|seen| seen.get() > 50), "each verdict comes up: {seen:?}");
+    assert!(seen.iter().all(|seen| seen.get() > 50), "not every verdict occurred often enough: {seen:?}");
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn flock_takes_a_file_of_any_content_and_writes_only_where_a_record_belongs() {
         let is_record = bytes == [0; 16] || is_our_record(&bytes, FLOCK_TAIL);
 
         prop_assert_eq!(runtime.block_on(lock.holder()).unwrap(), None);
-        let guard = runtime.block_on(lock.attempt()).unwrap().expect("nobody has it");
+        let guard = runtime.block_on(lock.attempt()).unwrap().expect("the lock is free");
         let holder = runtime.block_on(lock.holder()).unwrap().expect("held");
         prop_assert!(!is_record || holder.pid() == std::process::id());
         let held = state(&path);
@@ -234,7 +234,7 @@ fn flock_takes_a_file_of_any_content_and_writes_only_where_a_record_belongs() {
         Ok(())
     });
     result.unwrap_or_else(|error| panic!("{error}"));
-    assert!(seen.iter().all(|seen| seen.get() > 10), "records and other contents come up: {seen:?}");
+    assert!(seen.iter().all(|seen| seen.get() > 10), "records or other contents occurred too seldom: {seen:?}");
 }
 
 fn url() -> impl Strategy<Value = String> {
@@ -261,7 +261,7 @@ fn any_string_is_a_url_that_prints_as_an_equal_one_or_an_error() {
                 let printed = parsed.to_string();
                 let again: LockUrl = printed.parse().unwrap();
                 prop_assert_eq!(&again, parsed);
-                // Equal paths may be written in several ways; the bytes must survive too.
+                // Equal paths may have different bytes; the bytes must stay the same, too.
                 prop_assert_eq!(again.to_string(), printed);
             }
             Err(LockError::InvalidUrl { url: named, .. }) => prop_assert_eq!(named, &url),
@@ -276,14 +276,14 @@ fn any_string_is_a_url_that_prints_as_an_equal_one_or_an_error() {
         Ok(())
     });
     result.unwrap_or_else(|error| panic!("{error}"));
-    assert!(seen.iter().all(|seen| seen.get() > 200), "good and bad ones come up: {seen:?}");
+    assert!(seen.iter().all(|seen| seen.get() > 200), "valid or invalid URLs occurred too seldom: {seen:?}");
 }
 
 proptest! {
     #![proptest_config(config(2_000))]
 
     #[test]
-    fn any_path_survives_the_way_through_its_url(
+    fn any_path_is_the_same_after_a_round_trip_through_its_url(
         is_absolute in any::<bool>(),
         bytes in prop_oneof![vec(any::<u8>(), 0..40), vec(select(b"/.%:?# \\a\0\xff".to_vec()), 0..12)],
     ) {

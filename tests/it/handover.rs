@@ -1,9 +1,9 @@
-//! The lock passed on from one task of this process to the next, which may not come for it.
+//! The hand-off of the lock from one task of this process to the next. The next task may never take it.
 
 use crate::support::{Holder, each_file_kind, poll_once, take};
 
 #[tokio::test]
-async fn a_task_that_goes_away_with_the_lock_passed_on_to_it_gives_it_back() {
+async fn a_cancelled_task_gives_back_the_lock_that_was_handed_off_to_it() {
     each_file_kind(|kind, path| async move {
         let lock = kind(&path);
         let guard = take(&lock).await;
@@ -17,7 +17,7 @@ async fn a_task_that_goes_away_with_the_lock_passed_on_to_it_gives_it_back() {
     .await;
 }
 
-/// As in a runtime that stands still: nothing is polled while the other process waits.
+/// As in a blocked runtime: no task is polled while the other process waits.
 #[tokio::test]
 async fn a_task_that_is_not_polled_does_not_keep_other_processes_out() {
     each_file_kind(|kind, path| async move {
@@ -35,7 +35,7 @@ async fn a_task_that_is_not_polled_does_not_keep_other_processes_out() {
 }
 
 #[tokio::test]
-async fn a_queue_of_tasks_is_served_while_some_of_them_go_away() {
+async fn a_queue_of_tasks_is_served_while_some_of_them_are_cancelled() {
     each_file_kind(|kind, path| async move {
         let lock = kind(&path);
         let guard = take(&lock).await;
@@ -60,7 +60,7 @@ async fn a_queue_of_tasks_is_served_while_some_of_them_go_away() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_lost_lock_is_not_passed_on() {
+async fn a_lost_lock_is_not_handed_off() {
     each_file_kind(|kind, path| async move {
         let lock = kind(&path);
         let guard = take(&lock).await;
@@ -75,10 +75,10 @@ async fn a_lost_lock_is_not_passed_on() {
     .await;
 }
 
-/// Two handles are in one queue, and then the path of one of them is led elsewhere.
+/// Two handles are in one queue. Then a symbolic link changes, and the path of one of them leads to another file.
 #[cfg(unix)]
 #[tokio::test]
-async fn a_lock_is_not_passed_on_to_a_handle_on_another_file() {
+async fn a_lock_is_not_handed_off_to_a_handle_on_another_file() {
     each_file_kind(|kind, path| async move {
         let dir = path.parent().unwrap();
         let [first, second, link] = ["first", "second", "link"].map(|name| dir.join(name));
@@ -98,7 +98,7 @@ async fn a_lock_is_not_passed_on_to_a_handle_on_another_file() {
         let mut next = Box::pin(steady.obtain());
         assert!(!poll_once(brief.as_mut()).await);
         assert!(!poll_once(next.as_mut()).await);
-        // The brief holder has it verified as it comes, so it is not verified again as it goes.
+        // The lock is verified when the brief holder obtains it, so it is not verified again at its release.
         drop(guard);
         drop(brief.await.unwrap());
         assert!(!poll_once(next.as_mut()).await, "two holders");
@@ -108,10 +108,10 @@ async fn a_lock_is_not_passed_on_to_a_handle_on_another_file() {
     .await;
 }
 
-/// What was passed on is lost afterwards: the one who has it is told.
+/// The lock is lost after the hand-off: the holder at that time gets the error.
 #[cfg(unix)]
 #[tokio::test]
-async fn a_lock_lost_after_it_was_passed_on_is_reported_by_its_last_holder() {
+async fn a_lock_lost_after_a_hand_off_is_reported_to_its_last_holder() {
     each_file_kind(|kind, path| async move {
         let lock = kind(&path);
         let guard = take(&lock).await;

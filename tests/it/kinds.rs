@@ -1,4 +1,4 @@
-//! The kinds that the tests run over.
+//! The kinds of lock with which the tests run.
 
 use tokio_lockfile::{LockFile, LockKind};
 

@@ -1,7 +1,7 @@
-//! What is logged, and when: a recording subscriber listens.
+//! What is logged, and when: a subscriber records the events.
 //!
-//! Each test has a process of its own, because tracing's cache of who is interested in what takes a subscriber of one
-//! thread for nobody's when another thread asks first.
+//! Each test runs in its own process. The reason is a cache in tracing: if a thread without a subscriber logs first,
+//! tracing may assume that no subscriber of any thread is interested.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,9 +22,9 @@ use crate::support::{Holder, each_file_kind, in_own_process, take};
 struct Entry {
     level: Level,
     target: String,
-    /// `message` too.
+    /// With `message` among them.
     fields: BTreeMap<String, String>,
-    /// The span it is in.
+    /// The span that contains it.
     span: Option<&'static str>,
 }
 
@@ -61,14 +61,14 @@ fn entry(metadata: &tracing::Metadata<'_>, span: Option<&'static str>) -> Entry 
 }
 
 impl Recorder {
-    /// Listens on this thread until the answer is dropped.
+    /// Records the events of this thread until the returned guard is dropped.
     fn listen() -> (Self, DefaultGuard) {
         let recorder = Self::default();
         let listening = tracing::subscriber::set_default(tracing_subscriber::registry().with(recorder.clone()));
         (recorder, listening)
     }
 
-    /// The events of this crate with `word` in their message.
+    /// The events of this crate that have `word` in their message.
     fn about(&self, word: &str) -> Vec<Entry> {
         let events = self.events.lock().unwrap();
         let ours = events.iter().filter(|event| event.target.starts_with("tokio_lockfile"));
@@ -155,8 +155,8 @@ async fn a_takeover_is_a_warning() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_lost_lock_is_a_warning_also_at_a_drop() {
-    if !in_own_process("logging::a_lost_lock_is_a_warning_also_at_a_drop") {
+async fn a_lost_lock_is_a_warning_also_when_the_guard_is_dropped() {
+    if !in_own_process("logging::a_lost_lock_is_a_warning_also_when_the_guard_is_dropped") {
         return;
     }
     each_file_kind(|kind, path| async move {
@@ -174,8 +174,8 @@ async fn a_lost_lock_is_a_warning_also_at_a_drop() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_loss_is_logged_when_it_is_noticed_and_only_then() {
-    if !in_own_process("logging::a_loss_is_logged_when_it_is_noticed_and_only_then") {
+async fn a_loss_is_logged_once_when_it_is_noticed() {
+    if !in_own_process("logging::a_loss_is_logged_once_when_it_is_noticed") {
         return;
     }
     each_file_kind(|kind, path| async move {
@@ -191,7 +191,7 @@ async fn a_loss_is_logged_when_it_is_noticed_and_only_then() {
     .await;
 }
 
-/// What gives back the locks that no task comes for lives on.
+/// The watchdog, which releases a lock that no task takes, goes on after the panic.
 #[cfg(unix)]
 #[tokio::test]
 async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
@@ -206,7 +206,7 @@ async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
         fn on_event(&self, _event: &Event<'_>, _context: Context<'_, S>) {
             if std::thread::current().name() == Some("lockfile-watchdog") {
                 HAS_PANICKED.store(true, Ordering::SeqCst);
-                panic!("a subscriber's panic, which this test wants");
+                panic!("the subscriber panics on purpose: this is part of the test");
             }
         }
     }
@@ -219,7 +219,7 @@ async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
             let mut next = Box::pin(lock.obtain());
             assert!(!crate::support::poll_once(next.as_mut()).await);
             drop(guard);
-            // If the watchdog has been here before, it has found nothing lost; then once more.
+            // If the watchdog looked before the file was gone, it found no loss. Then the test tries again.
             let _ = std::fs::remove_file(&path);
             let began = std::time::Instant::now();
             while !HAS_PANICKED.load(Ordering::SeqCst) && began.elapsed() < Duration::from_millis(100) {
@@ -230,7 +230,7 @@ async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
         let mut next = Box::pin(lock.obtain());
         assert!(!crate::support::poll_once(next.as_mut()).await);
         drop(guard);
-        // `next` is not polled, so nobody but the watchdog can let this process in.
+        // `next` is not polled, so only the watchdog can release the lock for this process.
         Holder::holding(&lock).release();
     })
     .await;
@@ -251,8 +251,8 @@ async fn a_singletons_failed_work_is_a_warning() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_that_waits_for_itself_is_warned_and_only_that_one() {
-    if !in_own_process("logging::a_task_that_waits_for_itself_is_warned_and_only_that_one") {
+async fn only_a_task_that_waits_for_its_own_lock_gets_a_warning() {
+    if !in_own_process("logging::only_a_task_that_waits_for_its_own_lock_gets_a_warning") {
         return;
     }
     let (recorder, _listening) = Recorder::listen();

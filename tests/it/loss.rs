@@ -1,4 +1,4 @@
-//! A lock file that somebody removes or replaces while the lock is held. Windows refuses that.
+//! A lock file that is removed or replaced while the lock is held. Windows does not allow that.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! A holder outside the registry of this process, and what this process has open.
+//! A holder that is not in the registry of this process. Also: the descriptors and threads of this process.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,7 +11,7 @@ use tokio_lockfile::{LockFile, LockKind};
 
 use crate::support::HANG;
 
-/// A holder that this process's registry does not know: it takes the lock by the raw calls of the protocol.
+/// A holder that the registry of this process does not know: it takes the lock by the system calls of the protocol.
 pub(crate) struct Outsider {
     pub(crate) file: File,
     pub(crate) path: PathBuf,
@@ -22,7 +22,7 @@ impl Outsider {
     pub(crate) fn holding(lock: &LockFile) -> Self {
         let (path, kind) = (lock.path().unwrap().to_owned(), lock.kind());
         let mut file: File = match kind {
-            // As the protocol makes it. Once such a file is unlinked, the kernel ends all watches at its maker's close.
+            // Created as the protocol does it. After an unlink, the kernel ends all watches when the creator closes it.
             LockKind::Shlock => {
                 let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
                 rustix::fs::open(path.parent().unwrap(), flags, Mode::from_raw_mode(0o644)).unwrap().into()
@@ -53,18 +53,18 @@ impl Outsider {
     }
 }
 
-/// Whether this process watches any file, or did a moment ago.
+/// Whether this process watches any file, or did so a moment ago.
 pub(crate) fn waiter_is_asleep() -> bool {
     watches(|_| true)
 }
 
-/// The same of this file.
+/// Whether this process watches this file, or did so a moment ago.
 pub(crate) fn is_watched(file: &File) -> bool {
     let inode = format!(" ino:{:x} ", rustix::fs::fstat(file).unwrap().st_ino);
     watches(|watch| watch.contains(&inode))
 }
 
-/// Lets the other tasks run until it is so.
+/// Lets the other tasks run until the condition is true.
 pub(crate) async fn until(is_so: impl Fn() -> bool) {
     let began = Instant::now();
     while !is_so() {

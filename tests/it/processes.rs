@@ -1,4 +1,4 @@
-//! Two real processes.
+//! Locks between two real processes.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,11 @@ async fn processes_exclude_each_other() {
         let lock = kind(&path);
         let holder = Holder::holding(&lock);
         assert!(lock.attempt().await.unwrap().is_none());
-        assert!(!lock.locked(), "locked() speaks of this process");
+        assert!(!lock.locked(), "locked() is about this process only");
         assert_eq!(lock.holder().await.unwrap().unwrap().pid(), holder.pid());
         let began = Instant::now();
         let error = lock.obtain_timeout(Duration::from_millis(20)).await.unwrap_err();
-        assert!((Duration::from_millis(20)..Duration::from_secs(1)).contains(&began.elapsed()), "it lands on time");
+        assert!((Duration::from_millis(20)..Duration::from_secs(1)).contains(&began.elapsed()), "the timeout is not on time");
         assert!(error.to_string().contains(&format!("held by pid {} (", holder.pid())), "{error}");
         holder.release();
         take(&lock).await.release().await.unwrap();
@@ -78,7 +78,7 @@ async fn a_waiter_takes_over_from_a_killed_holder() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn check_lock_asks_whether_the_holder_lives() {
+async fn check_lock_says_whether_the_holder_is_alive() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.lock");
     assert!(!tokio_lockfile::check_lock(&path).unwrap());

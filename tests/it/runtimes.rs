@@ -1,4 +1,4 @@
-//! Runtimes of every make: without I/O, without timers, several at once, and at their end.
+//! Different runtimes: without I/O, without timers, several at the same time, and runtimes that shut down.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -40,7 +40,7 @@ fn two_runtimes_wait_side_by_side() {
     };
     let gone = wait(&first, &a);
     let served = [wait(&second, &a), wait(&second, &b)];
-    // The first runtime's task for events ends with it; the second's waits must not notice.
+    // The first runtime's task that reads events ends with its runtime. This must not affect waits in the second one.
     drop(first);
     holders.into_iter().for_each(Outsider::release);
     second.block_on(async {
@@ -66,21 +66,21 @@ fn a_runtime_shuts_down_at_once_under_contention() {
             let lock = lock.clone();
             runtime.spawn(async move { lock.obtain().await.map(drop) });
         }
-        // Nobody releases before this returns.
+        // The lock is not released before this call returns.
         let began = Instant::now();
         runtime.shutdown_timeout(HANG);
         assert!(began.elapsed() < HANG, "hangs");
         let path = lock.path().unwrap().to_owned();
         outsider.release();
-        assert!(Outsider::is_free(&path, lock.kind()), "a phantom has the lock");
+        assert!(Outsider::is_free(&path, lock.kind()), "the lock is not free, although no task holds it");
     }
 }
 
-/// The other worker closes the runtime while this one polls the wait; whoever reads its events is gone then.
+/// One worker thread shuts the runtime down while the other polls the wait. The task that reads events is gone then.
 #[test]
-fn a_wait_that_is_polled_while_its_runtime_shuts_down_lets_it() {
-    // Alone, because another test's runtime would go on reading the events.
-    if !in_own_process("runtimes::a_wait_that_is_polled_while_its_runtime_shuts_down_lets_it") {
+fn a_wait_that_is_polled_during_the_shutdown_of_its_runtime_does_not_block_it() {
+    // In its own process, because the runtime of another test would go on reading the events.
+    if !in_own_process("runtimes::a_wait_that_is_polled_during_the_shutdown_of_its_runtime_does_not_block_it") {
         return;
     }
     async fn until_shutdown() {
@@ -144,14 +144,14 @@ fn many_runtimes_end_while_their_waits_are_polled() {
 
 #[test]
 #[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
-fn a_runtime_that_is_gone_has_left_no_descriptor() {
-    if !in_own_process("runtimes::a_runtime_that_is_gone_has_left_no_descriptor") {
+fn a_runtime_that_has_ended_leaves_no_descriptor_open() {
+    if !in_own_process("runtimes::a_runtime_that_has_ended_leaves_no_descriptor_open") {
         return;
     }
     let dir = TempDir::new().unwrap();
     let locks: Vec<_> = (0..20).map(|number| LockFile::flock(dir.path().join(number.to_string())).unwrap()).collect();
     let _outsiders: Vec<_> = locks.iter().map(Outsider::holding).collect();
-    // The first runtime makes what Tokio keeps for the whole process.
+    // The first runtime creates the descriptors that Tokio keeps for the whole process.
     drop(Builder::new_current_thread().enable_all().build().unwrap());
     let before = descriptors();
     for round in 0..20 {
@@ -165,7 +165,7 @@ fn a_runtime_that_is_gone_has_left_no_descriptor() {
     }
 }
 
-/// Nobody reads the first runtime's events any more: it is gone, or it lives but nothing runs in it.
+/// No task reads the first runtime's events any more: the runtime has ended, or it still exists but runs no task.
 #[test]
 #[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
 fn a_wait_goes_on_in_another_runtime() {
@@ -192,7 +192,7 @@ fn a_wait_goes_on_in_another_runtime() {
     }
 }
 
-/// Every thread of the blocking pool waits for the lock, so none is left for whatever a wait might want one for.
+/// Every thread of the blocking pool waits for the lock. So no thread is left for the work of the waits themselves.
 #[test]
 fn waits_that_fill_the_blocking_pool_are_served_where_tries_are_inline() {
     let dir = TempDir::new().unwrap();
@@ -203,7 +203,7 @@ fn waits_that_fill_the_blocking_pool_are_served_where_tries_are_inline() {
         for _ in 0..2 {
             let (lock, handle, sender) = (lock.clone(), runtime.handle().clone(), sender.clone());
             runtime.spawn_blocking(move || {
-                // Long enough that this process lets others go first now and then.
+                // Long enough that this process sometimes lets other processes go first.
                 let began = Instant::now();
                 while began.elapsed() < Duration::from_millis(50) {
                     drop(handle.block_on(lock.obtain()).unwrap());
@@ -217,9 +217,9 @@ fn waits_that_fill_the_blocking_pool_are_served_where_tries_are_inline() {
     }
 }
 
-/// A waker may do what it likes, also drop the wait that it wakes.
+/// A waker may run any code. Here it drops the wait that it wakes.
 #[test]
-fn a_waker_that_drops_the_wait_harms_no_other() {
+fn a_waker_that_drops_its_wait_does_not_affect_other_waits() {
     type Wait = Pin<Box<dyn Future<Output = ()> + Send>>;
     struct Dropper(Mutex<Option<Wait>>);
     impl Wake for Dropper {
@@ -231,7 +231,7 @@ fn a_waker_that_drops_the_wait_harms_no_other() {
     let dir = TempDir::new().unwrap();
     let [lock, other] = ["a", "b"].map(|name| LockFile::flock(dir.path().join(name)).unwrap());
     let [holder, others_holder] = [&lock, &other].map(Outsider::holding);
-    // Never dropped: where this fails, its worker never comes back.
+    // Never dropped: if this test fails, the runtime's worker thread never ends.
     let runtime = Box::leak(Box::new(Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()));
     let _entered = runtime.enter();
     let dropper = Arc::new(Dropper(Mutex::new(None)));
@@ -286,12 +286,12 @@ fn a_runtime_without_io_is_asked_for_it_only_once() {
             assert!(lock.obtain_timeout(Duration::from_secs(10)).await.is_err());
         }
     });
-    // Its answer is a panic, which is caught but seen by the hook.
+    // Tokio answers with a panic. The library catches it, but the panic hook sees it.
     assert_eq!(PANICS.load(Ordering::Relaxed), 1);
 }
 
 #[test]
-fn without_timers_nothing_waits_but_panics_at_once() {
+fn without_timers_every_wait_panics_at_once() {
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_io().build().unwrap();
     let complaint = |call: Pin<Box<dyn Future<Output = ()> + Send>>| {
         let (sender, complaint) = std::sync::mpsc::channel();
@@ -308,7 +308,7 @@ fn without_timers_nothing_waits_but_panics_at_once() {
         let lost = complaint(Box::pin(async move { _ = guard.lost().await }));
         let attempt = complaint(Box::pin(async move { _ = to_attempt.attempt().await }));
         let obtain = complaint(Box::pin(async move { _ = to_obtain.obtain().await }));
-        let guard = lock.blocking_attempt().unwrap().expect("nothing is left held");
+        let guard = lock.blocking_attempt().unwrap().expect("the lock is free after the panic");
         let wait = complaint(Box::pin(async move { _ = to_wait.obtain().await }));
         for complaint in [lost, attempt, obtain, wait] {
             assert!(complaint.contains("timers are disabled"), "{complaint}");

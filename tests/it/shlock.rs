@@ -44,7 +44,8 @@ impl Drop for Living {
     }
 }
 
-/// In the forms of gammu(1), minicom(1), maildrop(1), fetchmail(1), Python's filelock, INN's shlock -b, microcom(1).
+/// The record formats of gammu(1), minicom(1), maildrop(1), fetchmail(1), Python's filelock, INN's shlock -b,
+/// microcom(1).
 fn other_forms(pid: u32) -> Vec<Vec<u8>> {
     let texts =
         [format!("{pid} minicom root\n"), format!("{pid}:vm"), format!("{pid}\n300\n"), format!("{pid}\nhost\n")];
@@ -53,7 +54,7 @@ fn other_forms(pid: u32) -> Vec<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn a_living_holder_is_known_in_whatever_form_its_program_writes() {
+async fn a_living_holder_is_recognized_in_every_record_format() {
     let (_dir, path, lock) = place();
     let living = Living::start();
     for record in other_forms(living.pid()).into_iter().chain([format!("{:>10} gammu\n", living.pid()).into_bytes()]) {
@@ -66,7 +67,7 @@ async fn a_living_holder_is_known_in_whatever_form_its_program_writes() {
 }
 
 #[tokio::test]
-async fn a_dead_holder_in_another_programs_form_is_named_and_left_alone() {
+async fn a_dead_holder_in_another_programs_format_is_named_and_its_file_stays() {
     let (_dir, path, lock) = place();
     let dead = dead_pid();
     for record in other_forms(dead) {
@@ -77,7 +78,7 @@ async fn a_dead_holder_in_another_programs_form_is_named_and_left_alone() {
         assert_eq!(lock.holder().await.unwrap(), None);
         assert_eq!(std::fs::read(&path).unwrap(), record);
     }
-    // What shlock(1) and its like remove, with the name of a program behind it.
+    // A format that shlock(1) and similar programs remove, with the name of a program after the PID.
     std::fs::write(&path, format!("{dead:>10} gammu\n")).unwrap();
     take(&lock).await.release().await.unwrap();
 }
@@ -91,7 +92,7 @@ async fn a_zero_alone_is_held_by_an_unknown_process() {
     assert_eq!(std::fs::read(&path).unwrap(), b"0\n");
 }
 
-/// An earlier process had our PID, or the program that started us wrote it. Our own records are marked.
+/// An earlier process had the same PID, or the program that started us wrote our PID. Our own records have a mark.
 #[tokio::test]
 async fn a_foreign_record_with_our_own_pid_is_taken_over() {
     let (_dir, path, lock) = place();
@@ -100,7 +101,7 @@ async fn a_foreign_record_with_our_own_pid_is_taken_over() {
     take(&lock).await.release().await.unwrap();
 }
 
-/// After a crash of the machine the name can be there without the content. The modification time tells whose it is.
+/// After a crash of the machine, the file can exist without its content. Its modification time shows who created it.
 #[tokio::test]
 async fn a_blank_file_of_ours_is_taken_over_at_once_and_no_other() {
     let (_dir, path, lock) = place();
@@ -126,7 +127,8 @@ async fn the_holder_has_held_since_now() {
     assert!(since.elapsed().unwrap_or_default() < HANG, "{since:?}");
 }
 
-/// Made where a free flock proves nothing, such as on another machine that shares the directory.
+/// The lock was created where a free flock does not prove that the holder is dead, such as on another machine that
+/// shares the directory.
 #[tokio::test]
 async fn a_record_without_proof_is_never_broken() {
     let (_dir, path, lock) = place();
@@ -187,7 +189,7 @@ async fn a_lock_file_gets_its_permissions_less_the_umask() {
 }
 
 #[tokio::test]
-async fn a_foreign_record_holds_while_its_pid_lives() {
+async fn another_programs_record_counts_while_its_process_is_alive() {
     let (dir, path, lock) = place();
     let living = Living::start();
     std::fs::write(&path, format!("{:>10}\n", living.pid())).unwrap();
@@ -220,16 +222,16 @@ async fn a_fresh_blank_file_is_held() {
 }
 
 #[tokio::test]
-async fn links_of_dead_breakers_are_purged() {
+async fn links_of_dead_breakers_are_removed() {
     let (dir, path, lock) = place();
     let dead = dead_pid();
-    let litter = [
+    let leftovers = [
         ".x.lock.tokio-lockfile.break".to_owned(),
         format!("shlock{dead}"),
         format!("shlock{dead}x"),
         format!("shlock{dead}-2"),
     ];
-    for name in &litter {
+    for name in &leftovers {
         std::fs::write(&path, format!("{dead}\n")).unwrap();
         std::fs::hard_link(&path, dir.path().join(name)).unwrap();
         take(&lock).await.release().await.unwrap();
@@ -238,7 +240,7 @@ async fn links_of_dead_breakers_are_purged() {
 }
 
 #[tokio::test]
-async fn what_is_no_record_keeps_a_private_name_and_is_no_reason_to_refuse_a_free_lock() {
+async fn a_private_name_with_other_content_stays_and_a_free_lock_is_still_obtained() {
     let (dir, path, lock) = place();
     let private = dir.path().join(".x.lock.tokio-lockfile.break");
     for notes in ["my own notes", "somebody's notes, too long for a lock record"] {
@@ -247,7 +249,7 @@ async fn what_is_no_record_keeps_a_private_name_and_is_no_reason_to_refuse_a_fre
         assert!(path.exists());
         guard.release().await.unwrap();
         assert_eq!(std::fs::read_to_string(&private).unwrap(), notes);
-        // Where the name is needed, that is an error, which names it.
+        // If the private name is needed, this is an error, and the error names the file.
         std::fs::write(&path, format!("{}\n", dead_pid())).unwrap();
         let error = lock.attempt().await.unwrap_err();
         assert!(error.to_string().contains(".x.lock.tokio-lockfile.break"), "{error}");
@@ -257,7 +259,7 @@ async fn what_is_no_record_keeps_a_private_name_and_is_no_reason_to_refuse_a_fre
 }
 
 #[tokio::test]
-async fn any_record_a_breaker_can_have_linked_is_cleared() {
+async fn a_dead_breakers_link_is_removed_whatever_record_it_has() {
     let (dir, path, lock) = place();
     let dead = dead_pid();
     for record in [format!("{dead:>10}\t \t\n"), format!("{dead}{}", " ".repeat(200)), "\0".repeat(200), "    ".into()]
@@ -269,7 +271,7 @@ async fn any_record_a_breaker_can_have_linked_is_cleared() {
     }
 }
 
-/// In place, as a program does that takes the file over without a new one: the PID first seen says nothing any more.
+/// Another program takes the file over in place, without a new file. The PID that was read first is then outdated.
 #[tokio::test]
 async fn a_foreign_record_that_is_rewritten_is_read_again() {
     for poll_only in [false, true] {
@@ -278,7 +280,7 @@ async fn a_foreign_record_that_is_rewritten_is_read_again() {
         std::fs::write(&path, format!("{:>10}\n", living.pid())).unwrap();
         let lock = LockFile::builder().poll_only(poll_only).shlock(&path).unwrap();
         let mut wait = Box::pin(lock.obtain());
-        // The first tries run on the blocking pool, which tells nobody when it is done.
+        // The first attempts run on the blocking pool, which does not report when they are done.
         for _ in 0..1_000 {
             assert!(!poll_once(wait.as_mut()).await);
         }
@@ -288,7 +290,7 @@ async fn a_foreign_record_that_is_rewritten_is_read_again() {
 }
 
 #[tokio::test]
-async fn unexplained_links_are_not_ours_to_remove() {
+async fn unexplained_links_are_not_removed() {
     let (dir, path, lock) = place();
     std::fs::write(&path, format!("{}\n", dead_pid())).unwrap();
     let precious = dir.path().join("precious");
@@ -300,7 +302,7 @@ async fn unexplained_links_are_not_ours_to_remove() {
 }
 
 #[tokio::test]
-async fn the_private_name_of_a_breaker_who_died_between_his_unlinks_goes() {
+async fn the_private_name_of_a_breaker_that_died_between_its_unlinks_is_removed() {
     let (dir, path, lock) = place();
     std::fs::write(dir.path().join(".x.lock.tokio-lockfile.break"), format!("{}\n", dead_pid())).unwrap();
     take(&lock).await.release().await.unwrap();
@@ -309,15 +311,15 @@ async fn the_private_name_of_a_breaker_who_died_between_his_unlinks_goes() {
 }
 
 #[tokio::test]
-async fn questions_never_make_a_try_fail() {
+async fn queries_never_make_an_attempt_fail() {
     let (_dir, path, lock) = place();
     Holder::holding(&lock).kill();
-    // The record of a dead holder whose PID has been recycled: only the flock tells.
+    // The record of a dead holder whose PID another process has now: only the flock shows that the holder is dead.
     std::fs::write(&path, format!("{:>10}\t \t\n", std::process::id())).unwrap();
-    let question = std::fs::File::open(&path).unwrap();
-    question.lock_shared().unwrap();
+    let query = std::fs::File::open(&path).unwrap();
+    query.lock_shared().unwrap();
     let attempt = tokio::spawn(async move { lock.attempt().await.unwrap().is_some() });
     tokio::task::yield_now().await;
-    drop(question);
+    drop(query);
     assert!(attempt.await.unwrap());
 }

@@ -1,4 +1,4 @@
-//! A singleton: one works, the others stand by.
+//! A singleton: one instance works, the others stand by.
 
 use std::future::pending;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use tokio_lockfile::{LockFile, Restart, Singleton, SingletonError};
 
 use crate::support::take;
 
-/// Ends where the work ends; the lock must still be held then.
+/// Dropped when the work ends; the lock must still be held then.
 struct Witness(LockFile, Arc<AtomicUsize>);
 
 impl Drop for Witness {
@@ -26,7 +26,7 @@ fn singleton(lock: &LockFile) -> Singleton {
 }
 
 #[tokio::test]
-async fn the_result_of_the_work_ends_it() {
+async fn the_result_of_the_work_ends_the_singleton() {
     let lock = LockFile::null();
     let done = singleton(&lock).run(|| async { Ok::<_, String>(42) }, pending()).await;
     assert_eq!(done.unwrap(), Some(42));
@@ -34,7 +34,7 @@ async fn the_result_of_the_work_ends_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_work_is_restarted_after_a_pause_in_which_others_can_have_the_lock() {
+async fn failed_work_is_restarted_after_a_pause_in_which_others_can_take_the_lock() {
     let lock = LockFile::null();
     let terms = Arc::new(AtomicUsize::new(0));
     let task = tokio::spawn({
@@ -71,7 +71,7 @@ async fn pauses_double_until_the_work_has_gone_well_for_as_long_as_the_longest()
             terms.len()
         };
         match term {
-            // Almost long enough, and long enough.
+            // The fifth run is slightly too short to reset the pause. The seventh is long enough.
             5 => sleep(longest - Duration::from_millis(10)).await,
             7 => sleep(longest).await,
             _ => {}
@@ -92,7 +92,7 @@ async fn pauses_double_until_the_work_has_gone_well_for_as_long_as_the_longest()
 }
 
 #[tokio::test(start_paused = true)]
-async fn work_that_does_not_end_in_its_grace_is_dropped_at_its_end() {
+async fn work_that_does_not_end_in_the_grace_period_is_dropped_afterwards() {
     let (lock, ends) = (LockFile::null(), Arc::new(AtomicUsize::new(0)));
     let (started, grace) = (Notify::new(), Duration::from_secs(30));
     let work = || async {
@@ -109,7 +109,7 @@ async fn work_that_does_not_end_in_its_grace_is_dropped_at_its_end() {
 }
 
 #[tokio::test]
-async fn failed_work_that_is_not_restarted_ends_it() {
+async fn failed_work_that_is_not_restarted_ends_the_singleton() {
     let lock = LockFile::null();
     let never = singleton(&lock).restart(Restart::Never);
     let failed = never.run(|| async { Err::<(), _>("no") }, pending()).await;
@@ -142,7 +142,7 @@ async fn a_lost_lock_stops_the_work_and_it_stands_by_again() {
 }
 
 #[tokio::test]
-async fn a_shutdown_ends_it_while_it_stands_by_and_while_it_works() {
+async fn a_shutdown_ends_a_singleton_that_stands_by_and_one_that_works() {
     let lock = LockFile::null();
     let guard = take(&lock).await;
     let work = || async { unreachable!() as Result<(), String> };
@@ -165,7 +165,7 @@ async fn a_shutdown_ends_it_while_it_stands_by_and_while_it_works() {
 }
 
 #[tokio::test]
-async fn work_can_end_well_in_its_grace() {
+async fn work_can_succeed_in_the_grace_period() {
     let lock = LockFile::null();
     let (token, started) = (Notify::new(), Notify::new());
     let work = || async {
@@ -183,7 +183,7 @@ async fn work_can_end_well_in_its_grace() {
 }
 
 #[tokio::test]
-async fn work_that_fails_in_its_grace_is_not_restarted() {
+async fn work_that_fails_in_the_grace_period_is_not_restarted() {
     let lock = LockFile::null();
     let (token, started, terms) = (Notify::new(), Notify::new(), AtomicUsize::new(0));
     let work = || async {

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers for all tests.
 
 use std::future::Future;
 use std::io::{BufRead, BufReader, Write};
@@ -11,13 +11,13 @@ use tokio_lockfile::{LockFile, LockGuard};
 
 pub(crate) use crate::kinds::FILE_KINDS;
 
-/// Bounds a hang; nothing waits this long when all is well.
+/// The limit for a hang. No wait takes this long when the test succeeds.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
 
-/// One kind of lock: makes a handle on `path`, anew at each call.
+/// One kind of lock: each call creates a new handle on `path`.
 pub(crate) type Kind = fn(&Path) -> LockFile;
 
-/// Runs one behaviour over every kind that is tied to a file.
+/// Runs one test with every kind that uses a file.
 pub(crate) async fn each_file_kind<F: Future<Output = ()>>(behaviour: impl Fn(Kind, PathBuf) -> F) {
     for kind in FILE_KINDS {
         let dir = TempDir::new().unwrap();
@@ -27,7 +27,7 @@ pub(crate) async fn each_file_kind<F: Future<Output = ()>>(behaviour: impl Fn(Ki
     }
 }
 
-/// Runs one behaviour over every kind, null locks too, each with two handles on the same lock.
+/// Runs one test with every kind, also null locks. The test gets two handles on the same lock.
 pub(crate) async fn each_kind<F: Future<Output = ()>>(behaviour: impl Fn(LockFile, LockFile) -> F) {
     each_file_kind(|kind, path| behaviour(kind(&path), kind(&path))).await;
     let null = LockFile::null();
@@ -38,19 +38,19 @@ pub(crate) async fn each_kind<F: Future<Output = ()>>(behaviour: impl Fn(LockFil
     behaviour(named(), named()).await;
 }
 
-/// Tries once and expects to get it.
+/// Attempts once to take the lock, and panics if that fails.
 pub(crate) async fn take(lock: &LockFile) -> LockGuard {
-    lock.attempt().await.expect("the try works").expect("the lock is free")
+    lock.attempt().await.expect("the attempt fails").expect("the lock is not free")
 }
 
-/// Polls once and lets the runtime turn once; whether the future was ready.
+/// Polls the future once, and lets the other tasks of the runtime run. Returns whether the future was ready.
 pub(crate) async fn poll_once<F: Future + ?Sized>(mut future: std::pin::Pin<&mut F>) -> bool {
     let ready = std::future::poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context).is_ready())).await;
     tokio::task::yield_now().await;
     ready
 }
 
-/// Another process that holds a lock: the test binary itself, in the role of [`hold_for_parent`].
+/// Another process that holds a lock: the test binary itself, which runs [`hold_for_parent`].
 pub(crate) struct Holder {
     child: Child,
     stdin: Option<ChildStdin>,
@@ -59,7 +59,8 @@ pub(crate) struct Holder {
 
 const ROLE: &str = "TOKIO_LOCKFILE_TEST_HOLD";
 
-/// The test binary. On a machine of another architecture, where .ci/platforms runs it, with its emulator in front.
+/// The command that starts the test binary. Where .ci/platforms runs it for another architecture, the emulator is in
+/// front.
 fn this_program() -> Command {
     let program = std::env::current_exe().unwrap();
     let Ok(emulator) = std::env::var("TOKIO_LOCKFILE_TEST_EMULATOR") else {
@@ -72,7 +73,7 @@ fn this_program() -> Command {
 }
 
 impl Holder {
-    /// Starts a process that waits for the lock. It holds it once [`has_it`](Self::has_it) returns.
+    /// Starts a process that waits for the lock. The process holds the lock once [`has_it`](Self::has_it) returns.
     pub(crate) fn start(lock: &LockFile) -> Self {
         let mut child = this_program()
             .args(["support::hold_for_parent", "--exact", "--nocapture", "--test-threads=1"])
@@ -110,7 +111,7 @@ impl Holder {
         self.child.wait().unwrap();
     }
 
-    /// Kills the process without taking its exit status: it stays a zombie until the answer is dropped.
+    /// Kills the process and does not wait for it: it stays a zombie until the returned value is dropped.
     #[cfg(unix)]
     pub(crate) fn kill_to_zombie(mut self) -> Child {
         self.child.kill().unwrap();
@@ -127,7 +128,7 @@ impl Holder {
     }
 }
 
-/// Not a test of its own: what a [`Holder`] process runs. Passes at once in an ordinary test run.
+/// Not a real test: a [`Holder`] process runs this. In an ordinary test run it passes at once.
 #[tokio::test]
 async fn hold_for_parent() {
     let Ok(url) = std::env::var(ROLE) else { return };
@@ -138,8 +139,8 @@ async fn hold_for_parent() {
     guard.release().await.unwrap();
 }
 
-/// For tests that look at the whole process: runs the test named `test` in a process of its own, where this answers
-/// `true`.
+/// For tests that examine the whole process: runs the test named `test` in its own process. In that process this
+/// returns `true`.
 pub(crate) fn in_own_process(test: &str) -> bool {
     const ALONE: &str = "TOKIO_LOCKFILE_TEST_ALONE";
     if std::env::var_os(ALONE).is_some() {

@@ -1,4 +1,4 @@
-//! Waiting for somebody outside: woken by every kind of release, cancelled without a trace.
+//! Waits for a holder outside this process: every kind of release wakes them, and a cancelled wait leaves nothing.
 
 use std::fs::File;
 use std::process::{Command, Stdio};
@@ -59,7 +59,7 @@ async fn every_way_to_release_wakes_a_waiter() {
 async fn the_end_of_a_foreign_holder_wakes_a_waiter() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("x.lock");
-    // A PID file without our mark, as shlock(1) makes it: its maker keeps no lock on it.
+    // A PID file without our mark, as shlock(1) creates it: its creator keeps no flock on it.
     let mut holder = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
     std::fs::write(&path, format!("{}\n", holder.id())).unwrap();
     let lock = LockFile::shlock(&path).unwrap();
@@ -74,7 +74,7 @@ async fn the_end_of_a_foreign_holder_wakes_a_waiter() {
     holder.wait().unwrap();
 }
 
-/// How long a release takes to reach a waiter: the median of several. Each has a lock of its own.
+/// The time from a release until the waiter has the lock: the median of several runs. Each run has its own lock.
 async fn delay(kind: Kind, hold: impl Fn(&LockFile) -> Box<dyn FnOnce()>) -> Duration {
     let dir = TempDir::new().unwrap();
     let mut delays = Vec::new();
@@ -97,11 +97,11 @@ async fn delay(kind: Kind, hold: impl Fn(&LockFile) -> Box<dyn FnOnce()>) -> Dur
     delays[delays.len() / 2]
 }
 
-/// Beside a release of which nothing tells at all, and that only a look for safety's sake can find.
+/// Compared with a release that causes no event, which the waiter notices only by its periodic check.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
-async fn an_event_just_before_a_release_and_the_end_of_a_process_are_soon_seen() {
-    if !in_own_process("waiting::an_event_just_before_a_release_and_the_end_of_a_process_are_soon_seen") {
+async fn an_event_just_before_a_release_and_the_end_of_a_process_are_noticed_soon() {
+    if !in_own_process("waiting::an_event_just_before_a_release_and_the_end_of_a_process_are_noticed_soon") {
         return;
     }
     let unlock = |outsider: Outsider| {
@@ -114,7 +114,8 @@ async fn an_event_just_before_a_release_and_the_end_of_a_process_are_soon_seen()
         Box::new(move || unlock(outsider))
     });
     let silent = silent.await;
-    // A dying holder's file is closed, which is the event, before its lock goes. Here it goes after the first look.
+    // When a holder dies, the kernel first closes its file, which is the event, and releases the lock a moment later.
+    // Here the lock is released after the waiter's first check.
     let after_event = delay(flock_kind, |lock| {
         let outsider = Outsider::holding(lock);
         Box::new(move || {
@@ -136,14 +137,14 @@ async fn an_event_just_before_a_release_and_the_end_of_a_process_are_soon_seen()
         },
     );
     let of_process = of_process.await;
-    println!("without a sign {silent:?}, after an event {after_event:?}, at the end of a process {of_process:?}");
-    assert!(after_event * 3 < silent, "{after_event:?} after an event, {silent:?} without a sign");
-    assert!(of_process * 3 < silent, "{of_process:?} at the end of a process, {silent:?} without a sign");
+    println!("without an event {silent:?}, after an event {after_event:?}, at the end of a process {of_process:?}");
+    assert!(after_event * 3 < silent, "{after_event:?} after an event, {silent:?} without an event");
+    assert!(of_process * 3 < silent, "{of_process:?} at the end of a process, {silent:?} without an event");
 }
 
 #[tokio::test]
-async fn polling_alone_serves_too() {
-    if !in_own_process("waiting::polling_alone_serves_too") {
+async fn a_wait_succeeds_by_polling_alone() {
+    if !in_own_process("waiting::a_wait_succeeds_by_polling_alone") {
         return;
     }
     let kinds: [Kind; 2] = [
@@ -179,7 +180,7 @@ fn ten_thousand_cancelled_waits_leave_nothing() {
             for batch in 0..100 {
                 let waits: Vec<_> = (0..100)
                     .map(|number| {
-                        // Some wait in the queue, some each for a file of its own.
+                        // Some tasks wait in one queue, and some each for their own file.
                         let lock = match number % 2 {
                             0 => lock.clone(),
                             _ => kind(&path.with_extension(format!("{number}"))),
@@ -198,9 +199,9 @@ fn ten_thousand_cancelled_waits_leave_nothing() {
             }
             let path = lock.path().unwrap().to_owned();
             outsider.release();
-            // Not at once: a cancelled try may still be ahead on the blocking pool.
+            // Not at once: a cancelled attempt may still be in the queue of the blocking pool.
             lock.obtain().await.unwrap().release().await.unwrap();
-            assert!(Outsider::is_free(&path, lock.kind()), "a phantom has the lock");
+            assert!(Outsider::is_free(&path, lock.kind()), "the lock is not free, although no task holds it");
             while descriptors() > before {
                 tokio::task::yield_now().await;
             }
@@ -210,7 +211,7 @@ fn ten_thousand_cancelled_waits_leave_nothing() {
         })
         .await;
     });
-    // The blocking pool's threads end after ten idle seconds of their own accord; nothing else may be there.
+    // The blocking pool ends its threads after ten idle seconds. No other thread may be left.
     drop(runtime);
     assert_eq!(threads(), threads_before);
 }
@@ -245,7 +246,7 @@ async fn a_busy_process_does_not_starve_another() {
     .await;
 }
 
-/// More events than the kernel queues, about files that are gone and files that are not, before anybody reads them.
+/// More events than the kernel can queue, before any of them is read. Some files still exist, others do not.
 #[tokio::test]
 #[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
 async fn an_overflow_of_events_loses_no_release() {
@@ -260,7 +261,7 @@ async fn an_overflow_of_events_loses_no_release() {
         while descriptors() < 200 || !waiter_is_asleep() {
             tokio::task::yield_now().await;
         }
-        // A pause for tries on the blocking pool, which tell nobody that they are done.
+        // A pause for attempts on the blocking pool, which do not report when they are done.
         for _ in 0..1_000 {
             tokio::task::yield_now().await;
         }
@@ -271,7 +272,7 @@ async fn an_overflow_of_events_loses_no_release() {
         }
         let queue = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
         for number in 0..queue.trim().parse::<usize>().unwrap() {
-            // The same event twice in a row would count once.
+            // The kernel merges two equal events in a row into one.
             drop(File::options().append(true).open(&last[number % 2].path).unwrap());
         }
         last.into_iter().for_each(Outsider::release);
@@ -289,7 +290,7 @@ async fn waiting_processes_are_all_served() {
         let first = Holder::holding(&lock);
         let mut waiting: Vec<_> = (0..4).map(|_| Holder::start(&lock)).collect();
         first.kill();
-        // Whoever has it dies with it, until nobody is left.
+        // Each holder is killed while it holds the lock, until no process is left.
         let (sender, mut has_it) = tokio::sync::mpsc::unbounded_channel();
         for mut holder in waiting.drain(..) {
             let sender = sender.clone();

@@ -1,4 +1,4 @@
-//! What is particular to Windows.
+//! Behaviour that is specific to Windows.
 
 use std::fs::File;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn place() -> (TempDir, std::path::PathBuf, LockFile) {
 }
 
 #[tokio::test]
-async fn locks_of_a_whole_file_are_excluded_both_ways() {
+async fn our_locks_and_locks_of_a_whole_file_exclude_each_other() {
     let (_dir, path, lock) = place();
     let guard = take(&lock).await;
     let other = File::options().read(true).write(true).open(&path).unwrap();

@@ -1,6 +1,6 @@
 /*
- * Preloaded into INN's shlock(1): makes the lock file, the only one it calls fstat(2) on, look an hour older. shlock(1)
- * breaks no lock that is younger than 30 seconds, and no lock of this test gets that old.
+ * Preloaded into INN's shlock(1). It makes the lock file look an hour older: shlock(1) calls fstat(2) for no other
+ * file. shlock(1) breaks no lock that is younger than 30 seconds, and no lock of this test gets that old.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>

@@ -1,7 +1,7 @@
 //! The directory of one campaign, which all its processes share, and the two witnesses in it.
 //!
-//! Every process that is started is an *instance* with a number of its own and a row in the file `rows`. What it wrote
-//! there is kept when it is killed.
+//! Every process that is started is an *instance*: it has its own number, and a row in the file `rows`. The row keeps
+//! what the instance wrote, also after the instance is killed.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -17,13 +17,13 @@ pub(crate) struct Arena {
     counter: File,
 }
 
-/// Numbers in an instance's row, by their place there.
+/// The fields of an instance's row, in their order.
 #[derive(Clone, Copy)]
 enum Field {
     /// Written by the supervisor just before it kills the instance.
     Condemned,
     Acquired,
-    /// 1 while the counter may or may not have been incremented for an acquisition that is not in `Acquired` yet.
+    /// 1 while an acquisition is not in `Acquired` yet, and it is not known whether the counter was incremented for it.
     Undecided,
     Takeovers,
     Violations,
@@ -33,7 +33,7 @@ enum Field {
 
 const ROW: u64 = 64;
 
-/// What an instance has seen.
+/// What an instance has observed.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Tally {
     pub(crate) acquired: u64,
@@ -67,7 +67,7 @@ impl Arena {
         Self { dir: dir.to_owned(), rows: open("rows"), counter: open("counter") }
     }
 
-    /// The lock that is fought over, in a directory that holds nothing else.
+    /// The lock that the instances compete for. Its directory contains nothing else.
     pub(crate) fn lock(&self) -> PathBuf {
         self.dir.join("locks/x.lock")
     }
@@ -77,7 +77,7 @@ impl Arena {
         self.write(0, Field::Condemned, 1);
     }
 
-    /// Whether the instances are to end, by the supervisor's word or because it is gone.
+    /// Whether the instances must end: the supervisor has told them to, or it no longer exists.
     pub(crate) fn is_over(&self) -> bool {
         let supervisor = i32::try_from(self.read(0, Field::Acquired)).ok().and_then(Pid::from_raw).unwrap();
         self.read(0, Field::Condemned) == 1 || test_kill_process(supervisor).is_err()
@@ -87,12 +87,12 @@ impl Arena {
         self.write(instance, Field::Condemned, 1);
     }
 
-    /// Whether the instance has got through its start.
+    /// Whether the instance has finished its start.
     pub(crate) fn is_ready(&self, instance: u64) -> bool {
         self.read(instance, Field::Ready) == 1
     }
 
-    /// The instance whose marker is up.
+    /// The instance whose marker exists now.
     pub(crate) fn marked(&self) -> Option<u64> {
         let number = std::fs::read_link(self.marker()).ok()?;
         Some(number.to_str().unwrap().parse().unwrap())
@@ -143,7 +143,7 @@ impl Instance {
         self.arena.write(self.number, Field::Ready, 1);
     }
 
-    /// What is done under the lock, before the eyes of both witnesses.
+    /// The critical section under the lock. Both witnesses check it.
     pub(crate) async fn section(&self) {
         let marked = self.enter();
         let count = self.arena.counter();
@@ -151,7 +151,7 @@ impl Instance {
         dawdle().await;
         self.arena.write(self.number, Field::Undecided, 1);
         self.arena.counter.write_all_at(&(count + 1).to_le_bytes(), 0).unwrap();
-        // `Acquired` and `Undecided` are neighbours, so that no kill comes between them.
+        // `Acquired` and `Undecided` are next to each other: one write sets both, so a kill cannot come between.
         let decided = [(acquired + 1).to_le_bytes(), [0; 8]].concat();
         self.arena.rows.write_all_at(&decided, self.number * ROW + Field::Acquired as u64 * 8).unwrap();
         dawdle().await;
@@ -160,13 +160,13 @@ impl Instance {
         }
     }
 
-    /// Counts something that would not have happened if nobody else had the lock.
+    /// Counts an event that shows that another process held the lock at the same time.
     pub(crate) fn violation(&self) {
         self.count(Field::Violations);
     }
 
-    /// Puts up the marker: a symbolic link, because that appears together with its content, the instance's number.
-    /// Says whether that was done.
+    /// Creates the marker. It is a symbolic link, because a link and its content, the instance's number, appear
+    /// together. Returns whether the marker was created.
     fn enter(&self) -> bool {
         let marker = self.arena.marker();
         loop {
@@ -181,7 +181,7 @@ impl Instance {
                         self.violation();
                     }
                 }
-                // Somebody else was here: still, or until this moment.
+                // Another instance is in the critical section, or was until now.
                 Some(_) => {
                     self.violation();
                     return false;
@@ -202,7 +202,7 @@ impl Instance {
     }
 }
 
-/// Lets some time pass, or another task run, or neither.
+/// At random: lets some time pass, or lets another task run, or does nothing.
 async fn dawdle() {
     match fastrand::u8(..4) {
         0 => std::thread::sleep(Duration::from_micros(fastrand::u64(..100))),

@@ -1,4 +1,4 @@
-//! Who fights whom, for how long, and what must have come of it.
+//! The campaigns: which programs compete, for how long, and what the result must be.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::worker::Role;
 struct Campaign {
     name: &'static str,
     crew: &'static [Member],
-    /// Hundredths of the acquisitions asked for.
+    /// The percentage of the requested acquisitions.
     share: u64,
 }
 
@@ -88,7 +88,7 @@ impl Options {
                 ["--acquisitions", number] => options.acquisitions = number.parse().expect("a number of acquisitions"),
                 ["--campaign", name] => options.only = Some(name.to_string()),
                 ["--dir", dir] => options.dir = dir.into(),
-                other => panic!("unknown option {other:?}; the header of tests/stress/main.rs says what there is"),
+                other => panic!("unknown option {other:?}; the header of tests/stress/main.rs lists the options"),
             }
         }
         options
@@ -97,7 +97,7 @@ impl Options {
 
 pub(crate) fn run(words: &[&str]) {
     let options = Options::parse(words);
-    // Programs whose worker is killed become our children, so that they can be waited for.
+    // When a worker is killed, its programs become children of this process, which can then wait for them.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid())).unwrap();
     let is_wanted = |campaign: &&Campaign| options.only.as_ref().is_none_or(|name| name == campaign.name);
     let wanted: Vec<&Campaign> = CAMPAIGNS.iter().filter(is_wanted).collect();
@@ -127,13 +127,13 @@ fn print(name: &str, outcome: &Outcome) {
 }
 
 fn judge(campaign: &Campaign, dir: &Path, outcome: &Outcome) {
-    assert!(outcome.kills > 0 && outcome.seen.takeovers > 0, "nobody was killed in the section");
+    assert!(outcome.kills > 0 && outcome.seen.takeovers > 0, "no process was killed in the critical section");
     for (role, acquired) in &outcome.acquired_by_role {
         assert!(*acquired > 0, "{role:?} never got the lock");
     }
     let has = |role| campaign.crew.iter().any(|member| member.role == role);
     if has(Role::Peak) {
-        return assert!(outcome.violations() > 0, "the witnesses are blind: PEAK's protocol is unsafe");
+        return assert!(outcome.violations() > 0, "PEAK's protocol is unsafe, but the witnesses did not notice");
     }
     assert_eq!(outcome.violations(), 0, "{}", campaign.name);
     let path = dir.join("locks/x.lock");
@@ -142,15 +142,15 @@ fn judge(campaign: &Campaign, dir: &Path, outcome: &Outcome) {
         false => (LockFile::flock(path).unwrap(), vec!["x.lock"]),
     };
     take_once(&lock);
-    // A shlock(1) that is killed leaves files of its own, which nobody but INN may remove.
+    // A killed shlock(1) leaves its own files. Only INN may remove them.
     let is_inns = |name: &str| has(Role::InnShlock) && name.starts_with("shlock");
     let names =
         std::fs::read_dir(dir.join("locks")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let names: Vec<String> = names.filter(|name| !is_inns(name)).collect();
-    assert_eq!(names, left, "litter");
+    assert_eq!(names, left, "leftover files");
 }
 
-/// One more acquisition and release, after which nothing may be left of the dead.
+/// One more acquisition and release. After it, no files of dead processes may be left.
 fn take_once(lock: &LockFile) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {

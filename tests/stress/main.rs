@@ -1,7 +1,8 @@
-//! Processes that fight over one lock while some of them are stopped and killed at random moments and others are
-//! delayed at the system calls that matter. Two witnesses that know nothing of each other watch for a second holder: a
-//! marker that is put up on entry and taken down on exit, and a counter that nobody increments atomically. A port of
-//! PEAK's `SHLockFile`, known to be unsafe, goes through the same: it must be caught, else this test sees nothing.
+//! Many processes compete for one lock. Some are stopped or killed at random moments, others are delayed at the critical
+//! system calls. Two independent witnesses look for a second holder. The first is a marker: a process creates it when it
+//! enters the critical section, and removes it when it leaves. The second is a counter that is incremented without
+//! atomic operations. A port of PEAK's `SHLockFile`, which is known to be unsafe, runs in the same way: the test must
+//! detect its violations, otherwise the test proves nothing.
 //!
 //! ```text
 //! SHLOCK=/usr/lib/news/bin/shlock cargo test --test stress
@@ -9,7 +10,7 @@
 //! cargo test --test stress -- --campaign "shlock alone" --dir /dev/shm
 //! ```
 //!
-//! `--acquisitions` is the sum over the campaigns with our locks. Needs strace, a C compiler, flock(1) of util-linux and
+//! `--acquisitions` is the total for all campaigns with our locks. Needs strace, a C compiler, flock(1) of util-linux and
 //! INN's shlock(1), which `SHLOCK` names; a tool that is missing makes the test fail. Linux.
 
 #[cfg(target_os = "linux")]

@@ -1,4 +1,4 @@
-//! Starts the workers of one campaign, stops and kills them at random, and adds up what they saw.
+//! Starts the workers of one campaign, stops and kills them at random, and adds up what they observed.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -9,21 +9,21 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
 use crate::arena::{Arena, Tally};
 use crate::worker::{self, Role};
 
-/// Bounds a hang. Nothing takes this long when all is well: the longest legitimate wait is a stopped worker's.
+/// The limit for a hang. Without an error nothing takes this long: the longest correct wait is for a stopped worker.
 const HANG: Duration = Duration::from_secs(60);
 
-/// The calls at which a delayed worker is held up.
+/// The calls at which a delayed worker is delayed.
 const DANGEROUS: &str = "flock,link,linkat,unlink,unlinkat,kill";
 
-/// A place in the crew. When its process is killed, another one is started in its place.
+/// One member of the crew. When its process is killed, another process is started for it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Member {
     pub(crate) role: Role,
-    /// Whether strace holds it up at each dangerous call.
+    /// Whether strace delays it at each critical call.
     pub(crate) delayed: bool,
 }
 
-/// What came of a campaign.
+/// The result of a campaign.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) seen: Tally,
@@ -47,7 +47,7 @@ struct Worker {
 }
 
 impl Worker {
-    /// Every worker leads a process group, in which are the programs that it runs.
+    /// Every worker leads a process group. The programs that it runs are in this group.
     fn group(&self) -> Pid {
         Pid::from_child(&self.child)
     }
@@ -56,7 +56,7 @@ impl Worker {
         kill_process_group(self.group(), signal).unwrap();
     }
 
-    /// Waits until all processes of the group are gone, those that became ours by their parent's death too.
+    /// Waits until all processes of the group have ended, also those that became our children when their parent died.
     fn reap(&self) {
         while waitpgid(self.group(), WaitOptions::empty()).is_ok() {}
     }
@@ -83,7 +83,7 @@ impl<'a> Supervisor<'a> {
         supervisor
     }
 
-    /// Lets the crew fight for so many acquisitions, then ends it.
+    /// Lets the crew compete until it has this many acquisitions, then ends it.
     pub(crate) fn run(mut self, acquisitions: u64) -> Outcome {
         let began = Instant::now();
         let (mut acquired, mut progress) = (0, Instant::now());
@@ -95,7 +95,7 @@ impl<'a> Supervisor<'a> {
             if now > acquired {
                 (acquired, progress) = (now, Instant::now());
             }
-            assert!(progress.elapsed() < HANG, "nobody gets the lock any more: {}", self.scene());
+            assert!(progress.elapsed() < HANG, "no process gets the lock any more: {}", self.scene());
         }
         self.arena.end();
         while !self.crew.is_empty() {
@@ -104,7 +104,7 @@ impl<'a> Supervisor<'a> {
             self.add_up(&ended);
         }
         let (recorded, counted) = (self.outcome.seen.acquired, self.arena.counter());
-        // A killed worker may have written the counter without recording it. More than that nobody can have written.
+        // A killed worker may have incremented the counter without recording it. The counter cannot be higher than that.
         assert!(counted <= recorded + self.outcome.seen.undecided, "{counted} {:?}", self.outcome);
         self.outcome.lost_updates = recorded.saturating_sub(counted);
         self.outcome.duration = began.elapsed();
@@ -127,7 +127,7 @@ impl<'a> Supervisor<'a> {
         }
         if kill {
             self.kill(victim);
-            // Those who are breaking the dead one's lock by now are worth another blow.
+            // Other workers are breaking the dead holder's lock now: killing one of them is a good test, too.
             random_sleep(..1_000);
             let second = fastrand::usize(..self.crew.len());
             if second != victim && fastrand::bool() && self.is_at_work(second) {
@@ -140,7 +140,7 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    /// Whether the worker has got through its start.
+    /// Whether the worker has finished its start.
     fn is_at_work(&mut self, place: usize) -> bool {
         if let Some(status) = self.crew[place].child.try_wait().unwrap() {
             panic!("{:?} ended early, {status}: {}", self.crew[place].member, self.scene());
@@ -150,7 +150,7 @@ impl<'a> Supervisor<'a> {
 
     fn kill(&mut self, place: usize) {
         let worker = &self.crew[place];
-        // Before the kill, so that nobody takes the marker of a dead instance for that of a live one.
+        // Written before the kill, so that no process mistakes the marker of a dead instance for that of a live one.
         self.arena.condemn(worker.instance);
         worker.signal(Signal::KILL);
         worker.reap();
@@ -163,7 +163,7 @@ impl<'a> Supervisor<'a> {
         self.add_up(&dead);
     }
 
-    /// Anybody, half of the time whoever is in the section: the others are in the midst of their tries.
+    /// A random worker, but half of the time the one in the critical section: the others are in the middle of an attempt.
     fn victim(&self) -> usize {
         let inside = self.arena.marked().filter(|_| fastrand::bool());
         let inside = self.crew.iter().position(|worker| Some(worker.instance) == inside);
@@ -217,7 +217,7 @@ impl<'a> Supervisor<'a> {
         self.outcome.seen.acquired + living
     }
 
-    /// What there is to see when something is wrong.
+    /// The state of the directory, for the message of a failure.
     fn scene(&self) -> String {
         let lock = self.arena.lock();
         let names: Vec<_> =

@@ -1,4 +1,4 @@
-//! What the processes do that fight over the lock: take it, go through the section, let it go, until it is over.
+//! The competing processes: each takes the lock, runs the critical section and releases the lock, until the end.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -42,7 +42,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// A worker process, until it is over.
+/// A worker process, until the end of the campaign.
 pub(crate) fn work(role: &str, dir: &Path, number: u64) {
     let role = Role::ALL.into_iter().find(|known| known.name() == role).unwrap();
     let instance = Instance { arena: Arena::open(dir), number };
@@ -58,12 +58,12 @@ pub(crate) fn work(role: &str, dir: &Path, number: u64) {
     });
 }
 
-/// The process that flock(1) runs: through the section once.
+/// The process that flock(1) runs: it runs the critical section once.
 pub(crate) fn section(dir: &Path, number: u64) {
     runtime().block_on(Instance { arena: Arena::open(dir), number }.section());
 }
 
-/// Some processes have two tasks, each with a handle of its own on the same lock.
+/// Some processes have two tasks. Each task has its own handle on the same lock.
 async fn ours(instance: Instance, open: fn(&Path) -> LockFile) {
     let instance = Rc::new(instance);
     let local = tokio::task::LocalSet::new();
@@ -98,7 +98,7 @@ async fn take_a_turn(lock: &LockFile, instance: &Instance) {
     }
 }
 
-/// Every way to come by a lock, and to give up.
+/// Takes the lock in a random way, or gives up.
 async fn take(lock: &LockFile) -> Option<LockGuard> {
     let moment = Duration::from_micros(fastrand::u64(..3_000));
     match fastrand::u8(..8) {
@@ -112,15 +112,15 @@ async fn take(lock: &LockFile) -> Option<LockGuard> {
     }
 }
 
-/// Before the next try of a program that does not wait.
+/// A pause before the next attempt of a program that does not wait.
 fn pause() {
     std::thread::sleep(Duration::from_micros(fastrand::u64(..500)));
 }
 
-/// A library to preload, see `age.c`.
+/// The library to preload; see `age.c`.
 const AGE: &str = "age.so";
 
-/// Makes what the role needs in the campaign's directory.
+/// Creates what the role needs in the campaign's directory.
 pub(crate) fn prepare(role: Role, dir: &Path) {
     if role == Role::InnShlock {
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stress/age.c");
@@ -130,7 +130,8 @@ pub(crate) fn prepare(role: Role, dir: &Path) {
     }
 }
 
-/// Half of the tries take a dead process's lock for an old one and break it; the others leave that to ours.
+/// In half of the attempts, shlock(1) takes a dead process's lock for an old one and breaks it. In the other half it
+/// leaves that to our processes.
 async fn inn_shlock(instance: &Instance, dir: &Path) {
     let program = std::env::var_os("SHLOCK").expect("SHLOCK is to name INN's shlock(1)");
     let (lock, own_pid) = (instance.arena.lock(), std::process::id().to_string());
@@ -145,7 +146,7 @@ async fn inn_shlock(instance: &Instance, dir: &Path) {
             continue;
         }
         instance.section().await;
-        // shlock(1) has no call to release: its users unlink the file, which must still be theirs.
+        // shlock(1) has no release operation: its users unlink the file. It must still be their own file.
         match std::fs::read_to_string(&lock) {
             Ok(record) if record.trim() == own_pid => std::fs::remove_file(&lock).unwrap(),
             _ => instance.violation(),
@@ -186,7 +187,7 @@ async fn peak(instance: &Instance, dir: &Path) {
     }
 }
 
-/// What is wrong with it: between the look at the PID and the unlink, the file may have become another holder's.
+/// Its error: between reading the PID and the unlink, another holder may have replaced the file.
 fn peak_attempt(lock: &Path, temporary: &Path) -> bool {
     for _ in 0..2 {
         if std::fs::hard_link(temporary, lock).is_ok() {

@@ -1,4 +1,4 @@
-//! What Linux has and other systems lack.
+//! Functions that use features which only Linux has.
 
 use std::fs::File;
 use std::io;
@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 use super::stat::Stat;
 use crate::sys::types::{Existence, ProcessDescription};
 
-/// Enough to use a directory with the `*at` calls, without leave to list it.
+/// O_PATH needs no permission to list the directory, and it is enough for the `*at` calls.
 pub(super) const DIRECTORY: OFlags = OFlags::PATH;
 
 pub(super) fn create_unnamed(dir: impl AsFd, mode: u32) -> io::Result<File> {
@@ -24,8 +24,8 @@ pub(super) fn create_unnamed(dir: impl AsFd, mode: u32) -> io::Result<File> {
     Ok(file.into())
 }
 
-/// By `AT_EMPTY_PATH`, which asks for a capability before Linux 6.10, else through /proc, which may not be mounted:
-/// then the answer is ENOENT.
+/// Tries `AT_EMPTY_PATH` first, which needs a capability before Linux 6.10. Then it tries /proc. If /proc is not mounted,
+/// the error is ENOENT.
 pub(super) fn link_open_file(dir: impl AsFd, file: &File, to: &std::ffi::OsStr) -> rustix::io::Result<()> {
     match rustix::fs::linkat(file, "", &dir, to, AtFlags::EMPTY_PATH) {
         Err(Errno::NOENT | Errno::INVAL) => {
@@ -47,9 +47,9 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
             Ok(_) => Existence::Gone,
             Err(_) => Existence::AliveOrZombie,
         },
-        // EINVAL, since Linux 6.9 ENOENT: the ID of a thread.
+        // EINVAL, or ENOENT since Linux 6.9, means that this is the ID of a thread and not of a process.
         Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => Existence::Gone,
-        // No such call (ENOSYS, EPERM in old sandboxes), or no descriptor to be had.
+        // The call is not available (ENOSYS, or EPERM in old sandboxes), or no descriptor is available.
         Err(_) => match test_kill_process(pid) {
             Err(Errno::SRCH) => Existence::Gone,
             _ => Existence::AliveOrZombie,
@@ -57,12 +57,12 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
     }
 }
 
-/// Name and start of a process, from /proc/PID/stat (proc_pid_stat(5)); `None` if it cannot be seen.
+/// The name and the start time of a process, from /proc/PID/stat (proc_pid_stat(5)). `None` if they are not visible.
 pub(crate) fn describe_process(pid: u32) -> Option<ProcessDescription> {
-    /// What the kernel calls `USER_HZ`: the same on all architectures that Rust supports.
+    /// The kernel calls this `USER_HZ`. It is the same on all architectures that Rust supports.
     const TICKS_PER_SECOND: f64 = 100.0;
     let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // 4321 (backupd) S 1 …; the name may hold parentheses and spaces.
+    // An example is "4321 (backupd) S 1 …". The name may contain parentheses and spaces.
     let (begin, end) = (stat.iter().position(|&byte| byte == b'(')?, stat.iter().rposition(|&byte| byte == b')')?);
     let fields: Vec<&str> = std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace().collect();
     let started_ticks: f64 = fields.get(19)?.parse().ok()?;
@@ -81,17 +81,17 @@ pub(crate) fn process_descriptor(pid: u32) -> Option<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-/// The processes that /proc/locks (proc_locks(5)) lists for an flock(2) on the file, by the PIDs that they have here; those
-/// with an exclusive lock first.
+/// The processes that /proc/locks (proc_locks(5)) lists for an flock(2) on the file. The PIDs are those of our PID
+/// namespace. Processes with an exclusive lock come first.
 ///
-/// An empty list proves nothing. Locks of outer PID namespaces are missing, and so may be any lock when the list changes
-/// while it is read. Some file systems list another device number than stat(2) tells. A listed process may be dead: it
-/// has left its lock to a child.
+/// An empty list proves nothing. The list does not contain the locks of outer PID namespaces. Any lock may be missing if
+/// the list changes while we read it. On some file systems the listed device number differs from that of stat(2). A listed
+/// process may be dead, because its lock can pass to a child process.
 pub(crate) fn listed_flock_holders(stat: &Stat) -> Vec<u32> {
     let (device, inode) = stat.device_and_inode();
     let id = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
     let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return Vec::new() };
-    // 12: FLOCK  ADVISORY  WRITE 4321 08:01:1234 0 EOF; a waiter's line has "->" behind the number.
+    // An example is "12: FLOCK  ADVISORY  WRITE 4321 08:01:1234 0 EOF". The line of a waiter has "->" after the number.
     let on_file = locks.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         match fields[..] {
@@ -104,8 +104,8 @@ pub(crate) fn listed_flock_holders(stat: &Stat) -> Vec<u32> {
     holders.into_iter().map(|(_, pid)| pid).collect()
 }
 
-/// Whether a process has the file open with an flock(2) on it, by /proc/PID/fdinfo (proc_pid_fdinfo(5)). `None` if that
-/// cannot be seen.
+/// Whether a process has the file open with an flock(2) on it, according to /proc/PID/fdinfo (proc_pid_fdinfo(5)). `None`
+/// if we may not look at that process.
 pub(crate) fn has_flock(pid: u32, stat: &Stat) -> Option<bool> {
     let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(descriptors) => descriptors,
@@ -122,7 +122,7 @@ pub(crate) fn has_flock(pid: u32, stat: &Stat) -> Option<bool> {
     Some(descriptors.flatten().any(|entry| is_file(&entry.path()) && is_locked(&entry.file_name())))
 }
 
-/// Any process that has the file open with an flock(2) on it. This looks at every process that may be looked at.
+/// Finds any process that has the file open with an flock(2) on it. This looks at every process that it may look at.
 pub(crate) fn find_flock_holder(stat: &Stat) -> Option<u32> {
     let processes = std::fs::read_dir("/proc").ok()?.flatten();
     let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());

@@ -1,4 +1,5 @@
-//! Unix: what all systems share. `linux` and `other` hold what differs, as functions with the same names.
+//! The system calls that all Unix systems share. `linux` and `other` hold the calls that differ. Both have functions with
+//! the same names.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -68,24 +69,25 @@ impl Dir {
         Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
     }
 
-    /// Creates a file under a name that is free.
+    /// Creates a file. It is an error if the name already exists.
     pub(crate) fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(mode as _)))?.into())
     }
 
-    /// Creates a file that has no name; an error where that cannot be done.
+    /// Creates a file that has no name. It is an error if the system does not support this.
     pub(crate) fn create_unnamed(&self, mode: u32) -> io::Result<File> {
         imp::create_unnamed(&self.0, mode)
     }
 
-    /// The file that a name stands for; `None` if there is none.
+    /// The state of the file with this name. `None` if there is no such file.
     pub(crate) fn stat(&self, name: &OsStr) -> io::Result<Option<Stat>> {
         stat_at(&self.0, name)
     }
 
-    /// Gives the open `file` one more name. `from` is a name it already has, for platforms that cannot link an open
-    /// file; what was linked is then to be checked. `NotFound` if the file had a name and has none any more.
+    /// Gives the open `file` one more name. `from` is a name that the file already has. Platforms that cannot link an open
+    /// file link `from` instead. Then the caller must check which file got the new name. The error is `NotFound` if
+    /// somebody has removed the last name of the file.
     pub(crate) fn link(&self, file: &File, from: Option<&OsStr>, to: &OsStr) -> io::Result<()> {
         match (imp::link_open_file(&self.0, file, to), from) {
             (Err(Errno::NOENT), Some(from)) if rustix::fs::fstat(file)?.st_nlink > 0 => {
@@ -95,7 +97,7 @@ impl Dir {
         }
     }
 
-    /// Removes a name. That somebody else has just done so is as good.
+    /// Removes a name. It is no error if the name does not exist: somebody else may have removed it.
     pub(crate) fn unlink(&self, name: &OsStr) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.0, name, AtFlags::empty()) {
             Err(Errno::NOENT) => Ok(()),
@@ -103,18 +105,17 @@ impl Dir {
         }
     }
 
-    /// Whether we may remove the file's name, if we may write to the directory: a sticky one lets only the owner of
-    /// either (unlink(2)).
+    /// Whether we may remove the file's name, provided that we may write to the directory. In a sticky directory only the
+    /// owner of the file or of the directory may do so (unlink(2)).
     pub(crate) fn lets_us_unlink(&self, file: &Stat) -> io::Result<bool> {
         let dir = rustix::fs::fstat(&self.0)?;
         let is_sticky = Mode::from_raw_mode(dir.st_mode).contains(Mode::SVTX);
         Ok(!is_sticky || !file.is_another_users())
     }
 
-    /// The names in the directory.
     pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
-        // This descriptor may be one that cannot be read.
+        // `self` may be open with O_PATH, and then it cannot be listed.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let readable = retry_on_intr(|| rustix::fs::openat(&self.0, ".", flags, Mode::empty()))?;
         for entry in rustix::fs::Dir::new(readable)? {
@@ -129,8 +130,8 @@ fn open(path: &Path, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
     retry_on_intr(|| rustix::fs::open(path, flags, Mode::from_raw_mode(mode as _)))
 }
 
-/// Opens the file of an flock, and creates it if it is missing. Returns whether this call has created it. Where the file
-/// may not be written, it is opened for reading; flock(2) asks for no more on a local file system.
+/// Opens the file of an flock, and creates it if it is missing. Returns whether this call has created it. If we may not
+/// write to the file, this opens it for reading. That is enough for flock(2) on a local file system.
 pub(crate) fn open_or_create(path: &Path, mode: u32) -> io::Result<(File, bool)> {
     loop {
         let opened = match open(path, OFlags::RDWR, 0) {
@@ -149,7 +150,7 @@ pub(crate) fn open_or_create(path: &Path, mode: u32) -> io::Result<(File, bool)>
     }
 }
 
-/// The file at `path`, for reading; `None` if there is none in its directory.
+/// Opens the file at `path` for reading. `None` if its directory exists and the file does not.
 pub(crate) fn open_existing(path: &Path) -> io::Result<Option<File>> {
     match open(path, OFlags::RDONLY, 0) {
         Ok(file) => Ok(Some(file.into())),
@@ -166,10 +167,10 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usi
     std::os::unix::fs::FileExt::write_at(file, bytes, offset)
 }
 
-/// What an error of an open says about the thing that stands at the path.
+/// The type of the file at the path, if open(2) failed because it is not a regular file.
 pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
     match Errno::from_io_error(error)? {
-        // FreeBSD says EMLINK where POSIX says ELOOP.
+        // FreeBSD returns EMLINK instead of the ELOOP of POSIX.
         Errno::LOOP | Errno::MLINK => Some("a symbolic link"),
         Errno::ISDIR => Some("a directory"),
         Errno::NXIO | Errno::OPNOTSUPP => Some("a socket or a device without a driver"),
@@ -177,27 +178,27 @@ pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
     }
 }
 
-/// Sets the time of the last change of the content, since the Unix epoch.
+/// Sets the modification time. `time` counts from the Unix epoch.
 pub(crate) fn set_modified(file: &File, time: Duration) -> io::Result<()> {
     let last_modification = Timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() };
     let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
     Ok(rustix::fs::futimens(file, &Timestamps { last_access, last_modification })?)
 }
 
-/// The process that has a record lock (fcntl(2), F_SETLK; lockf(3)) on the file: another kind of lock, which excludes no
-/// flock. 0 if the lock belongs to an open file and not to a process.
+/// The process that has a record lock (fcntl(2), F_SETLK; lockf(3)) on the file. A record lock is another kind of lock and
+/// does not exclude an flock. The result is 0 if the lock belongs to an open file description and not to a process.
 pub(crate) fn record_lock_holder(file: &File) -> Option<u32> {
     let wanted = rustix::process::Flock::from(rustix::process::FlockType::WriteLock);
     let found = rustix::process::fcntl_getlk(file, &wanted).ok().flatten()?;
     Some(found.pid.and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok()).unwrap_or(0))
 }
 
-/// Whether an open was refused only for now: somebody has a lease on the file (fcntl(2), F_SETLEASE).
+/// Whether open(2) failed only for the moment, because another process has a lease on the file (fcntl(2), F_SETLEASE).
 pub(crate) fn is_open_refused_for_now(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::AGAIN)
 }
 
-/// Whether the file was removed from the server while it was open here (NFS).
+/// Whether an NFS client or server has removed the file from the server while it was open here.
 pub(crate) fn is_file_gone(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::STALE)
 }
@@ -207,7 +208,7 @@ pub(crate) fn is_lock_unsupported(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL))
 }
 
-/// Whether the file system lets only a file that is open for writing be locked, as NFS does (flock(2)).
+/// Whether the file system can lock a file only if it is open for writing. NFS is such a file system (flock(2)).
 pub(crate) fn is_lock_for_writers(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::BADF)
 }
@@ -237,7 +238,7 @@ fn try_lock(call: impl Fn() -> Result<(), TryLockError>) -> io::Result<bool> {
         match call() {
             Ok(()) => return Ok(true),
             Err(TryLockError::WouldBlock) => return Ok(false),
-            // SMB says EACCES where another client has the lock (flock(2)).
+            // SMB returns EACCES when another client has the lock (flock(2)).
             Err(TryLockError::Error(error)) if Errno::from_io_error(&error) == Some(Errno::ACCESS) => return Ok(false),
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(TryLockError::Error(error)) => return Err(error),

@@ -1,6 +1,6 @@
-//! Unix systems other than Linux: no files without names, no links by descriptor, no process descriptors.
+//! Unix systems other than Linux. They have no files without names, no links by descriptor and no process descriptors.
 //!
-//! With `--cfg tokio_lockfile_test_portable` this stands for Linux too, where its tests can run.
+//! With `--cfg tokio_lockfile_test_portable` this module is used on Linux too, so that its tests can run there.
 
 use std::fs::File;
 use std::io;
@@ -33,17 +33,17 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
     }
 }
 
-/// No such list.
+/// These systems have no list of locks.
 pub(crate) fn listed_flock_holders(_stat: &Stat) -> Vec<u32> {
     Vec::new()
 }
 
-/// Nothing tells.
+/// These systems do not show which process has an flock.
 pub(crate) fn has_flock(_pid: u32, _stat: &Stat) -> Option<bool> {
     None
 }
 
-/// Nothing tells.
+/// These systems do not show which process has an flock.
 pub(crate) fn find_flock_holder(_stat: &Stat) -> Option<u32> {
     None
 }

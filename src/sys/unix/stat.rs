@@ -1,4 +1,4 @@
-//! Identity and state of files.
+//! The identity and the state of files, from stat(2).
 
 use std::fs::File;
 use std::io;
@@ -9,16 +9,16 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, FileType};
 use rustix::io::Errno;
 
-/// Identity and state of a file.
+/// The identity and the state of a file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stat {
     device: u64,
     inode: u64,
     pub(crate) links: u64,
     pub(crate) size: u64,
-    /// When the inode last changed, by the file system's clock, since the epoch of that clock.
+    /// The time of the last change of the inode. It is a time of the file system's clock, since the epoch of that clock.
     pub(crate) changed: Duration,
-    /// When the content last changed, since the Unix epoch.
+    /// The time of the last change of the content, since the Unix epoch.
     pub(crate) modified: Duration,
     owner: u32,
     kind: FileType,
@@ -46,12 +46,12 @@ impl Stat {
         (self.device, self.inode) == (other.device, other.inode)
     }
 
-    /// Whether the file belongs to another user than this process acts for.
+    /// Whether the owner of the file is not the effective user of this process.
     pub(crate) fn is_another_users(&self) -> bool {
         self.owner != rustix::process::geteuid().as_raw()
     }
 
-    /// What an error calls the file, if it is not a regular one.
+    /// The type of the file, as error messages name it. `None` for a regular file.
     pub(crate) fn irregular(&self) -> Option<&'static str> {
         match self.kind {
             FileType::RegularFile => None,
@@ -74,7 +74,8 @@ pub(crate) fn stat(file: &File) -> io::Result<Stat> {
     Ok(Stat::from_raw(&rustix::fs::fstat(file)?))
 }
 
-/// The file at a path; `None` if there is none. A symbolic link at the end of the path is not followed.
+/// The state of the file at a path. `None` if there is no file. This does not follow a symbolic link at the end of the
+/// path.
 pub(crate) fn stat_path(path: &Path) -> io::Result<Option<Stat>> {
     stat_at(CWD, path)
 }

@@ -1,5 +1,5 @@
-//! Removing the file of a dead holder as INN does: link it to a private name, check that the number of links went up by
-//! one, and only then unlink it.
+//! Removes the file of a dead holder by the method of INN. The breaker links the file to a private name and checks that the
+//! number of links went up by one. Only then it unlinks the file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -26,7 +26,7 @@ enum Linked {
 }
 
 impl Directory<'_> {
-    /// Removes the name of a stale file. Its flock is held all the time.
+    /// Removes the name of a stale file. We hold the flock of the file all the time.
     pub(super) fn break_stale(&self, stale: Stale) -> Result<Broken, LockError> {
         let seen = self.stat(&stale.file)?;
         if !self.names(self.name, &seen)? {
@@ -36,13 +36,13 @@ impl Directory<'_> {
         let is_linked = seen.links > 1 && self.names(&private, &seen)?;
         let is_created = seen.links > 1 && self.names(&creating, &seen)?;
         let is_explained = seen.links == 1 + u64::from(is_linked) + u64::from(is_created);
-        // Our link makes the file young again. So it is made only where a break is possible.
+        // Our link changes the inode and so resets the file's age. We make the link only if a break is possible.
         let is_old = !is_explained && self.is_older_than_grace(&stale.file)?;
         if !is_explained && !self.others_links(&seen)?.allow_a_break(is_old) {
             let is_changed = self.stat(&stale.file)?.links != seen.links;
             return Ok(if is_changed { Broken::Changed } else { Broken::Busy });
         }
-        // Without this check the private name would stay too.
+        // Without this check we could make the private name and not remove it again.
         if !self.dir.lets_us_unlink(&seen).map_err(|error| self.failed("look at the directory of", error))? {
             let action = "take over another user's lock file in a sticky directory, left behind at";
             return Err(self.failed(action, io::ErrorKind::PermissionDenied.into()));
@@ -71,8 +71,8 @@ impl Directory<'_> {
 
     /// Removes the links that dead breakers have left on the file, unless a living breaker works on it.
     ///
-    /// Our own link is there, and no link of a living breaker. So nobody begins to break this file any more: it stays the
-    /// lock, and a dead name stays dead, even if its PID is used again.
+    /// Our own link exists, and no living breaker has a link. So nobody else begins to break this file, and its name stays
+    /// the lock's. A dead breaker's link stays unused, even if another process gets the same PID.
     fn remove_dead_links(&self, seen: &Stat) -> Result<bool, LockError> {
         let others = self.others_links(seen)?;
         if others.is_being_broken || !self.names(self.name, seen)? {
@@ -84,8 +84,8 @@ impl Directory<'_> {
         Ok(true)
     }
 
-    /// Whether nobody else breaks the file. Another breaker links before it unlinks, as we do. If there are more links than
-    /// ours, one of us must yield. Unexplained links do not count after the time of grace.
+    /// Whether nobody else breaks the file. Every breaker links the file before it unlinks it. If there are more links than
+    /// ours, one of the breakers must yield. After [`GRACE`](super::create), unexplained links do not count.
     fn is_alone(&self, seen: &Stat, is_old: bool) -> Result<bool, LockError> {
         let now = self.dir.stat(self.name).map_err(|error| self.failed("look at", error))?;
         Ok(now.is_some_and(|now| now.is_same_file(seen) && (now.links == 2 || is_old)))
@@ -100,20 +100,21 @@ impl Directory<'_> {
                 Cleared::Gone => Ok(Linked::Not(Broken::Changed)),
                 Cleared::InUse => Ok(Linked::Not(Broken::Unclear)),
             },
-            // Another program has removed it since we looked.
+            // Another program has removed the file after we looked at it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Linked::Not(Broken::Changed)),
-            // fs.protected_hardlinks, see proc_sys_fs(5).
+            // The cause is fs.protected_hardlinks, see proc_sys_fs(5).
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && self.stat(file)?.is_another_users() => {
                 let action = "take over another user's lock file without permission to write to it, left behind at";
                 Err(self.failed(action, error))
             }
-            // On a local file system, which has links, this is about the file: it may be immutable.
+            // Local file systems have hard links. So the cause is the file, which may be immutable.
             Err(error) => Err(self.failed("link stale lock file", error)),
         }
     }
 
-    /// Removes the private name of the file that was seen, whose flock we hold. Where a file cannot be linked by its
-    /// descriptor, the private name may belong to another file that came in between. Then the flock of that file decides.
+    /// Removes the private name of the file `seen`. We hold the flock of that file. On systems that cannot link a file by its
+    /// descriptor, the private name may belong to a newer file. Then we remove the name only if nobody has an flock on the
+    /// newer file.
     fn give_way(&self, seen: &Stat) -> Result<(), LockError> {
         let private = self.breaking();
         if self.names(&private, seen)? {
@@ -123,11 +124,11 @@ impl Directory<'_> {
         Ok(())
     }
 
-    /// The file's names that INN's and NetBSD's shlock gave it.
+    /// The links that the shlock programs of INN and NetBSD have made to the file.
     fn others_links(&self, file: &Stat) -> Result<OthersLinks, LockError> {
         let mut links = OthersLinks { dead: Vec::new(), is_being_broken: false };
         let names = match self.dir.names() {
-            // What cannot be seen may be there.
+            // We may not list the directory, so a breaker's link may exist.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return Ok(OthersLinks { is_being_broken: true, ..links });
             }
@@ -158,8 +159,8 @@ impl OthersLinks {
     }
 }
 
-/// A private name of INN's or NetBSD's shlock: `shlock<pid>` for the file it makes, `shlock<pid>x` or `shlock<pid>-2` for
-/// the one it breaks.
+/// A private name of the shlock programs of INN and NetBSD. `shlock<pid>` is a file that such a program creates.
+/// `shlock<pid>x` and `shlock<pid>-2` are files that it breaks.
 #[derive(Debug, PartialEq, Eq)]
 struct PeersName {
     pid: u32,
@@ -192,7 +193,7 @@ mod tests {
         }
     }
 
-    /// A dead process's lock file, found by a breaker.
+    /// Makes the lock file of a dead process, and lets a breaker find it.
     fn found_stale(directory: &Directory) -> Stale {
         std::fs::write(&directory.target.path, record::shlock(4_194_305, record::Mark::Proof)).unwrap();
         match directory.contend(None).unwrap() {

@@ -1,4 +1,4 @@
-//! Creating a lock file privately, and giving it the name if that is free.
+//! Creates a lock file privately, and then gives it the lock's name if that name is free.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -15,17 +15,19 @@ use crate::sys::process::Owner;
 use crate::sys::{self, Dir};
 use crate::words::error::LockError;
 
-/// A blank file, or one with unexplained links, may still be in work until it is this old (INN's rule).
+/// Another process may still work on a blank file or on a file with unexplained links until the file is this old. This is
+/// the rule of INN.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// The modification time of every lock file of ours: 18 January 2038, 00:00:00 UTC.
+/// The modification time of all our lock files: 18 January 2038, 00:00:00 UTC.
 ///
-/// It is in the inode before the inode has a name, so it survives a crash of the machine with the name, also where the
-/// record does not. And no program that removes files or locks by their age takes a lock that is held: systemd-tmpfiles(8),
-/// dotlockfile(1), lockfile(1). When the lock was taken is the time of the last status change.
+/// The inode gets this time before it gets a name. So if the name survives a crash of the machine, the time survives too,
+/// even if the record does not. The time also protects a held lock from programs that remove old files or old locks, such
+/// as systemd-tmpfiles(8), dotlockfile(1) and lockfile(1). The time of the last status change tells when the lock was
+/// taken.
 const OURS: Duration = Duration::from_secs(2_147_385_600);
 
-/// When the lock was taken, since the Unix epoch.
+/// The time when the lock was taken, since the Unix epoch.
 pub(super) fn since(stat: &sys::Stat) -> Duration {
     if stat.modified == OURS { stat.changed } else { stat.modified }
 }
@@ -34,14 +36,14 @@ pub(super) enum Created {
     Held(Held),
     Changed,
     Unclear,
-    /// The file has no name, and could not be given one.
+    /// The file has no name, and the system could not give it one.
     NotLinked,
 }
 
-/// How a file is kept private until it is the lock.
+/// How a file stays private until it is the lock.
 #[derive(Clone, Copy)]
 enum Naming {
-    /// Without a name where that is possible, else under a private one.
+    /// The file has no name if that is possible. Otherwise it has a private name.
     Unnamed,
     Private,
 }
@@ -51,14 +53,14 @@ pub(super) enum Cleared {
     InUse,
 }
 
-/// A file of ours that is locked and is not the lock yet. Its private name is removed before the file is closed, while
-/// its flock still protects it.
+/// A file that we have created and locked, and that is not the lock yet. The field order matters: the private name must be
+/// removed before the file is closed, while the flock still protects the name.
 pub(super) struct Private<'a> {
     name: Option<PrivateName<'a>>,
     pub(super) file: File,
 }
 
-/// A private name, removed when this is dropped.
+/// A private name. The drop removes it.
 struct PrivateName<'a> {
     dir: &'a Dir,
     name: OsString,
@@ -74,11 +76,11 @@ impl Drop for PrivateName<'_> {
 }
 
 impl Directory<'_> {
-    /// Creates the lock file privately and gives it the name, if that is free.
+    /// Creates the lock file privately and gives it the lock's name if that name is free.
     pub(super) fn acquire(&self) -> Result<Created, LockError> {
         match self.acquire_by(Naming::Unnamed)? {
-            // The file has no name, so the directory is gone, or nothing links a file without a name: that needs a
-            // capability before Linux 6.10, else /proc.
+            // Either the directory is gone, or the system cannot link a file without a name. Such a link needs /proc. Before
+            // Linux 6.10, the only other way needs a capability.
             Created::NotLinked => self.acquire_by(Naming::Private),
             created => Ok(created),
         }
@@ -99,14 +101,15 @@ impl Directory<'_> {
         let from = private.name.as_ref().map(|private| private.name.as_os_str());
         match self.dir.link(&private.file, from, self.name) {
             Ok(()) => {}
-            // The answer of a server can get lost, and the client then asks again. The number of links tells (NFS).
+            // On NFS the answer of the server can get lost, and the client then sends the request again. The number of
+            // links shows whether the first request succeeded.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let is_linked = mark == Mark::NoProof && from.is_some() && self.stat(&private.file)?.links == 2;
                 if !is_linked {
                     return Ok(Created::Changed);
                 }
             }
-            // Somebody has removed the private name or the directory. The next round finds out.
+            // Somebody has removed the private name or the directory. The next round finds out which.
             Err(error) if error.kind() == io::ErrorKind::NotFound && from.is_some() => return Ok(Created::Changed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Created::NotLinked),
             Err(error) => return Err(self.link_failed(error)),
@@ -129,19 +132,20 @@ impl Directory<'_> {
         if !filesystem.flock_is_proof() && !self.shows_lock()? {
             return Err(self.splits_names());
         }
-        // A breaker that died between its two unlinks left this name, and nobody else looks for it. If it cannot be
-        // removed, the lock is ours all the same, and the next process that needs the name reports it.
+        // A breaker that died between its two unlinks left this name, and nobody else looks for it. If the removal fails, we
+        // still have the lock. The next process that needs the name reports the error.
         let _ = self.clear(&self.breaking());
         Ok(Created::Held(held))
     }
 
-    /// After a link, the name shows another inode. Some file systems (sshfs, SMB without `serverino`) and emulators give
-    /// each name of a file an inode of its own. Then the name is ours, and is removed. Returns whether it was.
+    /// Removes the lock's name if it is ours. The caller has made the link, and the name shows another inode. Some file
+    /// systems (sshfs, SMB without `serverino`) and emulators give each name of a file its own inode number. Then the name
+    /// is ours. Returns whether it was ours.
     fn take_back(&self, record: &[u8]) -> Result<bool, LockError> {
         let file = match self.dir.open_file(self.name) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            // What proot makes of a link: a symbolic link to our file.
+            // proot makes a symbolic link to our file instead of a hard link.
             Err(error) if sys::irregular_from_open(&error).is_some() => {
                 let is_ours = self.dir.follow(self.name).is_ok_and(|file| record::starts_with(&file, record));
                 if is_ours {
@@ -151,7 +155,7 @@ impl Directory<'_> {
             }
             Err(error) => return Err(self.failed("open lock file", error)),
         };
-        // Another holder has its flock on its file.
+        // If the file belongs to another holder, that holder has an flock on it.
         let is_ours = record::starts_with(&file, record)
             && sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))?;
         if is_ours {
@@ -167,8 +171,8 @@ impl Directory<'_> {
         LockError::unsupported(&self.target.path, self.target.kind, reason)
     }
 
-    /// Whether others see our flock when they open the lock's name. Some FUSE file systems treat each name of a file as
-    /// another file.
+    /// Whether other processes see our flock when they open the lock's name. Some FUSE file systems treat each name of a
+    /// file as a separate file.
     fn shows_lock(&self) -> Result<bool, LockError> {
         match self.open_lock()? {
             Some(named) => outcome::is_locked(&named).map_err(|error| self.lock_failed(error)),
@@ -180,13 +184,14 @@ impl Directory<'_> {
         sys::filesystem(file).map_err(|error| self.failed("find the file system of", error))
     }
 
-    /// Whether a blank file is certainly one of ours: its name was given to it by [`acquire`](Self::acquire), but its
-    /// content did not survive a crash of the machine.
+    /// Whether a blank file is certainly ours. Then [`acquire`](Self::acquire) has given it its name, and its content did not
+    /// survive a crash of the machine.
     pub(super) fn is_our_blank(&self, file: &File) -> Result<bool, LockError> {
         Ok(self.stat(file)?.modified == OURS)
     }
 
-    /// An empty file with our flock on it, under no name or a private one. `None` if another process is creating one.
+    /// Creates an empty file with our flock on it. It has no name or a private name. `None` if another process is creating
+    /// one.
     pub(super) fn create(&self) -> Result<Option<Private<'_>>, LockError> {
         self.create_by(Naming::Unnamed)
     }
@@ -210,7 +215,8 @@ impl Directory<'_> {
         let mut private = Private { name, file };
         let locked = sys::try_lock_exclusive(&private.file).map_err(|error| self.lock_failed(error))?;
         if let Some(named) = &mut private.name {
-            // Between our open and our flock, somebody may have taken the file for one of a dead process and removed it.
+            // Between our open and our flock, another process may have removed the file. To that process the file looked
+            // as if its creator were dead.
             if !locked || !self.names(&named.name, &self.stat(&private.file)?)? {
                 named.ours = false;
                 return Ok(None);
@@ -219,7 +225,7 @@ impl Directory<'_> {
         Ok(Some(private))
     }
 
-    /// A file under a private name; `None` if another process is creating one.
+    /// Creates a file under a private name. `None` if another process is creating one.
     fn create_named(&self, mode: u32) -> Result<Option<(File, PrivateName<'_>)>, LockError> {
         let is_shared = sys::filesystem(&*self.dir).is_ok_and(|filesystem| filesystem.flock_is_proof());
         let name = if is_shared { self.creating() } else { self.creating_alone() };
@@ -233,7 +239,8 @@ impl Directory<'_> {
         }
     }
 
-    /// Compares the age of the file with that of a file made just now, so that no wall clock decides.
+    /// Whether the file is older than [`GRACE`]. This compares it with a new file, so both times are from the file system's
+    /// clock.
     pub(super) fn is_older_than_grace(&self, file: &File) -> Result<bool, LockError> {
         let Some(fresh) = self.create()? else {
             return Ok(false);

@@ -34,19 +34,20 @@ impl<'a> Directory<'a> {
         private_name(self.name, "break")
     }
 
-    /// The private name under which a file is created where files without a name are not available.
+    /// The private name of a file that we create. It is used where files without a name are not available.
     pub(super) fn creating(&self) -> OsString {
         private_name(self.name, "new")
     }
 
-    /// The same for this process alone. On a network file system the look at a shared name can be out of date, and a file
-    /// linked by that name can be another process's.
+    /// A private name like [`creating`](Self::creating) that no other process uses. On a network file system, our view of a
+    /// shared name can be out of date. Then a link by that name could be a link to another process's file.
     pub(super) fn creating_alone(&self) -> OsString {
         let random = (random::fraction() * f64::from(u32::MAX)) as u32;
         private_name(self.name, &format!("{}-{random:08x}.new", std::process::id()))
     }
 
-    /// The file at the lock's name; an error if it cannot be a lock file.
+    /// Opens the file with the lock's name. `None` if there is no such file. It is an error if the file cannot be a lock
+    /// file.
     pub(super) fn open_lock(&self) -> Result<Option<File>, LockError> {
         let file = match self.dir.open_file(self.name) {
             Ok(file) => file,
@@ -73,7 +74,7 @@ impl<'a> Directory<'a> {
         Err(LockError::not_a_lock_file(&self.target.path, found))
     }
 
-    /// Whether `name` stands for this file.
+    /// Whether `name` is a name of this file.
     pub(super) fn names(&self, name: &OsStr, file: &Stat) -> Result<bool, LockError> {
         let found = self.dir.stat(name).map_err(|error| self.failed("look at", error))?;
         Ok(found.is_some_and(|found| found.is_same_file(file)))
@@ -91,7 +92,7 @@ impl<'a> Directory<'a> {
         outcome::lock_failed(self.target, error)
     }
 
-    /// A file of ours could not be given the name, so no file can.
+    /// The error when the system could not give our file the lock's name.
     pub(super) fn link_failed(&self, error: io::Error) -> LockError {
         if !sys::is_link_unsupported(&error) {
             return self.failed("link lock file", error);
@@ -101,8 +102,8 @@ impl<'a> Directory<'a> {
         LockError::unsupported(&self.target.path, self.target.kind, reason)
     }
 
-    /// Tries to lock the file exclusively. Where that needs a file open for writing, it opens the file at `name` again.
-    /// `None` if that name is gone. The caller checks that the name still leads to the same file.
+    /// Tries to lock the file exclusively. If the file system locks only files that are open for writing, this opens the
+    /// file at `name` again. `None` if that name is gone. The caller must check that the name still belongs to the same file.
     pub(super) fn try_lock(&self, name: &OsStr, file: Arc<File>) -> Result<Option<(Arc<File>, bool)>, LockError> {
         let error = match sys::try_lock_exclusive(&file) {
             Ok(locked) => return Ok(Some((file, locked))),

@@ -42,12 +42,13 @@ impl Held {
         removed
     }
 
-    /// Unlinks the name if it is still ours, then unlocks. In the other order there could be two holders for a moment.
+    /// Unlinks the name if it is still ours, and then unlocks the file. In the opposite order, two processes could hold the
+    /// lock for a moment.
     fn remove(&mut self) -> io::Result<()> {
         self.owner = None;
         let ours = self.dir.stat(&self.name)?.is_some_and(|found| found.is_same_file(&self.stat));
         let unlinked = if ours { self.dir.unlink(&self.name) } else { Ok(()) };
-        // Unlocking frees the lock also where a forked child has inherited the descriptor. A close alone would not.
+        // The unlock frees the lock even if a forked child has inherited the descriptor. A close alone would not.
         unlinked.and(sys::unlock(&self.file))
     }
 }

@@ -1,4 +1,5 @@
-//! Whose is the file at the lock's name: a living holder's, a dead one's, or nobody can tell yet.
+//! Decides whether the file with the lock's name belongs to a living holder or to a dead holder, or whether this is not
+//! clear yet.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::sys;
 use crate::sys::process::pid_exists;
 use crate::words::error::LockError;
 
-/// What is at the name of the lock.
+/// The state of the lock's name.
 pub(super) enum Found {
     Nothing,
     Changed,
@@ -20,14 +21,14 @@ pub(super) enum Found {
     Stale(Stale),
 }
 
-/// A file whose holder is dead, with our exclusive flock on it.
+/// The file of a dead holder. We have an exclusive flock on it.
 pub(super) struct Stale {
     pub(super) file: Probe,
     pub(super) pid: u32,
 }
 
 impl Directory<'_> {
-    /// Looks at the file at the lock's name, and judges whose it is.
+    /// Looks at the file with the lock's name, and decides whether its holder is alive.
     pub(super) fn contend(&self, kept: Option<Arc<File>>) -> Result<Found, LockError> {
         let file = match kept {
             Some(file) if !self.names(self.name, &self.stat(&file)?)? => return Ok(Found::Changed),
@@ -35,14 +36,14 @@ impl Directory<'_> {
             None => match self.open_lock() {
                 Ok(Some(file)) => Arc::new(file),
                 Ok(None) => return Ok(Found::Nothing),
-                // Somebody has a lease on the file, and so has it open.
+                // Another process has a lease on the file, so it has the file open.
                 Err(error) if error.io_error().is_some_and(sys::is_open_refused_for_now) => {
                     return Ok(Found::Busy(Contended::default()));
                 }
                 Err(error) => return Err(error),
             },
         };
-        // Lock before reading. Then nobody else judges the file at the same time.
+        // We lock the file before we read it, so that nobody else judges the file at the same time.
         let Some((file, locked)) = self.try_lock(self.name, file)? else {
             return Ok(Found::Changed);
         };
@@ -58,20 +59,22 @@ impl Directory<'_> {
         self.judge_locked(file, record)
     }
 
-    /// Somebody else has a lock on the file: the holder, another try, or somebody who only asks.
+    /// Judges a file on which somebody else has a lock: the holder, another try, or a call of
+    /// [`holder`](super::holder).
     fn judge_locked(&self, file: Arc<File>, record: Record) -> Result<Found, LockError> {
         let alive = record.pid().is_some_and(pid_exists);
         if !alive {
             return Ok(Found::Unclear(file));
         }
-        // If a shared flock is possible, no holder has an exclusive one. Then somebody only asks.
+        // If a shared flock is possible, no holder has an exclusive flock. Then the other lock is that of a call of
+        // `holder`.
         match outcome::is_locked(&file).map_err(|error| self.lock_failed(error))? {
             true => Ok(Found::Busy(Contended::by_lock(file))),
             false => Ok(Found::Unclear(file)),
         }
     }
 
-    /// Nobody but us has a lock on the file.
+    /// Judges a file on which only we have a lock.
     fn judge(&self, file: Probe, record: Record) -> Result<Found, LockError> {
         let filesystem = sys::filesystem(&*file).map_err(|error| self.failed("find the file system of", error))?;
         let has_proof = filesystem.flock_is_proof();
@@ -112,8 +115,8 @@ impl Directory<'_> {
         Ok(Found::Stale(Stale { file, pid }))
     }
 
-    /// Whether the PID of a record that no flock vouches for is that of a living holder. Our own records are always marked.
-    /// So a foreign record with our PID is from an earlier process with this PID, or from the program that started us.
+    /// Whether the PID of a record belongs to a living holder, if no flock proves it. Our own records always have a mark. So
+    /// a foreign record with our PID is from an earlier process with this PID, or from the program that started us.
     pub(super) fn is_alive(&self, pid: u32) -> bool {
         pid != std::process::id() && pid_exists(pid)
     }

@@ -1,10 +1,12 @@
-//! A PID file made with link(2): HoneyDanBer UUCP's lock, as shlock(1) of INN and NetBSD and PEAK's `SHLockFile` use it.
+//! A PID file made with link(2). HoneyDanBer UUCP introduced this lock. shlock(1) of INN and NetBSD and the `SHLockFile`
+//! of PEAK use it.
 //!
-//! When the name appears, its record is complete and the holder has its inode locked with flock(2). The holder unlinks the
-//! name *before* it unlocks. So the kernel tells whether the holder of a marked record is alive, and the PID is only
-//! information. [`judge`] decides whose a file is. [`break_stale`] removes the file of a dead holder, and [`create`] makes
-//! a new one. Each lock has two private names, `Directory::breaking` and `Directory::creating`. They are removed only under
-//! an flock on their inode, so nobody removes a name that a living process works on.
+//! When the name appears, the record is complete, and the holder has locked the inode with flock(2). The holder unlinks
+//! the name *before* it unlocks the file. So the kernel tells whether the holder of a marked record is alive, and the PID
+//! is only information. [`judge`] decides whether the holder of a file is alive. [`break_stale`] removes the file of a dead
+//! holder, and [`create`] makes a new file. Each lock has two private names, `Directory::breaking` and
+//! `Directory::creating`. A process removes such a name only while it has an flock on the inode. So nobody removes a name
+//! while a living process uses it.
 
 mod break_stale;
 mod create;
@@ -31,7 +33,7 @@ use directory::Directory;
 pub(super) use held::Held;
 use judge::Found;
 
-/// How often a try starts again when the file changes under it, before it answers that the outcome is unclear.
+/// The number of times that a try starts again because the file has changed. After that, the outcome is unclear.
 const ROUNDS: u32 = 16;
 
 /// Tries once.
@@ -63,19 +65,19 @@ pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome<Held>
     Ok(Outcome::Unclear(Contended::default()))
 }
 
-/// Whether the file of the last try is still that of the lock, and its holder is alive.
+/// Whether the file of the last try still has the lock's name, and its holder is alive.
 pub(super) fn is_still_held(target: &Target, last: &Contended) -> bool {
     let Some(file) = &last.file else { return false };
     let Ok(stat) = sys::stat(file) else { return false };
     Identity(stat).check(&target.path).is_ok()
         && match last.foreign {
-            // Its program may have rewritten the file.
+            // The other program may have rewritten the file.
             Some(pid) => Record::of(file).is_ok_and(|record| record.pid() == Some(pid)) && pid_exists(pid),
             None => outcome::is_locked(file).unwrap_or(false),
         }
 }
 
-/// Who holds the lock. This looks with a shared flock, which a try can tell from the flock of a holder.
+/// Finds the holder of the lock. This takes a shared flock. A try can distinguish it from the exclusive flock of a holder.
 pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     let directory = Directory::open(target)?;
     let Some(file) = directory.open_lock()? else {
@@ -86,12 +88,12 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     let recorded = record.pid().unwrap_or(0);
     let pid = match record {
         Record::Foreign(pid, _) => directory.is_alive(pid).then_some(pid),
-        // A holder in a container has another PID here than its record tells.
+        // A holder in a container may have a PID here that differs from the PID in its record.
         _ if outcome::is_locked(&file).map_err(|error| directory.lock_failed(error))? => {
             flock_holder::find(&stat, record.pid(), true).map(|pid| if pid == 0 { recorded } else { pid })
         }
         Record::Shlock(pid, Mark::NoProof) => directory.is_alive(pid).then_some(pid),
-        // Judged as a try does it. Where no file can be made to compare, it counts as held.
+        // A try decides in the same way. If we cannot create a file to compare the ages, the lock counts as held.
         Record::Blank if directory.is_our_blank(&file)? => None,
         Record::Blank => (!directory.is_older_than_grace(&file).unwrap_or(false)).then_some(recorded),
         Record::Unknown => Some(recorded),
@@ -101,13 +103,15 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     Ok(pid.map(|pid| process::holder(pid, Some(since))))
 }
 
-/// Does the PID in this lock file name a live process? PEAK's `check_lock`. Unix.
+/// Whether the PID in this lock file belongs to a live process. This is the `check_lock` of PEAK. Unix only.
 ///
-/// `false` if there is no such file, or if it is empty. For a lock file made by this crate the flock(2) that its holder
-/// keeps decides, which a recycled PID or a PID of another container does not deceive. Blocks on the file system.
+/// The result is `false` if there is no such file, or if it is empty. For a lock file of this crate, the flock(2) of the
+/// holder decides. So a reused PID or a PID of another container does not give a wrong result. This function blocks on the
+/// file system.
 ///
 /// # Errors
-/// [`LockError::NotALockFile`] if the file holds anything but a lock record; [`LockError::Io`] if it cannot be read.
+/// - [`LockError::NotALockFile`] if the file contains anything other than a lock record.
+/// - [`LockError::Io`] if the file cannot be read.
 pub fn check_lock(path: impl AsRef<Path>) -> Result<bool, LockError> {
     let target = Target::file(LockKind::Shlock, path.as_ref(), Default::default())?;
     Ok(holder(&target)?.is_some_and(|holder| holder.pid() != 0))

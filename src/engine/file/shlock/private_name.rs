@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-/// `.NAME.tokio-lockfile.PURPOSE`. A hash replaces a NAME that would be too long.
+/// Returns `.NAME.tokio-lockfile.PURPOSE`. A hash replaces a NAME that is too long.
 pub(super) fn private_name(name: &OsStr, purpose: &str) -> OsString {
     const LONGEST: usize = 200;
     let mut private = OsString::from(".");
@@ -16,7 +16,7 @@ pub(super) fn private_name(name: &OsStr, purpose: &str) -> OsString {
     private
 }
 
-/// FNV-1a (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same in all versions of this crate and of Rust.
+/// The FNV-1a hash (<http://www.isthe.com/chongo/tech/comp/fnv/>). It is the same in all versions of this crate and of Rust.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }

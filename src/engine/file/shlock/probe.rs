@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use crate::sys;
 
-/// A file on which a try has an exclusive flock. It unlocks before it closes. After a mere close, a child that another
-/// thread is forking may keep the lock for a moment, and the next try would find the file in use.
+/// A file on which a try has an exclusive flock. The drop unlocks the file before it closes it. A close alone is not
+/// enough: another thread may fork at this moment, and the child keeps the lock until it runs another program. The next
+/// try would find the file in use.
 pub(super) struct Probe(Option<Arc<File>>);
 
 impl Probe {

@@ -1,8 +1,7 @@
-//! Events that tell that a lock file has changed: one inotify(7) instance for the whole process.
+//! Events for changes of a lock file, from inotify(7). The whole process uses one inotify instance.
 //!
-//! Every runtime in which somebody waits has one task, the driver. It reads the events and wakes the waits that they are
-//! for, in all runtimes. When nobody waits any more, the drivers end with their next tick, and the last one closes the
-//! instance.
+//! Every runtime with a wait has one task, the driver. The driver reads the events and wakes the waits that they concern,
+//! in all runtimes. When nobody waits any more, each driver ends at its next tick. The last driver closes the instance.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -31,29 +30,29 @@ use crate::sys;
 use crate::util::blocking;
 use crate::words::kind::LockKind;
 
-/// The events of a file that loses its name or gets another one.
+/// The events of a file when its name is removed or changed.
 const NAME_CHANGES: WatchFlags = WatchFlags::ATTRIB.union(WatchFlags::MOVE_SELF).union(WatchFlags::DELETE_SELF);
 
 /// How often a driver maintains the watches.
 const TICK: Duration = Duration::from_millis(250);
 
-/// For how many files a tick wakes the waits although there was no event. This finds the release of a holder that makes
-/// no event. The number is for the whole process: ten thousand waits with a timer each would cost a tenth of a core.
+/// The number of files for which a tick wakes the waits although there was no event. Some releases make no event, and this
+/// finds them. The number is for the whole process. One timer for each of ten thousand waits would use a tenth of a core.
 const PROBES: usize = 25;
 
-/// How many watches are removed at once. Each removal costs some 15 µs.
+/// The number of watches that are removed at once. Each removal takes about 15 µs.
 const REMOVALS: usize = 64;
 
 /// A watch on one open file.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// Weak, so that the owner of the file decides where it is closed.
+    /// It is weak, so that the watch does not keep the file open. The owner of the file decides which thread closes it.
     file: Weak<File>,
     descriptor: i32,
     signal: Arc<Signal>,
-    /// The runtime whose driver reads the events, or did so when the watch was made.
+    /// The current runtime when the watch was made. Its driver reads the events.
     runtime: Id,
-    /// A holder that keeps no lock on the file. Its death makes no event on the file.
+    /// The PID of a holder without a lock on the file. The death of such a holder makes no event on the file.
     holder: Option<u32>,
     process: Option<Box<AsyncFd<OwnedFd>>>,
 }
@@ -67,11 +66,11 @@ struct Signal {
 }
 
 impl Watch {
-    /// Watches for the release of the lock on `file`, and for the end of its holder, if given. `None` where events are not
-    /// available. The caller looks at the file once more before it waits for a [`wake_up`](Self::wake_up).
+    /// Watches for the release of the lock on `file`, and for the end of its holder, if given. `None` if events are not
+    /// available. The caller must look at the file once more before it waits for a [`wake_up`](Self::wake_up).
     pub(crate) fn for_release(kind: LockKind, file: &Arc<File>, holder: Option<u32>) -> Option<Self> {
-        // Our holders, and those of shlock(1), unlink the file or close a descriptor for writing. flock(1) holds its lock
-        // through a descriptor for reading.
+        // Our holders and the holders of shlock(1) unlink the file or close a descriptor for writing. flock(1) holds its
+        // lock on a descriptor for reading.
         let closing = match kind {
             LockKind::Flock => WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE,
             _ => WatchFlags::CLOSE_WRITE,
@@ -79,7 +78,7 @@ impl Watch {
         Self::new(file, NAME_CHANGES | closing, holder)
     }
 
-    /// Watches for the loss of the name of `file`. Otherwise as [`for_release`](Self::for_release).
+    /// Watches for a change of the name of `file`. The rest is the same as in [`for_release`](Self::for_release).
     pub(crate) fn for_loss(file: &Arc<File>) -> Option<Self> {
         Self::new(file, NAME_CHANGES, None)
     }
@@ -87,15 +86,15 @@ impl Watch {
     fn new(file: &Arc<File>, events: WatchFlags, holder: Option<u32>) -> Option<Self> {
         let runtime = Handle::try_current().ok()?;
         let (descriptor, signal, driver) = Watches::get().add(events, file, &runtime)?;
-        // Outside the lock: a runtime that is shutting down drops the driver here and now.
+        // `WATCHES` must be unlocked here. A runtime that is shutting down drops the driver at once, and that locks it.
         if let Some(driver) = driver {
             runtime.spawn(driver.drive());
         }
         let process = holder.and_then(sys::process_descriptor);
         let process = process.and_then(register).and_then(Result::ok).map(Box::new);
         let watch = Self { file: Arc::downgrade(file), descriptor, signal, runtime: runtime.id(), holder, process };
-        // In a runtime that is shutting down, the driver has already ended. New watches again and again would keep the
-        // shutdown waiting for the task that we are in.
+        // In a runtime that is shutting down, the driver has already ended. If we returned the watch, our task would make
+        // watches in a loop, and the shutdown waits for our task.
         (!watch.is_orphaned()).then_some(watch)
     }
 
@@ -112,8 +111,8 @@ impl Watch {
         Handle::try_current().is_ok_and(|runtime| runtime.id() == self.runtime)
     }
 
-    /// A part of [`wake_up`](Self::wake_up). Returns also when the wait has moved to another runtime: the first runtime
-    /// may stand still, and its driver with it.
+    /// A part of [`wake_up`](Self::wake_up). This also returns when the wait has moved to another runtime. The first
+    /// runtime may not run any more, and then its driver does not run either.
     async fn notified(&self) {
         let mut notified = pin!(self.signal.notify.notified());
         poll_fn(|context| match self.is_at_home() {
@@ -135,7 +134,7 @@ impl Watch {
                     }
                 });
                 if ended.await {
-                    // It stays readable for ever.
+                    // The descriptor stays readable for ever.
                     self.process = None;
                     return WakeUp::Event;
                 }
@@ -158,17 +157,17 @@ impl Drop for Watch {
 #[derive(Debug)]
 struct Watches {
     inotify: Option<Arc<OwnedFd>>,
-    /// By watch descriptor; the kernel has one for each inode. A watch without signals is retired. The next tick removes
-    /// it, so that no successful wait pays for the removal.
+    /// The signals by watch descriptor. The kernel has one descriptor for each inode. A watch without signals is retired.
+    /// The next tick removes it, so that the removal does not slow down a wait that has succeeded.
     watched: BTreeMap<i32, Vec<Arc<Signal>>>,
     retired: Vec<i32>,
-    /// How many signals there are.
+    /// The number of signals.
     live: usize,
     /// The runtimes that have a driver.
     driven: Vec<Id>,
-    /// The runtimes that have no I/O driver. A second look at such a runtime would print its panic again.
+    /// The runtimes that have no I/O driver. A second attempt in such a runtime would print the panic of Tokio again.
     without_io: Vec<Id>,
-    /// Where the next probe starts.
+    /// The watch descriptor after which the next probe starts.
     cursor: i32,
 }
 
@@ -182,7 +181,8 @@ static WATCHES: Mutex<Watches> = Mutex::new(Watches {
     cursor: 0,
 });
 
-/// The waits to wake after [`Watches`] is unlocked. A waker may do anything, also drop its wait.
+/// The waits to wake after [`Watches`] is unlocked. A waker may do anything. It may drop its wait, and that locks
+/// [`Watches`].
 #[must_use]
 #[derive(Debug, Default)]
 struct Due(Vec<Arc<Signal>>);
@@ -215,7 +215,7 @@ impl Watches {
         let registered = match self.driven.contains(&runtime) {
             true => None,
             false => {
-                // Made here, so that without timers our caller panics, not the driver.
+                // In a runtime without timers, `interval` panics. Here the caller panics and not the driver.
                 let tick = interval(TICK);
                 let Some(inotify) = register(Arc::clone(&inotify)) else {
                     self.without_io.push(runtime);
@@ -224,7 +224,7 @@ impl Watches {
                 Some((inotify.ok()?, tick))
             }
         };
-        // By descriptor: the name may stand for another file by now.
+        // We use the descriptor, because the name may already belong to another file.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let descriptor = inotify::add_watch(&*inotify, path, events | WatchFlags::MASK_ADD).ok()?;
         let driver = registered.map(|(inotify, tick)| {
@@ -240,7 +240,7 @@ impl Watches {
 
     fn retire(&mut self, descriptor: i32, signal: &Arc<Signal>) {
         self.live -= 1;
-        // The kernel may have ended the watch before, with its inode.
+        // The kernel may have removed the watch already, because the inode is gone.
         let Some(signals) = self.watched.get_mut(&descriptor) else { return };
         signals.retain(|other| !Arc::ptr_eq(other, signal));
         if signals.is_empty() {
@@ -248,7 +248,7 @@ impl Watches {
         }
     }
 
-    /// Passes the events of inotify on.
+    /// Reads the events of inotify and returns the waits that they concern.
     fn dispatch(&mut self) -> Due {
         let mut due = Due::default();
         let Some(inotify) = self.inotify.clone() else { return due };
@@ -271,7 +271,7 @@ impl Watches {
         }
     }
 
-    /// The next few waits, one after another over the ticks.
+    /// The next [`PROBES`] files with waits. The ticks go through all files in turn.
     fn probe(&mut self) -> Due {
         let mut due = Due::default();
         let after = self.watched.range((Bound::Excluded(self.cursor), Bound::Unbounded));
@@ -286,7 +286,7 @@ impl Watches {
         due
     }
 
-    /// Removes retired watches. Returns whether there are more.
+    /// Removes up to [`REMOVALS`] retired watches. Returns whether there are more.
     fn clear(&mut self) -> bool {
         let Some(inotify) = &self.inotify else { return false };
         let batch = self.retired.len().saturating_sub(REMOVALS);
@@ -299,8 +299,8 @@ impl Watches {
         !self.retired.is_empty()
     }
 
-    /// A driver ends. The last one closes the instance. Waits that are left try once more, and then watch again in another
-    /// runtime, if they move to one.
+    /// A driver ends. The last driver drops the instance. The remaining waits try once more. If they have moved to another
+    /// runtime, they make new watches there.
     fn leave(&mut self, runtime: Id) -> Due {
         self.driven.retain(|&driven| driven != runtime);
         let mut due = Due::default();
@@ -316,7 +316,7 @@ impl Watches {
     }
 }
 
-/// Registers a descriptor with the current runtime. `None` if that has no I/O driver; Tokio tells this by a panic.
+/// Registers a descriptor with the current runtime. `None` if the runtime has no I/O driver: then Tokio panics.
 #[allow(deprecated, reason = "the successor is unsafe, and too new for the Tokio versions we support")]
 fn register<T: AsRawFd>(descriptor: T) -> Option<io::Result<AsyncFd<T>>> {
     catch_unwind(AssertUnwindSafe(|| AsyncFd::with_interest(descriptor, Interest::READABLE))).ok()
@@ -325,7 +325,7 @@ fn register<T: AsRawFd>(descriptor: T) -> Option<io::Result<AsyncFd<T>>> {
 /// The task of one runtime that reads the events.
 #[derive(Debug)]
 struct Driver {
-    /// `None` only at the end.
+    /// `None` only after the driver has ended.
     inotify: Option<AsyncFd<Arc<OwnedFd>>>,
     tick: Interval,
     runtime: Id,
@@ -340,7 +340,7 @@ impl Driver {
             tokio::select! {
                 ready = inotify.readable() => {
                     let Ok(mut ready) = ready else { return };
-                    // Cleared first: an event that comes while the rest is read makes it ready again.
+                    // Clear first. An event that arrives during the read then makes the descriptor ready again.
                     ready.clear_ready();
                     let due = Watches::get().dispatch();
                     due.wake();
@@ -350,11 +350,11 @@ impl Driver {
         }
     }
 
-    /// What is due at every tick. `false` when nobody waits any more.
+    /// The work of every tick. Returns `false` when nobody waits any more.
     async fn tend(&mut self) -> bool {
         let (idle, due) = {
             let mut watches = Watches::get();
-            // In one critical section, so that no wait counts on a driver that is about to end.
+            // One critical section covers both steps, so that no new wait relies on a driver that is about to end.
             match watches.live {
                 0 => (true, watches.leave(self.runtime)),
                 _ => (false, watches.probe()),
@@ -362,7 +362,7 @@ impl Driver {
         };
         due.wake();
         if idle {
-            // Closing an instance waits for the kernel to forget its watches: some milliseconds.
+            // The close takes some milliseconds, because the kernel removes the watches first.
             let inotify = self.inotify.take();
             let _ = blocking::run(move || drop(inotify.map(AsyncFd::into_inner))).await;
             return false;
