@@ -1,6 +1,9 @@
 //! The way to the lock: the turn in this process, an offer of the task before, and then the engine.
 
-use std::pin::pin;
+use std::future::poll_fn;
+use std::mem;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 
 use tokio::time::{Instant, sleep};
 
@@ -11,14 +14,54 @@ use super::registry::Turn;
 use super::report::Report;
 use super::time_slice;
 use crate::engine::contract::Attempt;
+use crate::sys::process::Owner;
 use crate::util::blocking;
 use crate::words::error::LockError;
 
 /// Tries once. `None` if somebody holds the lock, or another task of this process waits for it.
 pub(crate) async fn attempt(lock: &Lock) -> Result<Option<Acquisition>, LockError> {
+    again_after_a_fork(|| attempt_here(lock)).await
+}
+
+/// Waits in the queue of this process, then until the engine has the lock.
+pub(crate) async fn obtain(lock: &Lock) -> Result<Acquisition, LockError> {
+    again_after_a_fork(|| obtain_here(lock)).await
+}
+
+/// Runs `work`. If the process forks meanwhile, the child begins again: the turn, the watch and the open file that the
+/// work has so far are its parent's.
+async fn again_after_a_fork<F: Future>(work: impl Fn() -> F) -> F::Output {
+    loop {
+        let mut working = OfThisProcess { owner: Owner::this_process(), future: Some(Box::pin(work())) };
+        let done = poll_fn(|context| match (working.owner.is_this_process(), &mut working.future) {
+            (true, Some(future)) => future.as_mut().poll(context).map(Some),
+            _ => Poll::Ready(None),
+        });
+        if let Some(output) = done.await {
+            return output;
+        }
+    }
+}
+
+/// A future that is not dropped in a forked child: that would take mutexes which another thread of the parent may have had
+/// at the fork.
+struct OfThisProcess<F> {
+    owner: Owner,
+    future: Option<Pin<Box<F>>>,
+}
+
+impl<F> Drop for OfThisProcess<F> {
+    fn drop(&mut self) {
+        if !self.owner.is_this_process() {
+            mem::forget(self.future.take());
+        }
+    }
+}
+
+async fn attempt_here(lock: &Lock) -> Result<Option<Acquisition>, LockError> {
     // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
     tokio::task::consume_budget().await;
-    let Some(turn) = lock.slot.try_turn(lock.mode) else {
+    let Some(turn) = lock.slot().try_turn(lock.mode) else {
         return Ok(None);
     };
     let started = begin();
@@ -32,11 +75,10 @@ pub(crate) async fn attempt(lock: &Lock) -> Result<Option<Acquisition>, LockErro
     }
 }
 
-/// Waits in the queue of this process, then until the engine has the lock.
-pub(crate) async fn obtain(lock: &Lock) -> Result<Acquisition, LockError> {
+async fn obtain_here(lock: &Lock) -> Result<Acquisition, LockError> {
     let mut report = Report::new(begin());
     tokio::task::consume_budget().await;
-    let turn = report.during(lock, pin!(lock.slot.turn(lock.mode))).await;
+    let turn = report.during(lock, pin!(lock.slot().turn(lock.mode))).await;
     let mut turn = match accept_offer(lock, turn, report.started()) {
         Ok(acquisition) => return Ok(acquisition),
         Err(turn) => turn,

@@ -74,7 +74,7 @@ impl Acquisition {
 
     /// Whether the lock is ours at this moment.
     pub(crate) fn is_held(&self) -> bool {
-        self.hold.held.check(&self.target).is_ok()
+        self.hold.held.is_of_this_process() && self.hold.held.check(&self.target).is_ok()
     }
 
     /// Resolves when the lock is lost; never otherwise.

@@ -1,10 +1,11 @@
 //! One handle's view of a lock: what it names, its engine, and its slot in this process.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use super::hold::Hold;
 use super::registry::{Registry, Slot, Turn};
 use crate::engine::{self, contract::Engine};
+use crate::sys::per_process::PerProcess;
 use crate::sys::process;
 use crate::util::blocking;
 use crate::words::error::LockError;
@@ -14,25 +15,31 @@ use crate::words::mode::Mode;
 use crate::words::target::Target;
 
 /// The slots of this process.
-static REGISTRY: LazyLock<Registry<Hold>> = LazyLock::new(Registry::new);
+static REGISTRY: PerProcess<Registry<Hold>> = PerProcess::new();
 
 #[derive(Debug)]
 pub(crate) struct Lock {
     pub(super) target: Arc<Target>,
     pub(super) mode: Mode,
     pub(super) engine: Box<dyn Engine<Turn<Hold>>>,
-    pub(super) slot: Arc<Slot<Hold>>,
+    slot: PerProcess<Arc<Slot<Hold>>>,
 }
 
 impl Lock {
     pub(crate) fn new(target: Target) -> Self {
         let target = Arc::new(target);
         let engine = engine::of(&target);
-        let slot = match engine.identity() {
-            Some(identity) => REGISTRY.slot(target.kind, identity),
+        let lock = Self { target, mode: Mode::Exclusive, engine, slot: PerProcess::new() };
+        lock.slot();
+        lock
+    }
+
+    /// What this process knows of the lock.
+    pub(super) fn slot(&self) -> &Arc<Slot<Hold>> {
+        self.slot.get_or_init(|| match self.engine.identity() {
+            Some(identity) => REGISTRY.get_or_init(Registry::new).slot(self.target.kind, identity),
             None => Slot::unnamed(),
-        };
-        Self { target, mode: Mode::Exclusive, engine, slot }
+        })
     }
 
     pub(crate) fn target(&self) -> &Target {
@@ -41,12 +48,12 @@ impl Lock {
 
     /// Whether a task of this process holds the lock.
     pub(crate) fn is_held_here(&self) -> bool {
-        self.slot.is_held()
+        self.slot().is_held()
     }
 
     /// Who holds the lock, in any process.
     pub(crate) async fn holder(&self) -> Result<Option<Holder>, LockError> {
-        let here = self.slot.held_since();
+        let here = self.slot().held_since();
         let found = match (self.target.kind, here) {
             (LockKind::Null, None) => return Ok(None),
             (LockKind::Null, Some(_)) => None,

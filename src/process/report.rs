@@ -55,7 +55,7 @@ impl Report {
             let holder = lock.holder().await.ok().flatten();
             trace::waiting(lock.target(), self.started.elapsed(), holder.as_ref());
         }
-        if self.worker.is_some_and(|worker| lock.slot.is_held_by(worker)) {
+        if self.worker.is_some_and(|worker| lock.slot().is_held_by(worker)) {
             trace::waits_for_itself(lock.target(), self.started.elapsed());
         }
         self.interval = (self.interval * 2).min(LAST);

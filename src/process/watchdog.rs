@@ -4,6 +4,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use crate::sys::per_process::PerProcess;
+
 /// What the watchdog looks at.
 pub(super) trait Watched: Send + Sync {
     /// Withdraws what has stood for too long. Returns whether the watchdog must come again. Does not panic.
@@ -15,7 +17,7 @@ struct Watchdog {
     is_running: bool,
 }
 
-static WATCHDOG: Mutex<Watchdog> = Mutex::new(Watchdog { watched: Vec::new(), is_running: false });
+static WATCHDOG: PerProcess<Mutex<Watchdog>> = PerProcess::new();
 
 /// Looks at `watched` every `interval` from now on. `false` if the thread cannot be started.
 pub(super) fn watch(watched: Weak<dyn Watched>, interval: Duration) -> bool {
@@ -32,7 +34,8 @@ pub(super) fn watch(watched: Weak<dyn Watched>, interval: Duration) -> bool {
 
 impl Watchdog {
     fn get() -> MutexGuard<'static, Self> {
-        WATCHDOG.lock().unwrap_or_else(PoisonError::into_inner)
+        let watchdog = WATCHDOG.get_or_init(|| Mutex::new(Watchdog { watched: Vec::new(), is_running: false }));
+        watchdog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(interval: Duration) {

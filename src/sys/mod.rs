@@ -15,6 +15,7 @@
 //!   [`is_lock_unsupported`] tells that the file system has no such locks.
 //! - [`filesystem_at`] tells what file system a path is on. [`FileSystem::Memory`] and [`FileSystem::Local`] promise two
 //!   things: a free lock proves that nobody on any machine holds it, and looking and locking touch only memory.
+//! - [`current_pid`] tells which process this is, cheaply: a forked child is another one than its parent.
 //! - [`process_existence`] tells whether a process with this PID exists, and whether it may be a zombie.
 //!   [`describe_process`] tells its name and start, if it can be seen. [`listed_flock_holders`] tells which process the kernel lists as the one that locked a file.
 //!
@@ -29,6 +30,7 @@
 //! **Linux**, for the wake-ups
 //! - `process_descriptor` is a descriptor that becomes readable when a process ends.
 
+pub(crate) mod per_process;
 pub(crate) mod process;
 #[cfg(any(not(target_os = "linux"), tokio_lockfile_test_portable))]
 mod sysinfo;

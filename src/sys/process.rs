@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::types::Existence;
-use super::{describe_process, process_existence};
+use super::{current_pid, describe_process, process_existence};
 use crate::words::holder::Holder;
 
 /// Whether a process with this PID lives, as PEAK's `pid_exists`.
@@ -44,11 +44,11 @@ pub(crate) struct Owner(u32);
 
 impl Owner {
     pub(crate) fn this_process() -> Self {
-        Self(std::process::id())
+        Self(current_pid())
     }
 
     pub(crate) fn is_this_process(self) -> bool {
-        self.0 == std::process::id()
+        self.0 == current_pid()
     }
 
     #[cfg(test)]

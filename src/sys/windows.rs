@@ -245,6 +245,11 @@ pub(crate) fn filesystem_at(_path: &Path) -> io::Result<FileSystem> {
     Ok(FileSystem::Other("this file system".into()))
 }
 
+/// The PID of this process.
+pub(crate) fn current_pid() -> u32 {
+    std::process::id()
+}
+
 /// Windows has no list of locks.
 pub(crate) fn listed_flock_holders(_stat: &Stat) -> Vec<u32> {
     Vec::new()

@@ -6,6 +6,8 @@ mod behaviour;
 #[cfg(unix)]
 mod flock;
 #[cfg(unix)]
+mod fork;
+#[cfg(unix)]
 mod fuzz;
 mod handover;
 mod kinds;

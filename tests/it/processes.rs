@@ -16,7 +16,10 @@ async fn processes_exclude_each_other() {
         assert_eq!(lock.holder().await.unwrap().unwrap().pid(), holder.pid());
         let began = Instant::now();
         let error = lock.obtain_timeout(Duration::from_millis(20)).await.unwrap_err();
-        assert!((Duration::from_millis(20)..Duration::from_secs(1)).contains(&began.elapsed()), "the timeout is not on time");
+        assert!(
+            (Duration::from_millis(20)..Duration::from_secs(1)).contains(&began.elapsed()),
+            "the timeout is not on time"
+        );
         assert!(error.to_string().contains(&format!("held by pid {} (", holder.pid())), "{error}");
         holder.release();
         take(&lock).await.release().await.unwrap();

@@ -25,7 +25,7 @@ const ROUNDS: u32 = 16;
 
 /// Tries once.
 pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<Outcome<Held>, LockError> {
-    let mut kept = last.file.clone();
+    let mut kept = last.file().cloned();
     for _ in 0..ROUNDS {
         let was_kept = kept.is_some();
         let (file, is_new) = match kept.take() {

@@ -92,7 +92,7 @@ fn warn_of_record_locks<Turn>(lock: &TargetOnDisk, tried: &Tried<Turn>) {
     }
     let file = match tried {
         Tried::Acquired { held, .. } => Some(held.file()),
-        Tried::Busy(_, last) => last.file.as_ref(),
+        Tried::Busy(_, last) => last.file(),
     };
     if let Some(pid) = file.and_then(|file| sys::record_lock_holder(file)) {
         trace::record_lock(&lock.target, pid);

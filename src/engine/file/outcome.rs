@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::execution;
 use crate::sys;
+use crate::sys::process::Owner;
 use crate::words::error::{LockError, LostReason};
 use crate::words::target::Target;
 
@@ -39,7 +40,7 @@ impl<Held> Outcome<Held> {
 pub(super) struct Contended {
     /// The file that the try has opened. The next try uses the same descriptor: opening and closing the file again would
     /// wake everybody who watches it.
-    pub(super) file: Option<Arc<File>>,
+    kept: Option<(Arc<File>, Owner)>,
     /// The PID in a record whose holder keeps no lock on the file. Only the end of that process tells that the lock is
     /// free.
     pub(super) foreign: Option<u32>,
@@ -47,7 +48,18 @@ pub(super) struct Contended {
 
 impl Contended {
     pub(super) fn by_lock(file: Arc<File>) -> Self {
-        Self { file: Some(file), foreign: None }
+        Self { kept: Some((file, Owner::this_process())), foreign: None }
+    }
+
+    /// Held by the process with this PID, which keeps no lock on the file.
+    pub(super) fn by_foreign(file: Arc<File>, pid: Option<u32>) -> Self {
+        Self { foreign: pid, ..Self::by_lock(file) }
+    }
+
+    /// The open file of the last try; `None` in a forked child, which shares it with its parent: a lock on it would be
+    /// the parent's too.
+    pub(super) fn file(&self) -> Option<&Arc<File>> {
+        self.kept.as_ref().filter(|(_, owner)| owner.is_this_process()).map(|(file, _)| file)
     }
 }
 

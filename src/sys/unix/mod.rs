@@ -22,6 +22,7 @@ mod imp;
 
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 pub(crate) use imp::{describe_process, process_descriptor};
+mod fork;
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 mod mounts;
 #[cfg(not(all(target_os = "linux", not(tokio_lockfile_test_portable))))]
@@ -29,6 +30,7 @@ mod mounts;
 mod mounts;
 mod stat;
 
+pub(crate) use fork::current_pid;
 pub(crate) use mounts::{filesystem, filesystem_at};
 use stat::stat_at;
 pub(crate) use stat::{Stat, stat, stat_path};

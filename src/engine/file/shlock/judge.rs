@@ -83,7 +83,7 @@ impl Directory<'_> {
             Record::Shlock(_, Mark::Proof) => has_proof,
             Record::Blank if self.is_our_blank(&file)? => has_proof,
             Record::Shlock(pid, Mark::NoProof) | Record::Foreign(pid, _) if self.is_alive(pid) => {
-                return Ok(Found::Busy(Contended { file: Some(file.unlock()), foreign: Some(pid) }));
+                return Ok(Found::Busy(Contended::by_foreign(file.unlock(), Some(pid))));
             }
             Record::Shlock(_, Mark::NoProof) => false,
             Record::Foreign(_, Form::Shlock) => has_proof,
@@ -100,7 +100,7 @@ impl Directory<'_> {
                 return Err(self.stale(0, format!("{reason}{locked}: find out whose it is before you remove it")));
             }
             Record::Blank | Record::Unknown => {
-                return Ok(Found::Busy(Contended { file: Some(file.unlock()), foreign: None }));
+                return Ok(Found::Busy(Contended::by_foreign(file.unlock(), None)));
             }
             Record::Flock(_) | Record::Garbage => unreachable!("read() refuses these"),
         };
@@ -118,7 +118,7 @@ impl Directory<'_> {
     /// Whether the PID of a record belongs to a living holder, if no flock proves it. Our own records always have a mark. So
     /// a foreign record with our PID is from an earlier process with this PID, or from the program that started us.
     pub(super) fn is_alive(&self, pid: u32) -> bool {
-        pid != std::process::id() && pid_exists(pid)
+        pid != sys::current_pid() && pid_exists(pid)
     }
 
     fn stale(&self, pid: u32, reason: impl Into<String>) -> LockError {

@@ -39,7 +39,7 @@ const ROUNDS: u32 = 16;
 /// Tries once.
 pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome<Held>, LockError> {
     let directory = Directory::open(target)?;
-    let mut kept = last.file.clone();
+    let mut kept = last.file().cloned();
     let mut taken_over = None;
     for _ in 0..ROUNDS {
         match directory.contend(kept.take())? {
@@ -67,7 +67,7 @@ pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome<Held>
 
 /// Whether the file of the last try still has the lock's name, and its holder is alive.
 pub(super) fn is_still_held(target: &Target, last: &Contended) -> bool {
-    let Some(file) = &last.file else { return false };
+    let Some(file) = last.file() else { return false };
     let Ok(stat) = sys::stat(file) else { return false };
     Identity(stat).check(&target.path).is_ok()
         && match last.foreign {

@@ -27,6 +27,8 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::wake_up::WakeUp;
 use crate::sys;
+use crate::sys::per_process::PerProcess;
+use crate::sys::process::Owner;
 use crate::util::blocking;
 use crate::words::kind::LockKind;
 
@@ -55,6 +57,7 @@ pub(crate) struct Watch {
     /// The PID of a holder without a lock on the file. The death of such a holder makes no event on the file.
     holder: Option<u32>,
     process: Option<Box<AsyncFd<OwnedFd>>>,
+    owner: Owner,
 }
 
 #[derive(Debug, Default)]
@@ -92,7 +95,8 @@ impl Watch {
         }
         let process = holder.and_then(sys::process_descriptor);
         let process = process.and_then(register).and_then(Result::ok).map(Box::new);
-        let watch = Self { file: Arc::downgrade(file), descriptor, signal, runtime: runtime.id(), holder, process };
+        let (file, runtime, owner) = (Arc::downgrade(file), runtime.id(), Owner::this_process());
+        let watch = Self { file, descriptor, signal, runtime, holder, process, owner };
         // In a runtime that is shutting down, the driver has already ended. If we returned the watch, our task would make
         // watches in a loop, and the shutdown waits for our task.
         (!watch.is_orphaned()).then_some(watch)
@@ -149,12 +153,15 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        Watches::get().retire(self.descriptor, &self.signal);
+        // In a forked child it is a copy, of which the child's watches know nothing.
+        if self.owner.is_this_process() {
+            Watches::get().retire(self.descriptor, &self.signal);
+        }
     }
 }
 
 /// All watches of the process.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Watches {
     inotify: Option<Arc<OwnedFd>>,
     /// The signals by watch descriptor. The kernel has one descriptor for each inode. A watch without signals is retired.
@@ -171,15 +178,7 @@ struct Watches {
     cursor: i32,
 }
 
-static WATCHES: Mutex<Watches> = Mutex::new(Watches {
-    inotify: None,
-    watched: BTreeMap::new(),
-    retired: Vec::new(),
-    live: 0,
-    driven: Vec::new(),
-    without_io: Vec::new(),
-    cursor: 0,
-});
+static WATCHES: PerProcess<Mutex<Watches>> = PerProcess::new();
 
 /// The waits to wake after [`Watches`] is unlocked. A waker may do anything. It may drop its wait, and that locks
 /// [`Watches`].
@@ -200,7 +199,7 @@ impl Due {
 
 impl Watches {
     fn get() -> MutexGuard<'static, Self> {
-        WATCHES.lock().unwrap_or_else(PoisonError::into_inner)
+        WATCHES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn add(&mut self, events: WatchFlags, file: &File, runtime: &Handle) -> Option<(i32, Arc<Signal>, Option<Driver>)> {
@@ -229,7 +228,7 @@ impl Watches {
         let descriptor = inotify::add_watch(&*inotify, path, events | WatchFlags::MASK_ADD).ok()?;
         let driver = registered.map(|(inotify, tick)| {
             self.driven.push(runtime);
-            Driver { inotify: Some(inotify), tick, runtime }
+            Driver { inotify: Some(inotify), tick, runtime, owner: Owner::this_process() }
         });
         self.inotify = Some(inotify);
         let signal = Arc::<Signal>::default();
@@ -329,6 +328,7 @@ struct Driver {
     inotify: Option<AsyncFd<Arc<OwnedFd>>>,
     tick: Interval,
     runtime: Id,
+    owner: Owner,
 }
 
 impl Driver {
@@ -336,7 +336,7 @@ impl Driver {
         self.tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.tick.reset();
         loop {
-            let Some(inotify) = &self.inotify else { return };
+            let Some(inotify) = self.inotify.as_ref().filter(|_| self.owner.is_this_process()) else { return };
             tokio::select! {
                 ready = inotify.readable() => {
                     let Ok(mut ready) = ready else { return };
@@ -376,7 +376,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        if self.inotify.is_some() {
+        if self.inotify.is_some() && self.owner.is_this_process() {
             let due = Watches::get().leave(self.runtime);
             due.wake();
         }

@@ -31,7 +31,7 @@ impl Pause {
     /// Returns when the lock may be free. It watches before the try that its return asks for, and sleeps after it: so no
     /// release falls between the two.
     pub(super) async fn next(&mut self, lock: &TargetOnDisk, contended: &Contended) -> WakeUp {
-        let Some(file) = contended.file.as_ref().filter(|_| lock.has_events()) else {
+        let Some(file) = contended.file().filter(|_| lock.has_events()) else {
             self.watch = None;
             Box::pin(sleep(self.backoff.next())).await;
             return WakeUp::Probe;
