@@ -36,28 +36,30 @@ impl LockFile {
 }
 
 impl LockFileBuilder {
-    /// Sets the permission bits of a new lock file. The system removes the bits of the umask from them. The default is 0644
-    /// for shlock and 0666 for flock. A file that already exists keeps its permission bits. This has no effect on Windows.
+    /// Sets the permission bits of a new lock file. The system removes the bits of the umask from them. The default is
+    /// 0644 for shlock and 0666 for flock. A file that already exists keeps its permission bits. This has no effect on
+    /// Windows.
     ///
-    /// If several users share a shlock, use 0664 or more, and a umask that permits it. Then each user can take over the lock
-    /// file of another user's dead process. On Linux a user must have permission to write to a file to link it
+    /// If several users share a shlock, use 0664 or more, and a umask that permits it. Then each user can take over the
+    /// lock file of another user's dead process. On Linux a user must have permission to write to a file to link it
     /// (`fs.protected_hardlinks`).
     pub fn mode(&mut self, mode: u32) -> &mut Self {
         self.options.mode = Some(mode & 0o777);
         self
     }
 
-    /// Sets the shortest and the longest pause between two tries while another process holds the lock. Each pause is reduced
-    /// at random by up to one half, so that the waiters do not all try at the same time. The defaults are 1 ms and 100 ms.
-    /// If `longest` is below `shortest`, `shortest` is used for both. If `shortest` is below 100 µs, 100 µs is used.
+    /// Sets the shortest and the longest pause between two tries while another process holds the lock. Each pause is
+    /// reduced at random by up to one half, so that the waiters do not all try at the same time. The defaults are 1 ms
+    /// and 100 ms. If `longest` is below `shortest`, `shortest` is used for both. If `shortest` is below 100 µs, 100 µs
+    /// is used.
     pub fn backoff(&mut self, shortest: Duration, longest: Duration) -> &mut Self {
         let shortest = shortest.max(Duration::from_micros(100));
         self.options.backoff = (shortest, longest.max(shortest));
         self
     }
 
-    /// Breaks locks that look stale on every file system. The default is to break them only on local file systems, where a
-    /// free flock(2) proves that the holder is dead. On other file systems, [`LockError::Stale`] reports them.
+    /// Breaks locks that look stale on every file system. The default is to break them only on local file systems,
+    /// where a free flock(2) proves that the holder is dead. On other file systems, [`LockError::Stale`] reports them.
     ///
     /// On a network file system whose `flock` does not exclude other machines, this option makes two holders possible.
     pub fn break_stale_anywhere(&mut self, yes: bool) -> &mut Self {
@@ -65,17 +67,17 @@ impl LockFileBuilder {
         self
     }
 
-    /// Waits only by polling, even if the system can report changes of the lock file. Use this for file systems whose events
-    /// are not reliable.
+    /// Waits only by polling, even if the system can report changes of the lock file. Use this for file systems whose
+    /// events are not reliable.
     pub fn poll_only(&mut self, yes: bool) -> &mut Self {
         self.options.poll_only = yes;
         self
     }
 
-    /// Sets whether the holder of a native lock writes its PID into the lock file. The default is `true`. Even with `true`,
-    /// the holder writes only into a file that it has created for the lock, or into a file that already contains such a
-    /// record. With `false`, the holder writes into no file. Use this for a data file that another program creates. This has
-    /// no effect on shlocks, because their record is the lock.
+    /// Sets whether the holder of a native lock writes its PID into the lock file. The default is `true`. Even with
+    /// `true`, the holder writes only into a file that it has created for the lock, or into a file that already
+    /// contains such a record. With `false`, the holder writes into no file. Use this for a data file that another
+    /// program creates. This has no effect on shlocks, because their record is the lock.
     pub fn record(&mut self, yes: bool) -> &mut Self {
         self.options.record = yes;
         self

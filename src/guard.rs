@@ -10,9 +10,9 @@ use crate::words::kind::LockKind;
 
 /// A held lock. Dropping it releases the lock.
 ///
-/// Bind the guard to a name. `let _ = lock.obtain().await?;` releases the lock at once. `let _guard = …` releases it at the
-/// end of the scope. The guard may be dropped anywhere, also outside a runtime and on another thread. A drop in a forked
-/// child closes the child's descriptor and does not release the parent's lock.
+/// Bind the guard to a name. `let _ = lock.obtain().await?;` releases the lock at once. `let _guard = …` releases it at
+/// the end of the scope. The guard may be dropped anywhere, also outside a runtime and on another thread. A drop in a
+/// forked child closes the child's descriptor and does not release the parent's lock.
 #[must_use = "the lock is released as soon as the guard is dropped"]
 #[clippy::has_significant_drop]
 #[derive(Debug)]
@@ -29,15 +29,15 @@ impl LockGuard {
     /// Releases the lock and returns the errors that a drop could only log.
     ///
     /// # Errors
-    /// - [`LockError::Lost`] if the lock file was removed or replaced while the lock was held. The file that is there now is
-    ///   not changed.
+    /// - [`LockError::Lost`] if the lock file was removed or replaced while the lock was held. The file that is there
+    ///   now is not changed.
     /// - [`LockError::Io`] if a system call failed.
     ///
     /// In both cases we no longer hold the lock.
     ///
     /// # Cancel safety
-    /// After the first poll, the lock is released even if the future is dropped. Dropping the future before the first poll
-    /// drops the guard, and that also releases the lock.
+    /// After the first poll, the lock is released even if the future is dropped. Dropping the future before the first
+    /// poll drops the guard, and that also releases the lock.
     ///
     /// # Examples
     /// ```
@@ -98,8 +98,8 @@ impl LockGuard {
         self.acquisition().is_held()
     }
 
-    /// A number that grows with every change of the holder. A server that receives this number can reject the late write of
-    /// a former holder. `None` for locks on files, because they have no such number.
+    /// A number that grows with every change of the holder. A server that receives this number can reject the late
+    /// write of a former holder. `None` for locks on files, because they have no such number.
     pub fn fencing_token(&self) -> Option<u64> {
         self.acquisition().token()
     }
@@ -109,8 +109,8 @@ impl LockGuard {
     /// If the lock is lost first, `work` is dropped at its current `await`, and the error is [`LockError::Lost`].
     ///
     /// # Errors
-    /// The errors are the same as for [`release`](Self::release). They also occur if the loss is found only after `work` is
-    /// done.
+    /// The errors are the same as for [`release`](Self::release). They also occur if the loss is found only after
+    /// `work` is done.
     ///
     /// # Cancel safety
     /// Dropping the future drops `work` and then releases the lock.
@@ -144,7 +144,8 @@ impl LockGuard {
         let released = self.release().await;
         match output {
             Some(output) => released.map(|()| output),
-            // Somebody may have put the file back in the meantime. We still report the loss, because the work was stopped.
+            // Somebody may have put the file back in the meantime. We still report the loss, because the work was
+            // stopped.
             None => Err(released.err().unwrap_or_else(|| LockError::lost(&path, LostReason::Replaced))),
         }
     }

@@ -52,14 +52,14 @@
 //! | the lock could not be released properly | WARN | `error` |
 //! | the work under the lock failed; standing by again | WARN | `error` |
 //!
-//! The span `obtain` (DEBUG; `path`, `kind`) covers a wait. The crate looks up a holder for an event only if a subscriber
-//! is interested in that event.
+//! The span `obtain` (DEBUG; `path`, `kind`) covers a wait. The crate looks up a holder for an event only if a
+//! subscriber is interested in that event.
 //!
 //! # Platforms
 //!
 //! Linux is the main platform. The crate also runs on Windows, and it is written for other Unix systems too. See
-//! [`guarantees`](guarantees#platforms). It needs a Tokio runtime with timers (`enable_time`). On Linux it waits for events
-//! instead of polling if the runtime has the I/O driver (`enable_io`).
+//! [`guarantees`](guarantees#platforms). It needs a Tokio runtime with timers (`enable_time`). On Linux it waits for
+//! events instead of polling if the runtime has the I/O driver (`enable_io`).
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

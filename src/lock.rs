@@ -92,12 +92,12 @@ impl LockFile {
         }
     }
 
-    /// Tries once. `None` means that another process or task holds the lock, or that another task of this process waits for
-    /// it.
+    /// Tries once. `None` means that another process or task holds the lock, or that another task of this process waits
+    /// for it.
     ///
     /// # Errors
-    /// Any failure that leaves it unknown whether the lock is free, see [`LockError`]. It is never an error that somebody
-    /// else holds the lock.
+    /// Any failure that leaves it unknown whether the lock is free, see [`LockError`]. It is never an error that
+    /// somebody else holds the lock.
     ///
     /// # Cancel safety
     /// This is cancel safe. If the future is dropped, a try that has begun on the blocking pool ends there. If that try
@@ -232,8 +232,8 @@ impl LockFile {
             .map_err(|error| LockError::io(&self.target().path, "try for", error))?
     }
 
-    /// Does the same as [`obtain`](Self::obtain) without a runtime, for example in `main` before the runtime starts. Tasks
-    /// and threads that wait for the same lock are in one queue.
+    /// Does the same as [`obtain`](Self::obtain) without a runtime, for example in `main` before the runtime starts.
+    /// Tasks and threads that wait for the same lock are in one queue.
     ///
     /// # Errors
     /// The errors are the same as for [`obtain`](Self::obtain).
@@ -247,7 +247,8 @@ impl LockFile {
     }
 
     async fn timed_out(&self, limit: Duration) -> LockError {
-        // The query usually takes a fraction of a millisecond. A file system that hangs must not delay the error for ever.
+        // The query usually takes a fraction of a millisecond. A file system that hangs must not delay the error for
+        // ever.
         const PATIENCE: Duration = Duration::from_millis(500);
         let holder = timeout(PATIENCE, self.holder()).await;
         LockError::TimedOut {
@@ -262,8 +263,8 @@ impl LockFile {
         self.0.is_held_here()
     }
 
-    /// Finds the holder of the lock in any process. `None` if nobody holds the lock. The holder may have changed when the
-    /// answer arrives.
+    /// Finds the holder of the lock in any process. `None` if nobody holds the lock. The holder may have changed when
+    /// the answer arrives.
     ///
     /// # Errors
     /// The errors are the same as for [`attempt`](Self::attempt).

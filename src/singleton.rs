@@ -39,8 +39,8 @@ pub enum SingletonError<E> {
     Work(E),
 }
 
-/// Runs a service with many replicas, of which only one works at a time. Each replica waits for the lock and works while
-/// it holds the lock. When it loses the lock or the work fails, it waits for the lock again.
+/// Runs a service with many replicas, of which only one works at a time. Each replica waits for the lock and works
+/// while it holds the lock. When it loses the lock or the work fails, it waits for the lock again.
 ///
 /// ```
 /// use std::time::Duration;
@@ -97,16 +97,16 @@ impl Singleton {
         self
     }
 
-    /// Sets the shortest and the longest pause after a failure or a loss of the lock. After the pause, this process waits
-    /// for the lock again. The pauses double, with jitter. When the work has run for as long as the longest pause, they
-    /// start again with the shortest. The defaults are 1 s and 60 s.
+    /// Sets the shortest and the longest pause after a failure or a loss of the lock. After the pause, this process
+    /// waits for the lock again. The pauses double, with jitter. When the work has run for as long as the longest
+    /// pause, they start again with the shortest. The defaults are 1 s and 60 s.
     pub fn pause(mut self, shortest: Duration, longest: Duration) -> Self {
         self.pause = (shortest, longest.max(shortest));
         self
     }
 
-    /// Sets how long the work may continue after the shutdown signal, so that it can end by itself. After that time, the
-    /// work is dropped at its current `await`. The default is zero.
+    /// Sets how long the work may continue after the shutdown signal, so that it can end by itself. After that time,
+    /// the work is dropped at its current `await`. The default is zero.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
@@ -116,20 +116,20 @@ impl Singleton {
     /// result of the work. `None` means that `shutdown` resolved first.
     ///
     /// The work runs in this task. When the lock is lost, or when the time of [`grace`](Self::grace) after the shutdown
-    /// signal is over, the work is dropped at its current `await`. Only then the lock is released. The destructors of the
-    /// work must stop everything that the work has spawned as another task or with `spawn_blocking`.
+    /// signal is over, the work is dropped at its current `await`. Only then the lock is released. The destructors of
+    /// the work must stop everything that the work has spawned as another task or with `spawn_blocking`.
     ///
     /// # Errors
-    /// - [`SingletonError::Lock`] if the lock cannot be obtained for any reason except that it is held, or if its loss is
-    ///   found only at the end of the work.
+    /// - [`SingletonError::Lock`] if the lock cannot be obtained for any reason except that it is held, or if its loss
+    ///   is found only at the end of the work.
     /// - [`SingletonError::Work`] if the work fails and the restart policy is [`Restart::Never`].
     ///
     /// # Cancel safety
     /// Dropping the future drops the work and then releases the lock.
     ///
     /// # Panics
-    /// This panics if it is polled outside a Tokio runtime with time enabled. With [`Restart::Never`], it also panics when
-    /// the work panics. Then the lock is released.
+    /// This panics if it is polled outside a Tokio runtime with time enabled. With [`Restart::Never`], it also panics
+    /// when the work panics. Then the lock is released.
     pub async fn run<W, F, T, E>(
         &self,
         mut work: W,

@@ -26,11 +26,12 @@ use windows_sys::Win32::System::Threading::{
 
 use super::types::{Existence, FileSystem};
 
-/// The offset of the byte that we lock. It is far behind the record, because other handles cannot read locked bytes. It is
-/// within the range that std, fs4 and Cargo lock. They lock the whole file.
+/// The offset of the byte that we lock. It is far behind the record, because other handles cannot read locked bytes. It
+/// is within the range that std, fs4 and Cargo lock. They lock the whole file.
 const LOCKED_BYTE: u64 = 1 << 62;
 
-/// Nobody can delete or rename a file that is open without `FILE_SHARE_DELETE`. So a holder cannot lose its lock by that.
+/// Nobody can delete or rename a file that is open without `FILE_SHARE_DELETE`. So a holder cannot lose its lock by
+/// that.
 const SHARED: u32 = FILE_SHARE_READ | FILE_SHARE_WRITE;
 
 fn options() -> OpenOptions {
@@ -39,8 +40,8 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Opens the lock file (see `crate::engine::file::flock`), and creates it if it is missing. Returns whether this call has
-/// created it. If we may not write to the file, this opens it for reading. That is enough for `LockFileEx`.
+/// Opens the lock file (see `crate::engine::file::flock`), and creates it if it is missing. Returns whether this call
+/// has created it. If we may not write to the file, this opens it for reading. That is enough for `LockFileEx`.
 pub(crate) fn open_or_create(path: &Path, _mode: u32) -> io::Result<(File, bool)> {
     loop {
         match options().write(true).open(path) {

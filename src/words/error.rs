@@ -11,8 +11,8 @@ use super::kind::LockKind;
 
 /// The reason why a lock could not be taken, kept or released.
 ///
-/// Every variant contains the path or the URL that it concerns. It is not an error that somebody else holds the lock. In
-/// that case, and only then, [`attempt`](crate::LockFile::attempt) returns `Ok(None)`.
+/// Every variant contains the path or the URL that it concerns. It is not an error that somebody else holds the lock.
+/// In that case, and only then, [`attempt`](crate::LockFile::attempt) returns `Ok(None)`.
 ///
 /// The text of an error includes its cause. So [`source`](std::error::Error::source) does not return the cause again.
 /// [`io_error`](Self::io_error) returns the error of the system call.
@@ -61,8 +61,8 @@ pub enum LockError {
         found: String,
     },
 
-    /// The holder of the lock file seems to be dead, but nothing proves it, or nothing proves that the file is a lock of this
-    /// kind. The file was not changed.
+    /// The holder of the lock file seems to be dead, but nothing proves it, or nothing proves that the file is a lock
+    /// of this kind. The file was not changed.
     #[error("{path:?} looks like a lock that {} left behind, but {reason}", Left(*pid))]
     #[non_exhaustive]
     Stale {

@@ -24,8 +24,8 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'=')
     .remove(b'@');
 
-/// The URL of a lock. Its form is `SCHEME:relative`, `SCHEME:/abs`, `SCHEME:///abs` or `SCHEME://localhost/abs`. The path
-/// is percent-encoded. The `FileURL` of PEAK has the same forms.
+/// The URL of a lock. Its form is `SCHEME:relative`, `SCHEME:/abs`, `SCHEME:///abs` or `SCHEME://localhost/abs`. The
+/// path is percent-encoded. The `FileURL` of PEAK has the same forms.
 ///
 /// The schemes are `lockfile` (the platform's default), `shlockfile`, `flockfile`, `winflockfile` and `nulllockfile`.
 /// `nulllockfile:` is a new lock each time it is opened. `nulllockfile:NAME` is one lock for each name in this process.

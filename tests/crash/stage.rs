@@ -199,7 +199,7 @@ impl Stage {
     pub(crate) fn is_in_order(&mut self, after: &str) -> Duration {
         self.release_holder();
         let started = Instant::now();
-        // There is a second attempt, because at the first one the kernel may not have closed the killed process's file yet.
+        // There is a second attempt: at the first, the kernel may not have closed the killed process's file yet.
         let guard = self.take().or_else(|| self.take()).unwrap_or_else(|| panic!("the lock is not free after {after}"));
         let delay = started.elapsed();
         drop(guard);

@@ -1,5 +1,5 @@
-//! File systems that are not known to keep flock(2) to what it promises: FUSE, where waits poll. fuse-overlayfs(1) does
-//! keep it, and has no files without names; bindfs(1) takes each name of a file for a file of its own.
+//! File systems where flock(2) may not work as documented: FUSE, where waits poll. On fuse-overlayfs(1) flock works,
+//! but a file cannot be without a name. On bindfs(1) each name of a file is a separate file.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -30,7 +30,7 @@ impl Mount {
         }
         let root = dir.path().join("root");
         let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev());
-        // Some of them go to the background, and some stay until they are unmounted.
+        // Some of these programs go to the background. Others run until their file system is unmounted.
         let mut process = mount(dir.path(), &root).spawn().unwrap();
         let began = Instant::now();
         while device(&root).ok() == device(dir.path()).ok() {
@@ -58,7 +58,7 @@ impl Mount {
         })
     }
 
-    /// What fuse-overlayfs writes to: the same files, seen as the disk has them.
+    /// The directory to which fuse-overlayfs writes: the same files, as they are on the disk.
     fn upper(&self) -> PathBuf {
         self._dir.path().join("upper")
     }
@@ -68,7 +68,7 @@ impl Mount {
         Self::new(|dir, root| {
             let (ours, servers) = UnixStream::pair().unwrap();
             let [input, output] = [(); 2].map(|()| Stdio::from(OwnedFd::from(servers.try_clone().unwrap())));
-            // It ends with the connection.
+            // The server ends when the connection ends.
             Command::new("/usr/lib/openssh/sftp-server").stdin(input).stdout(output).spawn().unwrap();
             let mut command = Command::new("sshfs");
             command.arg(format!(":{}/upper", dir.display())).arg(root).args(["-o", "passive"]);
@@ -93,7 +93,7 @@ impl Drop for Mount {
     }
 }
 
-/// Both ways, by a try and by a wait.
+/// Checks that two processes exclude each other, in both directions, with an attempt and with a wait.
 async fn exclude(scheme: &str, mount: &Mount) {
     let url = url(scheme, &mount.lock_path());
     let lock = LockFile::open(&url).unwrap();
@@ -109,7 +109,7 @@ async fn exclude(scheme: &str, mount: &Mount) {
 }
 
 #[tokio::test]
-async fn locks_exclude_and_wait_where_flock_is_kept() {
+async fn locks_exclude_and_wait_where_flock_works() {
     let mount = Mount::by_fuse_overlayfs();
     for scheme in KINDS {
         exclude(scheme, &mount).await;
@@ -118,7 +118,7 @@ async fn locks_exclude_and_wait_where_flock_is_kept() {
 }
 
 #[tokio::test]
-async fn what_looks_stale_is_an_error_unless_we_were_told_to_break_it() {
+async fn a_lock_that_looks_stale_is_an_error_unless_we_were_told_to_break_it() {
     let mount = Mount::by_fuse_overlayfs();
     let path = mount.lock_path();
     let url = url("shlockfile", &path);
@@ -133,7 +133,7 @@ async fn what_looks_stale_is_an_error_unless_we_were_told_to_break_it() {
     for part in [path.to_str().unwrap(), &pid.to_string(), "FUSE", "break_stale_anywhere"] {
         assert!(error.to_string().contains(part), "{error}");
     }
-    assert_eq!(std::fs::read(&path).unwrap(), record, "and the file stays as it was");
+    assert_eq!(std::fs::read(&path).unwrap(), record, "the file was changed");
 
     let bold = LockFile::builder().break_stale_anywhere(true).shlock(&path).unwrap();
     take(&bold).await.release().await.unwrap();
@@ -141,7 +141,7 @@ async fn what_looks_stale_is_an_error_unless_we_were_told_to_break_it() {
 }
 
 #[tokio::test]
-async fn a_lock_that_nobody_else_would_see_is_not_had() {
+async fn a_lock_that_nobody_else_would_see_is_not_obtained() {
     let mount = Mount::by_bindfs();
     exclude("flockfile", &mount).await;
     let path = mount.root.join("y.lock");
@@ -150,17 +150,18 @@ async fn a_lock_that_nobody_else_would_see_is_not_had() {
     for part in [path.to_str().unwrap(), "FUSE", "use the flock kind"] {
         assert!(error.to_string().contains(part), "{error}");
     }
-    assert_eq!(mount.names(), 1, "and nothing is left of it");
+    assert_eq!(mount.names(), 1, "files are left");
 }
 
-/// A lock made through FUSE, seen from the disk below: its flock is on another inode there, so a free one proves nothing.
+/// A lock that was created through FUSE, seen from the disk below. There its flock is on another inode, so a free flock
+/// does not prove that the holder is dead.
 #[tokio::test]
-async fn a_lock_made_where_its_flock_cannot_be_seen_is_not_broken_from_elsewhere() {
+async fn a_lock_whose_flock_cannot_be_seen_from_here_is_not_broken() {
     let mount = Mount::by_fuse_overlayfs();
     let peer = holder(&mut env(), "wait", &url("shlockfile", &mount.lock_path()));
     let below = mount.upper().join("x.lock");
     let lock = LockFile::shlock(&below).unwrap();
-    assert!(lock.attempt().await.unwrap().is_none(), "its holder lives");
+    assert!(lock.attempt().await.unwrap().is_none(), "its holder is alive");
     let record = std::fs::read(&below).unwrap();
     peer.kill();
     let error = lock.attempt().await.unwrap_err();
@@ -168,14 +169,14 @@ async fn a_lock_made_where_its_flock_cannot_be_seen_is_not_broken_from_elsewhere
     assert_eq!(std::fs::read(&below).unwrap(), record);
 }
 
-/// sshfs gives each name of a file an inode of its own.
+/// sshfs shows each name of a file as a separate inode.
 #[tokio::test]
-async fn a_name_that_shows_another_inode_is_taken_back() {
+async fn a_name_that_shows_another_inode_is_removed_again() {
     let mount = Mount::by_sshfs();
     for _ in 0..2 {
         let error = LockFile::shlock(mount.lock_path()).unwrap().attempt().await.unwrap_err();
         assert!(matches!(error, LockError::Unsupported { .. }), "{error:?}");
         assert!(error.to_string().contains("use the flock kind"), "{error}");
-        assert_eq!(mount.names(), 0, "nothing is left behind");
+        assert_eq!(mount.names(), 0, "files are left");
     }
 }

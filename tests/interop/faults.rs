@@ -1,4 +1,4 @@
-//! What needs root to arrange: full and read-only file systems, other users' files, no descriptors left.
+//! Faults that need root: full and read-only file systems, other users' files, no free descriptors.
 
 use std::fmt::Debug;
 use std::io::ErrorKind;
@@ -52,7 +52,7 @@ async fn a_full_disk_is_an_error_and_nothing_is_published() {
     let error = LockFile::shlock(&path).unwrap().attempt().await.unwrap_err();
     assert_eq!(io_kind(&error), ErrorKind::StorageFull);
     assert!(!path.exists());
-    // The record of an flock is only information.
+    // The flock kind does not need its record: it is only information.
     take(&LockFile::flock(&path).unwrap()).await.release().await.unwrap();
     assert_eq!(std::fs::read_dir(mount.0.path()).unwrap().count(), 2);
 }
@@ -75,7 +75,7 @@ async fn a_read_only_file_system() {
 
 const ROLE: &str = "TOKIO_LOCKFILE_TEST_ATTEMPT";
 
-/// Not a test of its own: tries once for the lock of a URL and says what came of it, for [`attempt_as`].
+/// Not a real test: attempts once to take the lock of a URL, and prints the result for [`attempt_by`].
 #[tokio::test]
 async fn attempt_for_parent() {
     let Ok(url) = std::env::var(ROLE) else { return };
@@ -86,13 +86,13 @@ async fn attempt_for_parent() {
     }
 }
 
-/// What a try in another process answers, started by `command`.
+/// Starts another process with `command`. Returns the result of its attempt.
 pub(crate) fn attempt_by(command: &mut Command, url: &str) -> String {
-    // Another user may not read the directory this binary is in.
+    // Another user may have no access to the directory of this binary.
     let dir = TempDir::new_in("/tmp").unwrap();
     let program = dir.path().join("attempt");
-    // By another process: a descriptor that may write to it, inherited by a child that another thread forks, would make
-    // it "busy" (execve(2)).
+    // Another process makes the copy. If this process did, a child that another thread forks could inherit the
+    // descriptor that is open for writing, and execve(2) would fail with ETXTBSY.
     assert!(succeeds(Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&program)));
     set_mode(dir.path(), 0o755);
     command.arg(&program).args(["faults::attempt_for_parent", "--exact", "--nocapture"]).env(ROLE, url);
@@ -125,7 +125,7 @@ async fn other_users_files_and_directories() {
     assert!(attempt_as_nobody(&shlock).starts_with("Some(PermissionDenied)"));
     assert!(attempt_as_nobody(&flock).starts_with("Some(PermissionDenied)"));
 
-    // A world-writable file is not needed: flock(2) asks for no more than reading.
+    // The file need not be world-writable: flock(2) needs only read access.
     std::fs::write(&path, "").unwrap();
     set_mode(&path, 0o644);
     assert_eq!(attempt_as_nobody(&flock), "held");
@@ -146,7 +146,7 @@ async fn other_users_files_and_directories() {
     assert_eq!(attempt_as_nobody(&shlock), "held");
 }
 
-/// As proc_sys_fs(5) has it: fs.protected_hardlinks lets only its owner, and who may write to it, link a file.
+/// See proc_sys_fs(5): with fs.protected_hardlinks, only its owner and users who may write to a file can link it.
 #[tokio::test]
 async fn a_dead_users_file() {
     let is_protected = std::fs::read_to_string("/proc/sys/fs/protected_hardlinks").unwrap().trim() != "0";
@@ -168,7 +168,7 @@ async fn a_dead_users_file() {
     leave_stale(0o666);
     assert_eq!(attempt_as_nobody(&url), "held");
 
-    // As the guide advises.
+    // As the guide recommends.
     let group = 65533;
     leave_stale(0o664);
     std::os::unix::fs::chown(&path, Some(65532), Some(group)).unwrap();
@@ -176,19 +176,19 @@ async fn a_dead_users_file() {
     set_mode(dir.path(), 0o2775);
     assert_eq!(attempt_as(65534, group, &url), "held");
 
-    // In a sticky directory whoever may write to a file may not remove it for that.
+    // In a sticky directory, a user who may write to a file may still not remove it.
     set_mode(dir.path(), 0o1777);
     leave_stale(0o666);
     let answer = attempt_as_nobody(&url);
     assert!(answer.starts_with("Some(PermissionDenied)") && answer.contains("sticky"), "{answer}");
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "and nothing is left beside it");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "there are leftover files beside it");
 
     leave_stale(0o644);
     take(&LockFile::shlock(&path).unwrap()).await.release().await.unwrap();
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// By chattr(1).
+/// The file is made immutable with chattr(1).
 #[tokio::test]
 async fn a_stale_file_that_cannot_be_changed() {
     let (_dir, path) = crate::place();
@@ -200,7 +200,7 @@ async fn a_stale_file_that_cannot_be_changed() {
     assert_eq!(io_kind(&refused.unwrap_err()), ErrorKind::PermissionDenied);
 }
 
-/// What the warnings say that this thread logs.
+/// The text of the warnings that this thread logs.
 #[derive(Clone, Default)]
 pub(crate) struct Warnings(Arc<Mutex<String>>);
 
@@ -224,7 +224,7 @@ impl<S: Subscriber> Layer<S> for Warnings {
     }
 }
 
-/// A directory from which nothing can be removed, by chattr(1).
+/// chattr(1) makes a directory from which no file can be removed.
 #[tokio::test]
 async fn a_release_that_fails_is_an_error_and_a_drop_that_fails_a_warning() {
     let (dir, path) = crate::place();
@@ -247,18 +247,18 @@ async fn a_release_that_fails_is_an_error_and_a_drop_that_fails_a_warning() {
         }
         chattr("-a");
         assert!(path.exists() && !lock.locked());
-        // Nobody is locked out by what is left.
+        // The file that is left does not keep other processes out.
         take(&lock).await.release().await.unwrap();
     }
 }
 
-/// Two processes are allowed, of which the program itself is one and its second thread the other.
+/// The limit is two processes. The program itself counts as one, and its second thread as the other.
 #[tokio::test]
 async fn no_threads_left() {
     let dir = TempDir::new().unwrap();
     set_mode(dir.path(), 0o777);
     let url = format!("shlockfile:{}", dir.path().join("x.lock").display());
-    // Nobody else has this user's ID, so nobody else's processes count.
+    // No other process runs with this user ID, so none counts towards the limit.
     let user = "--reuid=54321";
     let limited = |limit: usize| {
         let script = format!("ulimit -u {limit}; exec setpriv {user} --regid=54321 --clear-groups \"$@\"");
@@ -271,12 +271,12 @@ async fn no_threads_left() {
 }
 
 #[tokio::test]
-async fn a_limit_of_file_sizes_leaves_no_half_record() {
+async fn a_file_size_limit_leaves_no_half_record() {
     let dir = TempDir::new().unwrap();
     for scheme in ["shlockfile", "flockfile"] {
         let path = dir.path().join(scheme);
         let url = format!("{scheme}:{}", path.display());
-        // 8 bytes are less than any record.
+        // Every record is longer than 8 bytes.
         let answer = attempt_by(Command::new("prlimit").arg("--fsize=8").arg("--"), &url);
         match scheme {
             "shlockfile" => assert!(answer.contains("FileTooLarge") && !path.exists(), "{answer}"),
@@ -285,8 +285,8 @@ async fn a_limit_of_file_sizes_leaves_no_half_record() {
     }
 }
 
-/// As an ordinary user before Linux 6.10 without /proc: a file without a name cannot be linked. And as in sandboxes
-/// that forbid link(2).
+/// The first case is an ordinary user before Linux 6.10 without /proc: a file without a name cannot be linked. The
+/// second case is a sandbox that forbids link(2).
 #[tokio::test]
 async fn links_that_are_refused() {
     let dir = TempDir::new().unwrap();
@@ -301,10 +301,10 @@ async fn links_that_are_refused() {
         let answer = inject(&format!("error={error}"));
         assert!(answer.starts_with("None") && answer.contains("use the flock kind"), "{error}: {answer}");
     }
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "files are left");
 }
 
-/// fcntl(2), F_SETLEASE: others' opens are refused for now.
+/// A lease of fcntl(2), F_SETLEASE: while it is held, other processes cannot open the file.
 #[tokio::test]
 async fn a_lease_on_the_file_is_waited_out() {
     const PROGRAM: &str = "

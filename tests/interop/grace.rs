@@ -1,4 +1,5 @@
-//! The thirty seconds of grace. No program can set a file's ctime, so these wait for them; side by side.
+//! The grace period of thirty seconds. No program can set a file's ctime, so these tests wait for that time. They run
+//! in parallel.
 
 use std::path::Path;
 use std::process::{Child, Command};
@@ -21,7 +22,7 @@ fn link(path: &Path, name: &str) {
 }
 
 #[tokio::test]
-async fn a_blank_file_that_is_not_ours_is_reported_after_it_and_stays() {
+async fn a_blank_file_that_is_not_ours_is_reported_after_the_grace_period_and_stays() {
     let (_dir, path) = place();
     std::fs::write(&path, "").unwrap();
     let lock = LockFile::shlock(&path).unwrap();
@@ -35,7 +36,7 @@ async fn a_blank_file_that_is_not_ours_is_reported_after_it_and_stays() {
 }
 
 #[tokio::test]
-async fn links_of_no_known_program_do_not_matter_after_it_and_stay() {
+async fn links_of_no_known_program_do_not_matter_after_the_grace_period_and_stay() {
     let (_dir, path) = place();
     std::fs::write(&path, format!("{}\n", dead_pid())).unwrap();
     link(&path, "precious");
@@ -46,9 +47,10 @@ async fn links_of_no_known_program_do_not_matter_after_it_and_stay() {
     assert!(path.with_file_name("precious").exists());
 }
 
-/// The model found this: INN, restarted with an old PID, removes one link, adds another, and so has as many as before.
+/// The model found this case: INN is restarted with an old PID, removes one link and adds another. The number of links
+/// is then the same as before.
 #[tokio::test]
-async fn a_living_breaker_is_not_overtaken_after_it() {
+async fn a_living_breaker_is_not_overtaken_after_the_grace_period() {
     struct Alive(Child);
     impl Drop for Alive {
         fn drop(&mut self) {

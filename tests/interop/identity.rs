@@ -1,4 +1,4 @@
-//! Who a holder is: other PID namespaces, stopped processes, forked and exec'ed ones, other clocks.
+//! The identity of a holder: other PID namespaces, stopped processes, fork and exec, other clocks.
 #![expect(unsafe_code, reason = "what a forked child does before it execs can only be said in pre_exec")]
 
 use std::io::{Read, Write};
@@ -22,7 +22,7 @@ pub(crate) fn url(kind: &str, path: &Path) -> String {
 pub(crate) const KINDS: [&str; 2] = ["shlockfile", "flockfile"];
 const ROLE: &str = "TOKIO_LOCKFILE_TEST_IDENTITY";
 
-/// Not a test of its own: a process that takes the lock of a URL, says "held", and goes on as `then` says.
+/// Not a real test: another process runs this. It takes the lock of a URL, prints "held", and does what `then` says.
 #[test]
 fn hold_for_parent() {
     let Ok(role) = std::env::var(ROLE) else { return };
@@ -33,7 +33,7 @@ fn hold_for_parent() {
     if let Some(root) = then.strip_prefix("chroot=") {
         rustix::process::chroot(root).unwrap();
         std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
-        assert!(guard.is_held(), "its path leads elsewhere, but it was not removed");
+        assert!(guard.is_held(), "its path leads to another place, but the file was not removed");
         let released = tokio::runtime::Runtime::new().unwrap().block_on(guard.release());
         return released.unwrap();
     }
@@ -44,7 +44,7 @@ fn hold_for_parent() {
     drop(guard);
 }
 
-/// That process, started by `command`, once it holds the lock.
+/// Starts that process with `command`, and returns it once it holds the lock.
 pub(crate) fn holder(command: &mut Command, then: &str, url: &str) -> Peer {
     command.arg(std::env::current_exe().unwrap()).args(["identity::hold_for_parent", "--exact", "--nocapture"]);
     Peer::start_among_lines(command.env(ROLE, format!("{then} {url}")))
@@ -54,7 +54,7 @@ pub(crate) fn env() -> Command {
     Command::new("env")
 }
 
-/// In a PID namespace of its own, where it is PID 1.
+/// The command for a process in its own PID namespace, where it is PID 1.
 fn container() -> Command {
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
@@ -69,19 +69,19 @@ async fn containers_exclude_each_other_though_both_are_pid_1() {
         let first = holder(&mut container(), "wait", &url);
         let lock = LockFile::open(&url).unwrap();
         assert!(lock.attempt().await.unwrap().is_none());
-        // The kernel's list has the PID that it has here; our PID 1 is an innocent.
+        // The kernel's list of locks has the holder's PID in our namespace. Our PID 1 is another process.
         let shown = lock.holder().await.unwrap().unwrap();
         assert_ne!(shown.pid(), 1, "{shown}");
         assert!(shown.name().is_some_and(|name| name.starts_with("interop")), "{shown}");
         assert_eq!(attempt_by(&mut container(), &url), "busy");
         first.kill();
-        // Restarted, it is PID 1 again, as the record says of the dead one.
+        // The restarted container is PID 1 again, like the dead holder in the record.
         assert_eq!(attempt_by(&mut container(), &url), "held");
     }
 }
 
 #[tokio::test]
-async fn a_stopped_holder_is_not_robbed() {
+async fn a_stopped_holder_keeps_its_lock() {
     for kind in KINDS {
         let (_dir, path) = place();
         let lock = LockFile::open(&url(kind, &path)).unwrap();
@@ -103,7 +103,7 @@ async fn exec_gives_up_the_lock() {
         let (_dir, path) = place();
         let lock = LockFile::open(&url(kind, &path)).unwrap();
         let mut other = holder(&mut env(), "exec", &url(kind, &path));
-        // It is cat(1) once it answers.
+        // When it answers, it has become cat(1).
         other.0.stdin.as_mut().unwrap().write_all(b"?").unwrap();
         other.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         take(&lock).await.release().await.unwrap();
@@ -111,7 +111,7 @@ async fn exec_gives_up_the_lock() {
     }
 }
 
-/// A child between fork and exec has all descriptors of its parent.
+/// Between fork and exec, a child has all descriptors of its parent.
 #[tokio::test]
 async fn a_child_that_has_not_execed_does_not_keep_the_lock() {
     for kind in KINDS {
@@ -127,7 +127,7 @@ async fn a_child_that_has_not_execed_does_not_keep_the_lock() {
                 child_forked.write_all(b"!")?;
                 child_waits.read_exact(&mut [0])
             };
-            // SAFETY: it only writes to a pipe and reads from one.
+            // SAFETY: the closure only writes to a pipe and reads from one.
             unsafe { command.pre_exec(before_exec) };
             command.status().unwrap()
         });
@@ -150,19 +150,19 @@ async fn a_forked_child_that_drops_the_guard_leaves_the_parents_lock_alone() {
             drop(guard.take());
             Err(std::io::ErrorKind::Other.into())
         };
-        // SAFETY: a guard's drop in another process than that which took the lock closes a descriptor and takes no lock.
+        // SAFETY: the drop of a guard in a process that did not take the lock closes a descriptor and takes no lock.
         unsafe { command.pre_exec(drop_it) };
         assert!(command.status().is_err(), "the child has run");
         assert_eq!(attempt_by(&mut env(), &url), "busy");
-        // The parent's guard goes with the closure.
+        // The parent's guard is dropped together with the closure.
         drop(command);
         assert_eq!(attempt_by(&mut env(), &url), "held");
     }
 }
 
-/// A try that has the lock already when the process forks, but nobody has asked for its answer yet.
+/// The process forks after an attempt has obtained the lock, but before its result is polled.
 #[test]
-fn a_forked_child_that_drops_a_pending_try_leaves_the_parents_lock_alone() {
+fn a_forked_child_that_drops_a_pending_attempt_leaves_the_parents_lock_alone() {
     struct Bell(std::sync::mpsc::Sender<()>);
     impl Wake for Bell {
         fn wake(self: Arc<Self>) {
@@ -179,7 +179,7 @@ fn a_forked_child_that_drops_a_pending_try_leaves_the_parents_lock_alone() {
     let mut attempt = Box::pin(async move { lock.attempt().await.map(|guard| guard.is_some()) });
     assert!(attempt.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     rings.recv().unwrap();
-    // In a mutex because what runs before an exec has to be Sync.
+    // In a mutex, because the closure that runs before an exec must be Sync.
     let attempt = Mutex::new(Some(attempt));
     let mut command = Command::new("true");
     let drop_it = move || {
@@ -224,7 +224,7 @@ async fn hidden_processes_are_alive() {
     assert!(path.exists());
 }
 
-/// By faketime(1), which steps the clock of one process.
+/// faketime(1) changes the clock of one process.
 #[tokio::test]
 async fn a_step_of_the_clock_changes_nothing() {
     for step in ["+1h", "-1h"] {
@@ -249,7 +249,8 @@ async fn a_step_of_the_clock_changes_nothing() {
     }
 }
 
-/// After a chroot(2) the path leads elsewhere. Nothing is known of the file then, and so it is not lost.
+/// After a chroot(2) the path leads to another place. The process can then learn nothing about the file, so the lock
+/// does not count as lost.
 #[test]
 fn a_holder_that_changes_its_root_still_holds() {
     for kind in KINDS {

@@ -1,5 +1,5 @@
-//! Real programs that people already lock with, both ways, and faults that only root can arrange. A tool that is
-//! missing makes the test fail.
+//! Real programs that take locks, tested with our library in both directions, and faults that only root can cause. If a
+//! tool is missing, the test fails.
 //!
 //! ```text
 //! SHLOCK=/usr/lib/news/bin/shlock cargo test --test interop
@@ -26,14 +26,14 @@ fn place() -> (TempDir, PathBuf) {
 }
 
 fn shlock() -> Command {
-    Command::new(std::env::var_os("SHLOCK").expect("SHLOCK is to name INN's shlock(1)"))
+    Command::new(std::env::var_os("SHLOCK").expect("SHLOCK must be the path of INN's shlock(1)"))
 }
 
 fn succeeds(command: &mut Command) -> bool {
     command.status().unwrap_or_else(|error| panic!("{command:?}: {error}")).success()
 }
 
-/// A program that says "held" once it has the lock, and keeps it until its stdin closes.
+/// A program that prints "held" once it has the lock, and holds it until its stdin closes.
 struct Peer(Child);
 
 impl Peer {
@@ -45,12 +45,12 @@ impl Peer {
         Self(child)
     }
 
-    /// The same for a program that has said other things before.
+    /// The same for a program that prints other lines before.
     fn start_among_lines(command: &mut Command) -> Self {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut said = Vec::new();
         let mut byte = [0];
-        // Byte by byte, because what comes later is for others to read.
+        // Byte by byte, because the later output is read elsewhere.
         while !said.ends_with(b"\nheld\n") {
             let read = child.stdout.as_mut().unwrap().read(&mut byte).unwrap();
             assert_ne!(read, 0, "{command:?}: {}", String::from_utf8_lossy(&said));
@@ -79,7 +79,7 @@ impl Peer {
 }
 
 async fn take(lock: &LockFile) -> tokio_lockfile::LockGuard {
-    lock.attempt().await.unwrap().expect("free")
+    lock.attempt().await.unwrap().expect("the lock is free")
 }
 
 #[tokio::test]
@@ -92,7 +92,7 @@ async fn flock1_and_ours() {
     guard.release().await.unwrap();
     assert!(succeeds(Command::new("flock").arg("-n").arg(&path).arg("true")));
 
-    // What a dead one of ours has left there is not flock(1)'s.
+    // The record of a dead process of ours is in the file. It does not name the holder, flock(1).
     std::fs::write(&path, "   4194305\t\t \t\t\n").unwrap();
     let peer = Peer::flock1(&path);
     assert!(lock.attempt().await.unwrap().is_none());
@@ -125,9 +125,9 @@ sys.stdin.read()
     Peer::python(PROGRAM, &path).finish();
 }
 
-/// The `flock` child of the shell takes the lock and dies. The kernel goes on listing its PID.
+/// The `flock` child of the shell takes the lock and dies. The kernel's list of locks still has its PID.
 #[tokio::test]
-async fn who_inherited_the_lock_is_named() {
+async fn a_holder_that_inherited_the_lock_is_named() {
     let (_dir, path) = place();
     let script = "exec 9>>\"$0\"; flock 9; echo held; read _";
     for _ in 0..2 {
@@ -137,7 +137,7 @@ async fn who_inherited_the_lock_is_named() {
         assert_eq!((holder.pid(), holder.name()), (peer.0.id(), Some("bash")));
         peer.kill();
         assert_eq!(lock.holder().await.unwrap(), None);
-        // What a dead holder of ours has left in the file is nobody's name.
+        // The record of a dead holder of ours in the file does not name anyone.
         std::fs::write(&path, "   4194305\t\t \t\t\n").unwrap();
     }
 }
@@ -153,9 +153,9 @@ async fn a_shared_holder_is_named() {
     peer.finish();
 }
 
-/// Python's `fcntl.lockf`, as apt, s6 and others lock: it does not exclude an flock.
+/// Python's `fcntl.lockf` takes a record lock, as apt, s6 and others do. A record lock does not exclude an flock.
 #[tokio::test]
-async fn a_record_lock_is_warned_of() {
+async fn a_record_lock_causes_a_warning() {
     const PROGRAM: &str = "
 import fcntl, sys
 f = open(sys.argv[1], 'a')
@@ -189,9 +189,9 @@ async fn std_and_ours() {
     drop(take(&lock).await);
 }
 
-/// procmail's lockfile(1) with `-l` removes what has not changed for so many seconds.
+/// procmail's lockfile(1) with `-l` removes a file that has not changed for the given number of seconds.
 #[tokio::test]
-async fn a_breaker_by_age_leaves_a_held_shlock() {
+async fn a_program_that_breaks_locks_by_age_leaves_a_held_shlock_alone() {
     let (_dir, path) = place();
     let breaks = || {
         let mut lockfile = Command::new("lockfile");
@@ -200,7 +200,7 @@ async fn a_breaker_by_age_leaves_a_held_shlock() {
     };
     let long_ago = std::time::SystemTime::now() - Duration::from_secs(600);
     std::fs::File::create(&path).unwrap().set_modified(long_ago).unwrap();
-    assert!(breaks(), "it does break old files");
+    assert!(breaks(), "lockfile(1) does not break an old file");
     std::fs::remove_file(&path).unwrap();
     let guard = take(&LockFile::shlock(&path).unwrap()).await;
     assert!(!breaks());
@@ -243,8 +243,8 @@ async fn ours_respects_shlock1() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
-/// PEAK's `SHLockFile`, as its algorithm goes: link a temporary file; if the name is taken, read the PID, and break the
-/// lock if `kill(pid, 0)` finds nobody.
+/// The algorithm of PEAK's `SHLockFile`: it links a temporary file to the name. If the name exists, it reads the PID,
+/// and breaks the lock if `kill(pid, 0)` finds no such process.
 const PEAK: &str = "
 import os, sys, tempfile
 path = sys.argv[1]

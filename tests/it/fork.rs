@@ -199,8 +199,8 @@ fn a_child_watches_with_an_instance_of_its_own() {
         let waiting = watch(&ours, before);
         let parents = instances();
         Forked::new(|_| {
-            let childs = runtime();
-            drop(watch(&childs, parents));
+            let runtime = runtime();
+            drop(watch(&runtime, parents));
         })
         .finish();
         drop(waiting);

@@ -1,12 +1,12 @@
-//! The shlock protocol in a model: every interleaving of its system calls, with a crash possible before each.
+//! A model of the shlock protocol: every order of its system calls is tried, with a possible crash before each call.
 //!
 //! ```text
 //! cargo test --test model
-//! cargo test --release --test model -- --include-ignored --nocapture    # the large ones, too
+//! cargo test --release --test model -- --include-ignored --nocapture    # also the large searches
 //! ```
 //!
-//! The search is a plain one of our own, because "never stuck" is a question to the whole graph, backwards: from which
-//! states can a lock be had at all?
+//! We use our own simple search. To check "never stuck", it must go through the whole graph backwards: it finds the
+//! states from which a process can still obtain the lock.
 
 #[path = "mod.rs"]
 #[allow(dead_code, reason = "the names of the calls are for tests/crash")]
@@ -81,7 +81,7 @@ fn ours_beside_netbsd() {
     is_safe_and_never_stuck(&[Ours, NetBsd]);
 }
 
-/// The positive control: a search that does not find this finds nothing.
+/// The positive control: PEAK's protocol is known to be unsafe. If the search does not notice, it proves nothing.
 #[test]
 fn peak_has_two_holders() {
     assert!(search(&[Peak, Peak], Without::default()).violation.is_some());
@@ -127,15 +127,15 @@ fn two_holders_without_a_look_for_breakers_beside_inn() {
     is_unsafe(&[Ours, Inn], Without { look_for_breakers: true, ..Without::default() });
 }
 
-/// Each of the first two saves what the last one would have to, and the other way round.
+/// Each of the first two checks prevents the same error as the last one, so it takes two omissions to get two holders.
 #[test]
-fn two_holders_without_two_of_the_looks_at_what_needs_a_name() {
+fn two_holders_without_two_of_the_checks_of_a_file_created_with_a_name() {
     let without = Without { look_published: true, ..Without::default() };
     is_unsafe(&[Portable, Portable], Without { look_at_creating: true, ..without });
     is_unsafe(&[Portable, Portable], Without { flock_before_clear: true, ..without });
 }
 
-/// A dead breaker's private name may be a living one's by the time it is removed: its PID has been given anew.
+/// When the private name of a dead breaker is removed, it may belong to a living breaker, which has the same PID.
 #[test]
 #[ignore = "large"]
 fn two_holders_without_a_look_before_the_purge_beside_inn() {

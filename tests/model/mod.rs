@@ -1,4 +1,4 @@
-//! The model of the shlock protocol: tests/model searches it, tests/crash compares it with the program.
+//! The model of the shlock protocol. tests/model searches it, and tests/crash compares it with the program.
 
 mod ours;
 mod peers;

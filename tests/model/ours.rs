@@ -1,9 +1,9 @@
-//! Our protocol, function by function as in src/engine/file/shlock/.
+//! Our protocol, with the same functions as in src/engine/file/shlock/.
 
 use super::protocol::{At, Clear, Created, Kind, Links, Model, Purpose, Then, is_alive};
 use super::state::{Inode, Local, Name, Process, Record, State};
 
-/// What a name says of its owner: dead, at work on the file, or nothing.
+/// What a name shows about its owner: it is dead, it is breaking the lock, or nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Judged {
     Dead,
@@ -22,7 +22,7 @@ impl Model {
         state.local_mut(process).at = next.expect("one of these makes the call");
     }
 
-    /// Looks at the name: whose is it?
+    /// Looks at the name, to find out who holds the lock.
     fn contend(&self, state: &mut State<At>, process: Process) -> Option<At> {
         // What the file says, and whether we have locked it.
         let judged = |state: &State<At>| {
@@ -50,13 +50,13 @@ impl Model {
             At::Read => match judged(state) {
                 (Record::Marked(_), true) => At::CountLinks,
                 (Record::Foreign(_), _) | (_, false) => At::AskPid,
-                // Not ours, so never removed: our files have a record before they have the name.
+                // Not our file, so it is never removed: our files have a record before they get the name.
                 (Record::Blank, true) => At::UnlockStale { then: Then::GiveUp },
             },
             At::AskPid => match judged(state) {
                 (Record::Foreign(pid), true) if !is_alive(state, pid) => At::CountLinks,
                 (_, true) => At::UnlockStale { then: Then::GiveUp },
-                // Refused: busy or unclear, which end the try alike.
+                // The flock is refused: the lock is busy, or its state is unclear. Both end the attempt in the same way.
                 (Record::Marked(pid) | Record::Foreign(pid), false) if is_alive(state, pid) => At::Share,
                 (_, false) => At::UnlockStale { then: Then::GiveUp },
             },
@@ -77,7 +77,7 @@ impl Model {
         })
     }
 
-    /// Takes a stale file away.
+    /// Removes a stale file.
     fn break_stale(&self, state: &mut State<At>, process: Process) -> Option<At> {
         let kind = self.kinds[process];
         Some(match state.local(process).at {
@@ -95,10 +95,10 @@ impl Model {
             }
             At::LookForOwnLink => {
                 let links = std::mem::take(&mut state.local_mut(process).links);
-                let [is_linked, is_created] =
+                let [is_linked, has_creating_name] =
                     [Name::Breaking, Name::Creating].map(|name| state.has_name(state.open(process), name));
-                state.local_mut(process).is_created = is_created;
-                match links == 1 + u8::from(is_linked) + u8::from(is_created) {
+                state.local_mut(process).has_creating_name = has_creating_name;
+                match links == 1 + u8::from(is_linked) + u8::from(has_creating_name) {
                     true if is_linked => after_link(state.local(process), Links::Explained),
                     true => At::LinkBreaking { links: Links::Explained },
                     false if kind.creates_named() => At::Create(Purpose::Age),
@@ -126,7 +126,7 @@ impl Model {
             },
             At::UnlinkCreated { links } => {
                 state.unlink(Name::Creating);
-                state.local_mut(process).is_created = false;
+                state.local_mut(process).has_creating_name = false;
                 after_link(state.local(process), links)
             }
             At::ListLinks { links } => At::JudgeLink { links, number: 0, dead: 0 },
@@ -147,7 +147,7 @@ impl Model {
             At::RemoveDeadLink { links, dead } => {
                 let number = dead.trailing_zeros();
                 match self.names().nth(number as usize).expect("has been judged") {
-                    Name::Litter => state.remove_litter(state.open(process)),
+                    Name::Leftover => state.remove_leftovers(state.open(process)),
                     name => state.unlink(name),
                 }
                 after_removal(links, dead & !(1 << number))
@@ -177,7 +177,7 @@ impl Model {
         })
     }
 
-    /// Removes a private name if the process that made it is dead.
+    /// Removes a private name if the process that created it is dead.
     fn clear(&self, state: &mut State<At>, process: Process) -> Option<At> {
         Some(match state.local(process).at {
             At::ClearOpen(clear) => {
@@ -187,7 +187,7 @@ impl Model {
                     None => after_clear(clear),
                 }
             }
-            // One descriptor's lock excludes another's of the same process, too.
+            // A lock on one descriptor also excludes another descriptor of the same process.
             At::ClearFlock(clear) => {
                 match state.try_lock(process, state.private(process)) || self.without.flock_before_clear {
                     true => At::ClearLook(clear),
@@ -214,7 +214,7 @@ impl Model {
         })
     }
 
-    /// Makes the lock file, or one to compare ages with.
+    /// Creates the lock file, or a file whose age is compared with that of the lock file.
     fn acquire(&self, state: &mut State<At>, process: Process) -> Option<At> {
         let kind = self.kinds[process];
         Some(match state.local(process).at {
@@ -222,20 +222,20 @@ impl Model {
                 true => At::ClearOpen(Clear::ToCreate(purpose)),
                 false => {
                     let inode = state.create();
-                    state.local_mut(process).made = Some(inode);
+                    state.local_mut(process).created = Some(inode);
                     if kind.creates_named() {
                         state.link(inode, Name::Creating);
                     }
                     if self.without.flock_before_link { At::Write } else { At::FlockOwn(purpose) }
                 }
             },
-            At::FlockOwn(purpose) => match (state.try_lock(process, state.made(process)), purpose) {
+            At::FlockOwn(purpose) => match (state.try_lock(process, state.created(process)), purpose) {
                 (true, Purpose::Lock) if kind.creates_named() && self.without.look_at_creating => At::Write,
                 (true, _) if kind.creates_named() => At::LookCreating(purpose),
                 (true, _) => At::Write,
                 (false, _) => fail_to_create(state, process, purpose),
             },
-            At::LookCreating(purpose) => match (state.has_name(state.made(process), Name::Creating), purpose) {
+            At::LookCreating(purpose) => match (state.has_name(state.created(process), Name::Creating), purpose) {
                 (true, Purpose::Lock) => At::Write,
                 (true, Purpose::Age) if state.file(state.open(process)).is_old => {
                     At::UnlinkCreating(Created::Compared(Links::Old))
@@ -244,11 +244,11 @@ impl Model {
                 (false, _) => fail_to_create(state, process, purpose),
             },
             At::Write => {
-                state.file_mut(state.made(process)).record = Record::Marked(Some(process as u8));
+                state.file_mut(state.created(process)).record = Record::Marked(Some(process as u8));
                 At::Publish
             }
             At::Publish => {
-                let to_link = self.to_link(state, process, state.made(process), Name::Creating);
+                let to_link = self.to_link(state, process, state.created(process), Name::Creating);
                 match (to_link.is_some_and(|inode| state.link(inode, Name::Lock)), kind.creates_named()) {
                     (true, true) => At::UnlinkCreating(Created::Published),
                     (true, false) => At::LookPublished,
@@ -263,17 +263,17 @@ impl Model {
                     Created::Published => At::LookPublished,
                     Created::InVain => At::UnlockStale { then: Then::LookAgain },
                     Created::Compared(links) => {
-                        state.unlock(process, state.made(process));
-                        state.local_mut(process).made = None;
+                        state.unlock(process, state.created(process));
+                        state.local_mut(process).created = None;
                         At::LookForOthers { links }
                     }
                 }
             }
-            At::FlockPublished => match state.try_lock(process, state.made(process)) {
+            At::FlockPublished => match state.try_lock(process, state.created(process)) {
                 true => At::ClearOpen(Clear::AsHolder),
                 false => At::UnlockStale { then: Then::GiveUp },
             },
-            At::LookPublished => match names_lock(state, state.made(process)) {
+            At::LookPublished => match names_lock(state, state.created(process)) {
                 true if self.without.flock_before_link => At::FlockPublished,
                 true => At::ClearOpen(Clear::AsHolder),
                 false => At::UnlockStale { then: Then::LookAgain },
@@ -287,7 +287,7 @@ impl Model {
         Some(match state.local(process).at {
             At::Held => At::LookHeld,
             At::LookHeld if self.without.unlink_before_unlock => {
-                state.unlock(process, state.made(process));
+                state.unlock(process, state.created(process));
                 At::UnlinkHeld
             }
             At::LookHeld => At::UnlinkHeld,
@@ -303,11 +303,11 @@ impl Model {
         })
     }
 
-    /// What link(2) links: the open file, or what its name leads to by now.
+    /// The file that link(2) links: the open file, or the file that its name leads to now.
     fn to_link(&self, state: &State<At>, process: Process, inode: Inode, name: Name) -> Option<Inode> {
         match self.kinds[process] {
             Kind::Portable => state.look_up(name),
-            // A file whose last name is gone cannot be given another, unless it never had one.
+            // A file that has lost its last name cannot get another. A file that never had a name can.
             kind => Some(inode).filter(|&inode| state.links(inode) > 0 || !kind.creates_named()),
         }
     }
@@ -316,7 +316,7 @@ impl Model {
     fn names(&self) -> impl Iterator<Item = Name> {
         let peers = (0..self.kinds.len()).filter(|&process| !self.kinds[process].is_ours());
         let names = peers.flat_map(|peer| [Name::Temporary(peer as u8), Name::Second(peer as u8)]);
-        names.chain([Name::Litter])
+        names.chain([Name::Leftover])
     }
 
     fn judge(&self, state: &State<At>, file: Inode, name: Name) -> Judged {
@@ -332,12 +332,12 @@ impl Model {
         }
     }
 
-    /// The system calls of a process's next step, as far as they decide anything; ours.
+    /// The system calls of the next step of a process of ours, if they affect the result.
     pub(crate) fn calls(&self, state: &State<At>, process: Process) -> Vec<&'static str> {
         let Local { at, file, .. } = *state.local(process);
         let ask_pid = if self.kinds[process] == Kind::Portable { "kill" } else { "pidfd_open" };
         let judging = |name| match name {
-            Name::Litter => vec![],
+            Name::Leftover => vec![],
             name if file.is_some_and(|file| state.has_name(file, name)) => vec!["newfstatat", ask_pid],
             name if state.look_up(name).is_some() => vec!["newfstatat"],
             _ => vec![],
@@ -378,7 +378,7 @@ impl Model {
             | At::ClearUnlink(_)
             | At::UnlinkHeld => vec!["unlinkat"],
             At::Write => vec!["pwrite64", "utimensat"],
-            // LockGuard::release looks at the path, too: its directory may be another by now.
+            // LockGuard::release also looks at the path: it may lead to another directory now.
             At::LookHeld => vec!["newfstatat", "newfstatat"],
             _ => vec![],
         }
@@ -391,15 +391,15 @@ fn names_lock(state: &State<At>, inode: Inode) -> bool {
 
 /// `create` answers that another process is creating a file.
 fn fail_to_create(state: &mut State<At>, process: Process, purpose: Purpose) -> At {
-    let made = state.local_mut(process).made.take().expect("a file is made");
-    state.unlock(process, made);
+    let created = state.local_mut(process).created.take().expect("the process has created a file");
+    state.unlock(process, created);
     after_clear(Clear::ToCreate(purpose))
 }
 
-/// With our link there.
+/// The next call after our link exists.
 fn after_link(local: &Local<At>, links: Links) -> At {
     match links {
-        _ if local.is_created => At::UnlinkCreated { links },
+        _ if local.has_creating_name => At::UnlinkCreated { links },
         Links::Explained => At::LookLinked { links },
         _ => At::ListLinks { links },
     }

@@ -1,34 +1,34 @@
-//! The peers' protocols.
+//! The protocols of the other programs, the peers.
 
 use super::protocol::{At, Kind, is_alive};
 use super::state::{Inode, Local, Name, Process, Record, State};
 
-/// INN 2.8's shlock.c, NetBSD's shlock.c 1.15, and PEAK's `SHLockFile`. The lock tool and the script for which it locks
-/// are one process here.
+/// INN 2.8's shlock.c, NetBSD's shlock.c 1.15, and PEAK's `SHLockFile`. In the model, the lock tool and the script that
+/// uses it are one process.
 pub(super) fn step_peer(kind: Kind, state: &mut State<At>, process: Process) {
     let (temporary, second) = (Name::Temporary(process as u8), Name::Second(process as u8));
-    let Local { at, file, made, .. } = *state.local(process);
+    let Local { at, file, created, .. } = *state.local(process);
     let file = || file.expect("the lock file is open");
-    let made = || made.expect("a temporary file is made");
+    let created = || created.expect("the peer has created a temporary file");
     let next = match at {
         At::Idle => At::PeerCreate,
         At::PeerCreate => {
             state.unlink(temporary);
             let inode: Inode = state.create();
             state.link(inode, temporary);
-            state.local_mut(process).made = Some(inode);
+            state.local_mut(process).created = Some(inode);
             At::PeerWrite
         }
         At::PeerWrite => {
-            state.file_mut(made()).record = Record::Foreign(Some(process as u8));
-            // Whatever changed before is older than this file.
+            state.file_mut(created()).record = Record::Foreign(Some(process as u8));
+            // All earlier changes are older than this file.
             if let Some(lock) = state.look_up(Name::Lock) {
                 state.file_mut(lock).changed_since &= !(1 << process);
             }
             At::PeerLink
         }
-        At::PeerLink if state.look_up(temporary) != Some(made()) => At::PeerDropTemporary { held: false },
-        At::PeerLink => match (state.link(made(), Name::Lock), kind) {
+        At::PeerLink if state.look_up(temporary) != Some(created()) => At::PeerDropTemporary { held: false },
+        At::PeerLink => match (state.link(created(), Name::Lock), kind) {
             (true, Kind::NetBsd) => At::PeerCheckOwn,
             (true, _) => At::PeerDropTemporary { held: true },
             (false, _) => At::PeerOpen,
@@ -86,25 +86,25 @@ pub(super) fn step_peer(kind: Kind, state: &mut State<At>, process: Process) {
             state.unlink(second);
             if retry { At::PeerLink } else { At::PeerDropTemporary { held: false } }
         }
-        At::PeerCheckOwn => At::PeerDropTemporary { held: state.links(made()) == 2 },
+        At::PeerCheckOwn => At::PeerDropTemporary { held: state.links(created()) == 2 },
         At::PeerDropTemporary { held } => {
             state.unlink(temporary);
             state.local_mut(process).file = None;
             state.local_mut(process).links = 0;
             if !held {
-                state.local_mut(process).made = None;
+                state.local_mut(process).created = None;
             }
             if held { At::Held } else { At::Idle }
         }
         At::Held => At::PeerUnlinkHeld,
         At::PeerUnlinkHeld => {
-            if state.look_up(Name::Lock) == state.local(process).made {
+            if state.look_up(Name::Lock) == state.local(process).created {
                 state.unlink(Name::Lock);
             }
-            state.local_mut(process).made = None;
+            state.local_mut(process).created = None;
             At::Idle
         }
-        other => unreachable!("{other:?} is ours, or nobody's"),
+        other => unreachable!("{other:?} is no step of a peer"),
     };
     state.local_mut(process).at = next;
 }

@@ -1,17 +1,17 @@
 //! The protocols as programs: each step is one system call.
 //!
-//! A crash is possible before every step, a pause of any length between any two, and a process may start again at any
-//! time, with the PID of its last life or with another.
+//! Before every step a process can crash. Between two steps it can pause for any time. A crashed process can start
+//! again at any time, with its old PID or with another one.
 
 use super::state::{Local, Name, PROCESSES, Process, State};
 
-/// Whose program a process runs.
+/// The program that a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
     Ours,
-    /// Ours, where no file can be without a name, as on some file systems of Linux.
+    /// Ours, on a file system where a file cannot be without a name, as on some of Linux.
     Named,
-    /// Ours, where besides a file can be linked by a name only, as on other systems.
+    /// Ours, where in addition a file can be linked only by its name, as on other systems.
     Portable,
     Inn,
     NetBsd,
@@ -28,18 +28,18 @@ impl Kind {
     }
 }
 
-/// What can be left out of our protocol, to see that the search notices.
+/// The parts of our protocol that can be left out, to test that the search notices.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Without {
-    /// Whether the name still stands for the file that has been locked, by whatever look.
+    /// The check after flock, in any form, that the name still leads to the locked file.
     pub(crate) look_after_flock: bool,
     /// The link to a private name, and the count of links.
     pub(crate) link_discipline: bool,
     /// The removal of dead breakers' links, and the grace after which links do not count.
     pub(crate) purge: bool,
-    /// The look for a living breaker, where links cannot be explained.
+    /// The check for a living breaker, if there are links that cannot be explained.
     pub(crate) look_for_breakers: bool,
-    /// Whether the name still stands for the file, before what is dead is removed.
+    /// The check that the name still leads to the file, before dead processes' links are removed.
     pub(crate) look_before_purge: bool,
     pub(crate) flock_before_link: bool,
     pub(crate) look_at_creating: bool,
@@ -48,7 +48,7 @@ pub(crate) struct Without {
     pub(crate) unlink_before_unlock: bool,
 }
 
-/// Where a process is: its next system call. Ours name the function in src/engine/file/shlock/ that makes it.
+/// The next system call of a process. For our processes, the comment names the function in src/engine/file/shlock/.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum At {
     Dead,
@@ -67,11 +67,11 @@ pub(crate) enum At {
     AskPid,
     /// `judge_locked`: flock with LOCK_SH.
     Share,
-    /// `is_locked`: LOCK_UN of that.
+    /// `is_locked`: flock with LOCK_UN, after LOCK_SH.
     Unshare,
     /// `break_stale`: fstat and fstatat.
     CountLinks,
-    /// `break_stale`: fstatat of our two private names, where there are more links than one.
+    /// `break_stale`: fstatat of our two private names, if there is more than one link.
     LookForOwnLink,
     /// `is_older_than_grace`.
     AskAge,
@@ -87,7 +87,7 @@ pub(crate) enum At {
     ListLinks {
         links: Links,
     },
-    /// `others_links`: fstatat and pidfd_open, for one name after the other.
+    /// `others_links`: fstatat and pidfd_open, name by name.
     JudgeLink {
         links: Links,
         number: u8,
@@ -98,7 +98,7 @@ pub(crate) enum At {
         links: Links,
         dead: u8,
     },
-    /// `remove_dead_links`: unlinkat of one dead name after the other.
+    /// `remove_dead_links`: unlinkat, one name of a dead process after the other.
     RemoveDeadLink {
         links: Links,
         dead: u8,
@@ -109,7 +109,7 @@ pub(crate) enum At {
     },
     /// `break_stale`: unlinkat of the name.
     UnlinkStale,
-    /// `break_stale`: unlinkat of the private name, with the lock gone to somebody else or to be made.
+    /// `break_stale`: unlinkat of the private name. Another process has the lock now, or it is free to create.
     UnlinkBreaking {
         then: Then,
     },
@@ -119,11 +119,11 @@ pub(crate) enum At {
     },
     /// `give_way`, `names`: fstatat of the private name.
     GiveWay,
-    /// `break_stale`: unlinkat of the private name under which the stale file was made.
+    /// `break_stale`: unlinkat of the private name under which the stale file was created.
     UnlinkCreated {
         links: Links,
     },
-    /// `clear`: openat of the private name; then what called it goes on.
+    /// `clear`: openat of the private name. Its caller goes on afterwards.
     ClearOpen(Clear),
     /// `clear`: flock.
     ClearFlock(Clear),
@@ -156,7 +156,7 @@ pub(crate) enum At {
     /// `Held::remove`: LOCK_UN.
     UnlockHeld,
 
-    /// The peers': temporary file and record.
+    /// A peer creates its temporary file and writes the record.
     PeerCreate,
     PeerWrite,
     PeerLink,
@@ -176,11 +176,11 @@ pub(crate) enum At {
         held: bool,
     },
     PeerUnlinkHeld,
-    /// PEAK's: unlink without another look.
+    /// PEAK unlinks the file without another check.
     PeakUnlinkStale,
 }
 
-/// What a breaker of ours has made of the number of links.
+/// How a breaker of ours has judged the number of links.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Links {
     Explained,
@@ -188,14 +188,14 @@ pub(crate) enum Links {
     Old,
 }
 
-/// Which private name is cleared, and for what.
+/// Which private name is cleared, and for which purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Clear {
-    /// The breakers', by the new holder.
+    /// The breakers' private name, cleared by the new holder.
     AsHolder,
-    /// The breakers', by the next of them.
+    /// The breakers' private name, cleared by the next breaker.
     ToBreak,
-    /// The makers', by the next of them.
+    /// The creators' private name, cleared by the next creator.
     ToCreate(Purpose),
 }
 
@@ -208,15 +208,15 @@ impl Clear {
     }
 }
 
-/// What a file is made for.
+/// The purpose for which a file is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Purpose {
     Lock,
-    /// To compare the stale file's age with.
+    /// To compare its age with that of the stale file.
     Age,
 }
 
-/// How it goes on when a file that was made has lost its private name.
+/// What a process does next when the private name of the file that it created is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Created {
     Published,
@@ -224,7 +224,7 @@ pub(crate) enum Created {
     Compared(Links),
 }
 
-/// How a try goes on after it has let go of what it had open.
+/// What an attempt does next after it has closed its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Then {
     LookAgain,
@@ -237,7 +237,7 @@ impl At {
         matches!(self, Self::Held | Self::LookHeld | Self::UnlinkHeld | Self::PeerUnlinkHeld)
     }
 
-    /// Whether a peer has a temporary file to whose age it will compare the lock's.
+    /// Whether a peer has a temporary file, and will compare its age with that of the lock file.
     pub(crate) fn compares_ages(self) -> bool {
         use At::*;
         matches!(
@@ -256,16 +256,16 @@ impl At {
     }
 }
 
-/// Whether a lock may depend on an event.
+/// Whether the protocol may rely on an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Chance {
-    /// It happens in due course.
+    /// It will happen at some time.
     Course,
-    /// It may happen, but nobody can count on it: a crash, a PID that comes again.
+    /// It may happen, but the protocol cannot rely on it: a crash, or an old PID that is used again.
     Luck,
 }
 
-/// Who takes part.
+/// The processes that take part, and what is left out of our protocol.
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) kinds: Vec<Kind>,
@@ -275,7 +275,7 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn new(kinds: &[Kind]) -> Self {
         assert!(kinds.len() <= PROCESSES);
-        assert!(kinds.is_sorted(), "so that processes of one kind can change places");
+        assert!(kinds.is_sorted(), "kinds must be sorted, so that processes of one kind can swap their numbers");
         Self { kinds: kinds.to_vec(), without: Without::default() }
     }
 
@@ -283,8 +283,8 @@ impl Model {
         State::new(self.kinds.iter().map(|_| At::Idle))
     }
 
-    /// The same state for states between which nothing makes a difference. Two processes of ours that change places are
-    /// such; of peers' processes the names tell which is which.
+    /// Maps equivalent states to one state. States are equivalent if two processes of ours swap their numbers. This is
+    /// not so for peers' processes, because the names of their files contain their numbers.
     pub(crate) fn normal(&self, state: &State<At>) -> State<At> {
         let mut order = std::array::from_fn(|process| process);
         order[..self.kinds.len()].sort_by_key(|&process| match self.kinds[process] {
@@ -294,17 +294,17 @@ impl Model {
         state.reordered(order).normal(At::compares_ages)
     }
 
-    /// Two holders, or a holder of ours whose name is not his any more.
+    /// There are two holders, or the name of the lock does not lead to our holder's file any more.
     pub(crate) fn is_violated(&self, state: &State<At>) -> bool {
         let held = |(process, local): (Process, &Option<Local<At>>)| {
             local.filter(|local| local.at.is_held()).map(|local| (process, local))
         };
         let holders: Vec<_> = state.processes.iter().enumerate().filter_map(held).collect();
-        let has_name = |local: &Local<At>| local.made.is_some() && state.look_up(Name::Lock) == local.made;
+        let has_name = |local: &Local<At>| local.created.is_some() && state.look_up(Name::Lock) == local.created;
         holders.len() > 1 || holders.iter().any(|(process, local)| self.kinds[*process].is_ours() && !has_name(local))
     }
 
-    /// What can happen next.
+    /// All events that can happen next.
     pub(crate) fn successors(&self, state: &State<At>) -> Vec<(State<At>, Chance)> {
         let mut successors = Vec::new();
         for process in 0..self.kinds.len() {
@@ -317,12 +317,12 @@ impl Model {
                 }
             };
             if local.at == At::Dead {
-                // With the PID of its last life, on which nobody can count, or with a new one.
+                // The process starts again: with its old PID, on which no process can rely, or with a new one.
                 with(At::Idle, Chance::Luck, &|_| true);
                 with(At::Idle, Chance::Course, &|next| next.retire(process));
                 continue;
             }
-            // To end while idle is no crash.
+            // The end of an idle process is no crash.
             let chance = if local.at == At::Idle { Chance::Course } else { Chance::Luck };
             with(At::Dead, chance, &|next| {
                 next.close_all(process);
@@ -336,7 +336,7 @@ impl Model {
         successors
     }
 
-    /// Thirty seconds pass for the lock file.
+    /// The lock file gets older than thirty seconds.
     fn ages(&self, state: &State<At>) -> Option<State<At>> {
         let inode = state.look_up(Name::Lock)?;
         let mut next = *state;

@@ -1,27 +1,28 @@
-//! Every state that can be reached, and from which of them a lock can still be had.
+//! Finds every reachable state, and the states from which a process can still obtain the lock.
 
 use indexmap::IndexSet;
 
 use super::protocol::{At, Chance, Model};
 use super::state::{PROCESSES, Process, State};
 
-/// What the search through a model found.
+/// The result of the search through a model.
 #[derive(Debug)]
 pub(crate) struct Found {
     pub(crate) states: usize,
-    /// The steps to the first state with two holders, or with a holder whose name is gone: who went on to what.
+    /// The steps to the first state with two holders, or with a holder that has lost its name: each process and its new
+    /// position.
     pub(crate) violation: Option<Vec<(Process, At)>>,
-    /// How many states there are from which nobody gets the lock any more, however the rest goes without another crash.
+    /// The number of states from which no process can get the lock any more, if there is no other crash.
     pub(crate) stuck: usize,
 }
 
 impl Model {
-    /// Breadth first, until a violation or to the end.
+    /// Searches breadth first, until it finds a violation or has seen all states.
     pub(crate) fn search(&self) -> Found {
         let start = self.normal(&self.start());
         let mut states = IndexSet::from([start]);
         let mut parents = vec![0_u32];
-        // What happens in due course, backwards: (to, from).
+        // The events that will happen at some time, backwards: (to, from).
         let mut edges = Vec::new();
         let mut next = 0;
         while next < states.len() {
@@ -43,14 +44,14 @@ impl Model {
         Found { states: states.len(), violation: None, stuck: stuck(&states, edges) }
     }
 
-    /// How a state came about. Who is which number changes from step to step.
+    /// The steps that lead to a state. The numbers of the processes can change at each step.
     fn path(&self, states: &IndexSet<State<At>>, parents: &[u32], mut number: usize) -> Vec<(Process, At)> {
         let mut steps = Vec::new();
         while number != 0 {
             let parent = parents[number] as usize;
             let mut successors = self.successors(&states[parent]).into_iter();
             let (after, _) =
-                successors.find(|(after, _)| self.normal(after) == states[number]).expect("it came from there");
+                successors.find(|(after, _)| self.normal(after) == states[number]).expect("the state is a successor of its parent");
             let before = &states[parent].processes;
             steps.extend((0..PROCESSES).filter_map(|process| {
                 let (was, is) = (before[process]?.at, after.processes[process]?.at);

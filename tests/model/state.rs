@@ -1,36 +1,36 @@
-//! The world: one directory, its inodes, and the processes that work in it.
+//! The state of the model: one directory, its inodes, and the processes that use it.
 
-/// As many processes as a model can have.
+/// The highest number of processes in a model.
 pub(crate) const PROCESSES: usize = 4;
 
-/// As many inodes as they can have in use at a time.
+/// The highest number of inodes that the processes use at the same time.
 const INODES: usize = 9;
 
-/// As many links as dead peers can have left on files that matter.
-const LITTER: usize = 2;
+/// The highest number of links that dead peers can leave on the files that matter.
+const LEFTOVERS: usize = 2;
 
 pub(crate) type Process = usize;
 pub(crate) type Inode = u8;
 
-/// What a lock file says; the PID is `None` if no process can have it again.
+/// The record in a lock file. The PID is `None` if no process can have it again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(crate) enum Record {
     #[default]
     Blank,
-    /// With our tail: the holder keeps an flock.
+    /// The record has our mark: the holder keeps an flock.
     Marked(Option<u8>),
-    /// The PID alone.
+    /// The record has only the PID.
     Foreign(Option<u8>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(crate) struct File {
     pub(crate) record: Record,
-    /// Who has it locked with LOCK_EX.
+    /// The process that has it locked with LOCK_EX.
     pub(crate) locked_by: Option<u8>,
-    /// Who has it locked with LOCK_SH: a bit for each.
+    /// The processes that have it locked with LOCK_SH, one bit for each.
     pub(crate) shared_by: u8,
-    /// For which peers it has changed since they made their temporary file: a bit for each.
+    /// The peers whose temporary file is older than the last change of this file, one bit for each.
     pub(crate) changed_since: u8,
     /// Whether it last changed more than thirty seconds ago.
     pub(crate) is_old: bool,
@@ -39,16 +39,17 @@ pub(crate) struct File {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Name {
     Lock,
-    /// Ours, one for all: what a breaker calls the stale file.
+    /// Our breakers' private name for the stale file. All our processes use the same name.
     Breaking,
-    /// Ours, one for all: what a file is called before it is the lock, where it cannot be without a name.
+    /// Our private name for a new file before it is the lock, where a file cannot be without a name. All our processes
+    /// use the same name.
     Creating,
     /// A peer's `shlock<pid>`.
     Temporary(u8),
     /// A peer's `shlock<pid>x` (INN) or `shlock<pid>-2` (NetBSD).
     Second(u8),
-    /// Peers' names of PIDs that nobody has any more.
-    Litter,
+    /// Leftover links of peers: their names contain PIDs that no process has any more.
+    Leftover,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -56,14 +57,14 @@ pub(crate) struct Local<At> {
     pub(crate) at: At,
     /// The open or remembered lock file.
     pub(crate) file: Option<Inode>,
-    /// The file it makes, or holds the lock with.
-    pub(crate) made: Option<Inode>,
-    /// The open private file of another.
+    /// The file that it has created, perhaps the one with which it holds the lock.
+    pub(crate) created: Option<Inode>,
+    /// The open private file of another process.
     pub(crate) private: Option<Inode>,
-    /// The link count it has seen.
+    /// The link count that it has read.
     pub(crate) links: u8,
     /// Whether it has seen that the stale file is also called [`Name::Creating`].
-    pub(crate) is_created: bool,
+    pub(crate) has_creating_name: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,8 +74,8 @@ pub(crate) struct State<At> {
     creating: Option<Inode>,
     temporary: [Option<Inode>; PROCESSES],
     second: [Option<Inode>; PROCESSES],
-    /// Peers' names of PIDs that nobody has any more.
-    litter: [Option<Inode>; LITTER],
+    /// Leftover links of peers: their names contain PIDs that no process has any more.
+    leftovers: [Option<Inode>; LEFTOVERS],
     files: [File; INODES],
     pub(crate) processes: [Option<Local<At>>; PROCESSES],
 }
@@ -83,7 +84,7 @@ impl<At: Copy> State<At> {
     pub(crate) fn new(at: impl Iterator<Item = At>) -> Self {
         let mut processes = [const { None }; PROCESSES];
         for (place, at) in processes.iter_mut().zip(at) {
-            *place = Some(Local { at, file: None, made: None, private: None, links: 0, is_created: false });
+            *place = Some(Local { at, file: None, created: None, private: None, links: 0, has_creating_name: false });
         }
         let none = [None; PROCESSES];
         Self {
@@ -92,18 +93,18 @@ impl<At: Copy> State<At> {
             creating: None,
             temporary: none,
             second: none,
-            litter: [None; LITTER],
+            leftovers: [None; LEFTOVERS],
             files: Default::default(),
             processes,
         }
     }
 
     pub(crate) fn local(&self, process: Process) -> &Local<At> {
-        self.processes[process].as_ref().expect("takes part")
+        self.processes[process].as_ref().expect("the process takes part")
     }
 
     pub(crate) fn local_mut(&mut self, process: Process) -> &mut Local<At> {
-        self.processes[process].as_mut().expect("takes part")
+        self.processes[process].as_mut().expect("the process takes part")
     }
 
     /// The lock file that the process has open.
@@ -111,12 +112,12 @@ impl<At: Copy> State<At> {
         self.local(process).file.expect("the lock file is open")
     }
 
-    /// The file that the process makes.
-    pub(crate) fn made(&self, process: Process) -> Inode {
-        self.local(process).made.expect("a file is made")
+    /// The file that the process has created.
+    pub(crate) fn created(&self, process: Process) -> Inode {
+        self.local(process).created.expect("the process has created a file")
     }
 
-    /// The private file of another that the process has open.
+    /// The private file of another process that this process has open.
     pub(crate) fn private(&self, process: Process) -> Inode {
         self.local(process).private.expect("a private file is open")
     }
@@ -128,7 +129,7 @@ impl<At: Copy> State<At> {
             Name::Creating => &mut self.creating,
             Name::Temporary(process) => &mut self.temporary[process as usize],
             Name::Second(process) => &mut self.second[process as usize],
-            Name::Litter => unreachable!("nobody makes or removes one by its name"),
+            Name::Leftover => unreachable!("no process creates or removes one by its name"),
         }
     }
 
@@ -140,7 +141,7 @@ impl<At: Copy> State<At> {
             Name::Creating => self.creating,
             Name::Temporary(process) => self.temporary[process as usize],
             Name::Second(process) => self.second[process as usize],
-            Name::Litter => unreachable!("there may be several"),
+            Name::Leftover => unreachable!("there may be several"),
         }
     }
 
@@ -155,7 +156,7 @@ impl<At: Copy> State<At> {
     /// A fresh inode without a name.
     pub(crate) fn create(&mut self) -> Inode {
         let is_free = |inode: &Inode| self.references().all(|used| used != *inode);
-        let free = (0..INODES as Inode).find(is_free).expect("the model has inodes enough");
+        let free = (0..INODES as Inode).find(is_free).expect("the model has enough inodes");
         self.files[free as usize] = File::default();
         free
     }
@@ -180,20 +181,20 @@ impl<At: Copy> State<At> {
     /// Whether the file has this name.
     pub(crate) fn has_name(&self, inode: Inode, name: Name) -> bool {
         match name {
-            Name::Litter => self.litter.contains(&Some(inode)),
+            Name::Leftover => self.leftovers.contains(&Some(inode)),
             name => self.look_up(name) == Some(inode),
         }
     }
 
-    /// Removes what is left on a file of PIDs that nobody has any more.
-    pub(crate) fn remove_litter(&mut self, inode: Inode) {
-        for name in self.litter.iter_mut().filter(|name| **name == Some(inode)) {
+    /// Removes the leftover links on a file.
+    pub(crate) fn remove_leftovers(&mut self, inode: Inode) {
+        for name in self.leftovers.iter_mut().filter(|name| **name == Some(inode)) {
             *name = None;
         }
         self.touch(inode);
     }
 
-    /// A dead process's PID goes out of use. `false` if that leaves more than the model can hold.
+    /// The PID of a dead process will not be used again. Returns `false` if this leaves more links than the model can hold.
     pub(crate) fn retire(&mut self, process: Process) -> bool {
         for file in &mut self.files {
             match &mut file.record {
@@ -202,9 +203,9 @@ impl<At: Copy> State<At> {
             }
         }
         for left in [self.temporary[process].take(), self.second[process].take()] {
-            // A file that nobody can come to otherwise does not matter.
+            // A file that no process can reach in another way does not matter.
             if left.is_some_and(|left| self.references().any(|used| used == left)) {
-                match self.litter.iter_mut().find(|place| place.is_none()) {
+                match self.leftovers.iter_mut().find(|place| place.is_none()) {
                     Some(place) => *place = left,
                     None => return false,
                 }
@@ -255,11 +256,11 @@ impl<At: Copy> State<At> {
             self.unlock(process, inode);
         }
         let local = self.local_mut(process);
-        (local.file, local.made, local.private) = (None, None, None);
-        (local.links, local.is_created) = (0, false);
+        (local.file, local.created, local.private) = (None, None, None);
+        (local.links, local.has_creating_name) = (0, false);
     }
 
-    /// The same state with the processes numbered anew: `order` says who comes first.
+    /// The same state with new numbers for the processes: `order` lists the old numbers in the new order.
     pub(crate) fn reordered(&self, order: [Process; PROCESSES]) -> Self {
         let mut number = [0; PROCESSES];
         order.iter().enumerate().for_each(|(new, &old)| number[old] = new as u8);
@@ -290,16 +291,16 @@ impl<At: Copy> State<At> {
             .into_iter()
             .chain(self.temporary)
             .chain(self.second)
-            .chain(self.litter)
+            .chain(self.leftovers)
     }
 
     fn references(&self) -> impl Iterator<Item = Inode> {
-        let open = self.processes.iter().flatten().flat_map(|local| [local.file, local.made, local.private]);
+        let open = self.processes.iter().flatten().flat_map(|local| [local.file, local.created, local.private]);
         self.names().chain(open).flatten()
     }
 
-    /// The same state for states that differ only in how inodes are numbered, or in what nobody will ask for:
-    /// `compares_ages` says for whom it matters what has changed.
+    /// Maps states to one state if they differ only in the numbers of the inodes, or in information that no process will
+    /// read. `compares_ages` says for which positions it matters whether a file has changed.
     pub(crate) fn normal(&self, compares_ages: impl Fn(At) -> bool) -> Self {
         let mut number = [None; INODES];
         let mut files = [File::default(); INODES];
@@ -320,11 +321,11 @@ impl<At: Copy> State<At> {
         (normal.lock, normal.breaking, normal.creating) =
             (renumber(self.lock), renumber(self.breaking), renumber(self.creating));
         (normal.temporary, normal.second) = (self.temporary.map(renumber), self.second.map(renumber));
-        normal.litter = self.litter.map(renumber);
-        normal.litter.sort_unstable();
+        normal.leftovers = self.leftovers.map(renumber);
+        normal.leftovers.sort_unstable();
         for local in normal.processes.iter_mut().flatten() {
-            (local.file, local.made, local.private) =
-                (renumber(local.file), renumber(local.made), renumber(local.private));
+            (local.file, local.created, local.private) =
+                (renumber(local.file), renumber(local.created), renumber(local.private));
         }
         normal
     }

@@ -1,8 +1,8 @@
-//! Many processes compete for one lock. Some are stopped or killed at random moments, others are delayed at the critical
-//! system calls. Two independent witnesses look for a second holder. The first is a marker: a process creates it when it
-//! enters the critical section, and removes it when it leaves. The second is a counter that is incremented without
-//! atomic operations. A port of PEAK's `SHLockFile`, which is known to be unsafe, runs in the same way: the test must
-//! detect its violations, otherwise the test proves nothing.
+//! Many processes compete for one lock. Some are stopped or killed at random moments, others are delayed at the
+//! critical system calls. Two independent witnesses look for a second holder. The first is a marker: a process creates
+//! it when it enters the critical section, and removes it when it leaves. The second is a counter that is incremented
+//! without atomic operations. A port of PEAK's `SHLockFile`, which is known to be unsafe, runs in the same way: the
+//! test must detect its violations, otherwise the test proves nothing.
 //!
 //! ```text
 //! SHLOCK=/usr/lib/news/bin/shlock cargo test --test stress
@@ -10,8 +10,9 @@
 //! cargo test --test stress -- --campaign "shlock alone" --dir /dev/shm
 //! ```
 //!
-//! `--acquisitions` is the total for all campaigns with our locks. Needs strace, a C compiler, flock(1) of util-linux and
-//! INN's shlock(1), which `SHLOCK` names; a tool that is missing makes the test fail. Linux.
+//! `--acquisitions` is the total for all campaigns with our locks.
+//! The test needs Linux, strace, a C compiler, flock(1) of util-linux and INN's shlock(1), whose path is in `SHLOCK`. If
+//! a tool is missing, the test fails.
 
 #[cfg(target_os = "linux")]
 mod arena;

@@ -104,7 +104,7 @@ impl<'a> Supervisor<'a> {
             self.add_up(&ended);
         }
         let (recorded, counted) = (self.outcome.seen.acquired, self.arena.counter());
-        // A killed worker may have incremented the counter without recording it. The counter cannot be higher than that.
+        // A killed worker may have incremented the counter without recording it. Only that may make the counter higher.
         assert!(counted <= recorded + self.outcome.seen.undecided, "{counted} {:?}", self.outcome);
         self.outcome.lost_updates = recorded.saturating_sub(counted);
         self.outcome.duration = began.elapsed();
@@ -163,7 +163,7 @@ impl<'a> Supervisor<'a> {
         self.add_up(&dead);
     }
 
-    /// A random worker, but half of the time the one in the critical section: the others are in the middle of an attempt.
+    /// A random worker; half of the time the one in the critical section. The others are in the middle of an attempt.
     fn victim(&self) -> usize {
         let inside = self.arena.marked().filter(|_| fastrand::bool());
         let inside = self.crew.iter().position(|worker| Some(worker.instance) == inside);

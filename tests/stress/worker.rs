@@ -133,7 +133,7 @@ pub(crate) fn prepare(role: Role, dir: &Path) {
 /// In half of the attempts, shlock(1) takes a dead process's lock for an old one and breaks it. In the other half it
 /// leaves that to our processes.
 async fn inn_shlock(instance: &Instance, dir: &Path) {
-    let program = std::env::var_os("SHLOCK").expect("SHLOCK is to name INN's shlock(1)");
+    let program = std::env::var_os("SHLOCK").expect("SHLOCK must be the path of INN's shlock(1)");
     let (lock, own_pid) = (instance.arena.lock(), std::process::id().to_string());
     while !instance.arena.is_over() {
         let mut shlock = Command::new(&program);

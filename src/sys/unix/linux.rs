@@ -24,8 +24,8 @@ pub(super) fn create_unnamed(dir: impl AsFd, mode: u32) -> io::Result<File> {
     Ok(file.into())
 }
 
-/// Tries `AT_EMPTY_PATH` first, which needs a capability before Linux 6.10. Then it tries /proc. If /proc is not mounted,
-/// the error is ENOENT.
+/// Tries `AT_EMPTY_PATH` first, which needs a capability before Linux 6.10. Then it tries /proc. If /proc is not
+/// mounted, the error is ENOENT.
 pub(super) fn link_open_file(dir: impl AsFd, file: &File, to: &std::ffi::OsStr) -> rustix::io::Result<()> {
     match rustix::fs::linkat(file, "", &dir, to, AtFlags::EMPTY_PATH) {
         Err(Errno::NOENT | Errno::INVAL) => {
@@ -84,9 +84,9 @@ pub(crate) fn process_descriptor(pid: u32) -> Option<OwnedFd> {
 /// The processes that /proc/locks (proc_locks(5)) lists for an flock(2) on the file. The PIDs are those of our PID
 /// namespace. Processes with an exclusive lock come first.
 ///
-/// An empty list proves nothing. The list does not contain the locks of outer PID namespaces. Any lock may be missing if
-/// the list changes while we read it. On some file systems the listed device number differs from that of stat(2). A listed
-/// process may be dead, because its lock can pass to a child process.
+/// An empty list proves nothing. The list does not contain the locks of outer PID namespaces. Any lock may be missing
+/// if the list changes while we read it. On some file systems the listed device number differs from that of stat(2). A
+/// listed process may be dead, because its lock can pass to a child process.
 pub(crate) fn listed_flock_holders(stat: &Stat) -> Vec<u32> {
     let (device, inode) = stat.device_and_inode();
     let id = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
@@ -104,8 +104,8 @@ pub(crate) fn listed_flock_holders(stat: &Stat) -> Vec<u32> {
     holders.into_iter().map(|(_, pid)| pid).collect()
 }
 
-/// Whether a process has the file open with an flock(2) on it, according to /proc/PID/fdinfo (proc_pid_fdinfo(5)). `None`
-/// if we may not look at that process.
+/// Whether a process has the file open with an flock(2) on it, according to /proc/PID/fdinfo (proc_pid_fdinfo(5)).
+/// `None` if we may not look at that process.
 pub(crate) fn has_flock(pid: u32, stat: &Stat) -> Option<bool> {
     let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
         Ok(descriptors) => descriptors,

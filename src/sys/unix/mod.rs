@@ -1,5 +1,5 @@
-//! The system calls that all Unix systems share. `linux` and `other` hold the calls that differ. Both have functions with
-//! the same names.
+//! The system calls that all Unix systems share. `linux` and `other` hold the calls that differ. Both have functions
+//! with the same names.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -87,9 +87,9 @@ impl Dir {
         stat_at(&self.0, name)
     }
 
-    /// Gives the open `file` one more name. `from` is a name that the file already has. Platforms that cannot link an open
-    /// file link `from` instead. Then the caller must check which file got the new name. The error is `NotFound` if
-    /// somebody has removed the last name of the file.
+    /// Gives the open `file` one more name. `from` is a name that the file already has. Platforms that cannot link an
+    /// open file link `from` instead. Then the caller must check which file got the new name. The error is `NotFound`
+    /// if somebody has removed the last name of the file.
     pub(crate) fn link(&self, file: &File, from: Option<&OsStr>, to: &OsStr) -> io::Result<()> {
         match (imp::link_open_file(&self.0, file, to), from) {
             (Err(Errno::NOENT), Some(from)) if rustix::fs::fstat(file)?.st_nlink > 0 => {
@@ -107,8 +107,8 @@ impl Dir {
         }
     }
 
-    /// Whether we may remove the file's name, provided that we may write to the directory. In a sticky directory only the
-    /// owner of the file or of the directory may do so (unlink(2)).
+    /// Whether we may remove the file's name, provided that we may write to the directory. In a sticky directory only
+    /// the owner of the file or of the directory may do so (unlink(2)).
     pub(crate) fn lets_us_unlink(&self, file: &Stat) -> io::Result<bool> {
         let dir = rustix::fs::fstat(&self.0)?;
         let is_sticky = Mode::from_raw_mode(dir.st_mode).contains(Mode::SVTX);
@@ -187,8 +187,8 @@ pub(crate) fn set_modified(file: &File, time: Duration) -> io::Result<()> {
     Ok(rustix::fs::futimens(file, &Timestamps { last_access, last_modification })?)
 }
 
-/// The process that has a record lock (fcntl(2), F_SETLK; lockf(3)) on the file. A record lock is another kind of lock and
-/// does not exclude an flock. The result is 0 if the lock belongs to an open file description and not to a process.
+/// The process that has a record lock (fcntl(2), F_SETLK; lockf(3)) on the file. A record lock is another kind of lock
+/// and does not exclude an flock. The result is 0 if the lock belongs to an open file description and not to a process.
 pub(crate) fn record_lock_holder(file: &File) -> Option<u32> {
     let wanted = rustix::process::Flock::from(rustix::process::FlockType::WriteLock);
     let found = rustix::process::fcntl_getlk(file, &wanted).ok().flatten()?;
@@ -200,7 +200,7 @@ pub(crate) fn is_open_refused_for_now(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::AGAIN)
 }
 
-/// Whether an NFS client or server has removed the file from the server while it was open here.
+/// Whether somebody has removed the file from the NFS server while it was open here.
 pub(crate) fn is_file_gone(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::STALE)
 }

@@ -16,7 +16,8 @@ pub(crate) struct Stat {
     inode: u64,
     pub(crate) links: u64,
     pub(crate) size: u64,
-    /// The time of the last change of the inode. It is a time of the file system's clock, since the epoch of that clock.
+    /// The time of the last change of the inode. It is a time of the file system's clock, since the epoch of that
+    /// clock.
     pub(crate) changed: Duration,
     /// The time of the last change of the content, since the Unix epoch.
     pub(crate) modified: Duration,

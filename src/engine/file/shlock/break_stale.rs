@@ -1,5 +1,5 @@
-//! Removes the file of a dead holder by the method of INN. The breaker links the file to a private name and checks that the
-//! number of links went up by one. Only then it unlinks the file.
+//! Removes the file of a dead holder by the method of INN. The breaker links the file to a private name and checks that
+//! the number of links went up by one. Only then it unlinks the file.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -71,8 +71,8 @@ impl Directory<'_> {
 
     /// Removes the links that dead breakers have left on the file, unless a living breaker works on it.
     ///
-    /// Our own link exists, and no living breaker has a link. So nobody else begins to break this file, and its name stays
-    /// the lock's. A dead breaker's link stays unused, even if another process gets the same PID.
+    /// Our own link exists, and no living breaker has a link. So nobody else begins to break this file, and its name
+    /// stays the lock's. A dead breaker's link stays unused, even if another process gets the same PID.
     fn remove_dead_links(&self, seen: &Stat) -> Result<bool, LockError> {
         let others = self.others_links(seen)?;
         if others.is_being_broken || !self.names(self.name, seen)? {
@@ -84,8 +84,8 @@ impl Directory<'_> {
         Ok(true)
     }
 
-    /// Whether nobody else breaks the file. Every breaker links the file before it unlinks it. If there are more links than
-    /// ours, one of the breakers must yield. After [`GRACE`](super::create), unexplained links do not count.
+    /// Whether nobody else breaks the file. Every breaker links the file before it unlinks it. If there are more links
+    /// than ours, one of the breakers must yield. After the grace period, unexplained links do not count.
     fn is_alone(&self, seen: &Stat, is_old: bool) -> Result<bool, LockError> {
         let now = self.dir.stat(self.name).map_err(|error| self.failed("look at", error))?;
         Ok(now.is_some_and(|now| now.is_same_file(seen) && (now.links == 2 || is_old)))
@@ -112,9 +112,9 @@ impl Directory<'_> {
         }
     }
 
-    /// Removes the private name of the file `seen`. We hold the flock of that file. On systems that cannot link a file by its
-    /// descriptor, the private name may belong to a newer file. Then we remove the name only if nobody has an flock on the
-    /// newer file.
+    /// Removes the private name of the file `seen`. We hold the flock of that file. On systems that cannot link a file
+    /// by its descriptor, the private name may belong to a newer file. Then we remove the name only if nobody has an
+    /// flock on the newer file.
     fn give_way(&self, seen: &Stat) -> Result<(), LockError> {
         let private = self.breaking();
         if self.names(&private, seen)? {

@@ -15,16 +15,16 @@ use crate::sys::process::Owner;
 use crate::sys::{self, Dir};
 use crate::words::error::LockError;
 
-/// Another process may still work on a blank file or on a file with unexplained links until the file is this old. This is
-/// the rule of INN.
+/// Another process may still work on a blank file or on a file with unexplained links until the file is this old. This
+/// is the rule of INN.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// The modification time of all our lock files: 18 January 2038, 00:00:00 UTC.
 ///
-/// The inode gets this time before it gets a name. So if the name survives a crash of the machine, the time survives too,
-/// even if the record does not. The time also protects a held lock from programs that remove old files or old locks, such
-/// as systemd-tmpfiles(8), dotlockfile(1) and lockfile(1). The time of the last status change tells when the lock was
-/// taken.
+/// The inode gets this time before it gets a name. So if the name survives a crash of the machine, the time survives
+/// too, even if the record does not. The time also protects a held lock from programs that remove old files or old
+/// locks, such as systemd-tmpfiles(8), dotlockfile(1) and lockfile(1). The time of the last status change tells when
+/// the lock was taken.
 const OURS: Duration = Duration::from_secs(2_147_385_600);
 
 /// The time when the lock was taken, since the Unix epoch.
@@ -53,8 +53,8 @@ pub(super) enum Cleared {
     InUse,
 }
 
-/// A file that we have created and locked, and that is not the lock yet. The field order matters: the private name must be
-/// removed before the file is closed, while the flock still protects the name.
+/// A file that we have created and locked, and that is not the lock yet. The field order matters: the private name must
+/// be removed before the file is closed, while the flock still protects the name.
 pub(super) struct Private<'a> {
     name: Option<PrivateName<'a>>,
     pub(super) file: File,
@@ -79,8 +79,8 @@ impl Directory<'_> {
     /// Creates the lock file privately and gives it the lock's name if that name is free.
     pub(super) fn acquire(&self) -> Result<Created, LockError> {
         match self.acquire_by(Naming::Unnamed)? {
-            // Either the directory is gone, or the system cannot link a file without a name. Such a link needs /proc. Before
-            // Linux 6.10, the only other way needs a capability.
+            // Either the directory is gone, or the system cannot link a file without a name. Such a link needs /proc.
+            // Before Linux 6.10, the only other way needs a capability.
             Created::NotLinked => self.acquire_by(Naming::Private),
             created => Ok(created),
         }
@@ -132,15 +132,15 @@ impl Directory<'_> {
         if !filesystem.flock_is_proof() && !self.shows_lock()? {
             return Err(self.splits_names());
         }
-        // A breaker that died between its two unlinks left this name, and nobody else looks for it. If the removal fails, we
-        // still have the lock. The next process that needs the name reports the error.
+        // A breaker that died between its two unlinks left this name, and nobody else looks for it. If the removal
+        // fails, we still have the lock. The next process that needs the name reports the error.
         let _ = self.clear(&self.breaking());
         Ok(Created::Held(held))
     }
 
     /// Removes the lock's name if it is ours. The caller has made the link, and the name shows another inode. Some file
-    /// systems (sshfs, SMB without `serverino`) and emulators give each name of a file its own inode number. Then the name
-    /// is ours. Returns whether it was ours.
+    /// systems (sshfs, SMB without `serverino`) and emulators give each name of a file its own inode number. Then the
+    /// name is ours. Returns whether it was ours.
     fn take_back(&self, record: &[u8]) -> Result<bool, LockError> {
         let file = match self.dir.open_file(self.name) {
             Ok(file) => file,
@@ -171,8 +171,8 @@ impl Directory<'_> {
         LockError::unsupported(&self.target.path, self.target.kind, reason)
     }
 
-    /// Whether other processes see our flock when they open the lock's name. Some FUSE file systems treat each name of a
-    /// file as a separate file.
+    /// Whether other processes see our flock when they open the lock's name. Some FUSE file systems treat each name of
+    /// a file as a separate file.
     fn shows_lock(&self) -> Result<bool, LockError> {
         match self.open_lock()? {
             Some(named) => outcome::is_locked(&named).map_err(|error| self.lock_failed(error)),
@@ -184,14 +184,14 @@ impl Directory<'_> {
         sys::filesystem(file).map_err(|error| self.failed("find the file system of", error))
     }
 
-    /// Whether a blank file is certainly ours. Then [`acquire`](Self::acquire) has given it its name, and its content did not
-    /// survive a crash of the machine.
+    /// Whether a blank file is certainly ours. Then [`acquire`](Self::acquire) has given it its name, and its content
+    /// did not survive a crash of the machine.
     pub(super) fn is_our_blank(&self, file: &File) -> Result<bool, LockError> {
         Ok(self.stat(file)?.modified == OURS)
     }
 
-    /// Creates an empty file with our flock on it. It has no name or a private name. `None` if another process is creating
-    /// one.
+    /// Creates an empty file with our flock on it. It has no name or a private name. `None` if another process is
+    /// creating one.
     pub(super) fn create(&self) -> Result<Option<Private<'_>>, LockError> {
         self.create_by(Naming::Unnamed)
     }
@@ -215,8 +215,8 @@ impl Directory<'_> {
         let mut private = Private { name, file };
         let locked = sys::try_lock_exclusive(&private.file).map_err(|error| self.lock_failed(error))?;
         if let Some(named) = &mut private.name {
-            // Between our open and our flock, another process may have removed the file. To that process the file looked
-            // as if its creator were dead.
+            // Between our open and our flock, another process may have removed the file. To that process the file
+            // looked as if its creator were dead.
             if !locked || !self.names(&named.name, &self.stat(&private.file)?)? {
                 named.ours = false;
                 return Ok(None);
@@ -239,8 +239,8 @@ impl Directory<'_> {
         }
     }
 
-    /// Whether the file is older than [`GRACE`]. This compares it with a new file, so both times are from the file system's
-    /// clock.
+    /// Whether the file is older than [`GRACE`]. This compares it with a new file, so both times are from the file
+    /// system's clock.
     pub(super) fn is_older_than_grace(&self, file: &File) -> Result<bool, LockError> {
         let Some(fresh) = self.create()? else {
             return Ok(false);

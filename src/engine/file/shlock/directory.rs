@@ -39,15 +39,15 @@ impl<'a> Directory<'a> {
         private_name(self.name, "new")
     }
 
-    /// A private name like [`creating`](Self::creating) that no other process uses. On a network file system, our view of a
-    /// shared name can be out of date. Then a link by that name could be a link to another process's file.
+    /// A private name like [`creating`](Self::creating) that no other process uses. On a network file system, our view
+    /// of a shared name can be out of date. Then a link by that name could be a link to another process's file.
     pub(super) fn creating_alone(&self) -> OsString {
         let random = (random::fraction() * f64::from(u32::MAX)) as u32;
         private_name(self.name, &format!("{}-{random:08x}.new", std::process::id()))
     }
 
-    /// Opens the file with the lock's name. `None` if there is no such file. It is an error if the file cannot be a lock
-    /// file.
+    /// Opens the file with the lock's name. `None` if there is no such file. It is an error if the file cannot be a
+    /// lock file.
     pub(super) fn open_lock(&self) -> Result<Option<File>, LockError> {
         let file = match self.dir.open_file(self.name) {
             Ok(file) => file,
@@ -102,8 +102,9 @@ impl<'a> Directory<'a> {
         LockError::unsupported(&self.target.path, self.target.kind, reason)
     }
 
-    /// Tries to lock the file exclusively. If the file system locks only files that are open for writing, this opens the
-    /// file at `name` again. `None` if that name is gone. The caller must check that the name still belongs to the same file.
+    /// Tries to lock the file exclusively. If the file system locks only files that are open for writing, this opens
+    /// the file at `name` again. `None` if that name is gone. The caller must check that the name still belongs to the
+    /// same file.
     pub(super) fn try_lock(&self, name: &OsStr, file: Arc<File>) -> Result<Option<(Arc<File>, bool)>, LockError> {
         let error = match sys::try_lock_exclusive(&file) {
             Ok(locked) => return Ok(Some((file, locked))),

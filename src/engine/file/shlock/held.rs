@@ -42,8 +42,8 @@ impl Held {
         removed
     }
 
-    /// Unlinks the name if it is still ours, and then unlocks the file. In the opposite order, two processes could hold the
-    /// lock for a moment.
+    /// Unlinks the name if it is still ours, and then unlocks the file. In the opposite order, two processes could hold
+    /// the lock for a moment.
     fn remove(&mut self) -> io::Result<()> {
         self.owner = None;
         let ours = self.dir.stat(&self.name)?.is_some_and(|found| found.is_same_file(&self.stat));

@@ -115,8 +115,9 @@ impl Directory<'_> {
         Ok(Found::Stale(Stale { file, pid }))
     }
 
-    /// Whether the PID of a record belongs to a living holder, if no flock proves it. Our own records always have a mark. So
-    /// a foreign record with our PID is from an earlier process with this PID, or from the program that started us.
+    /// Whether the PID of a record belongs to a living holder, if no flock proves it. Our own records always have a
+    /// mark. So a foreign record with our PID is from an earlier process with this PID, or from the program that
+    /// started us.
     pub(super) fn is_alive(&self, pid: u32) -> bool {
         pid != sys::current_pid() && pid_exists(pid)
     }

@@ -1,12 +1,12 @@
-//! A PID file made with link(2). HoneyDanBer UUCP introduced this lock. shlock(1) of INN and NetBSD and the `SHLockFile`
-//! of PEAK use it.
+//! A PID file made with link(2). HoneyDanBer UUCP introduced this lock. shlock(1) of INN and NetBSD and the
+//! `SHLockFile` of PEAK use it.
 //!
 //! When the name appears, the record is complete, and the holder has locked the inode with flock(2). The holder unlinks
-//! the name *before* it unlocks the file. So the kernel tells whether the holder of a marked record is alive, and the PID
-//! is only information. [`judge`] decides whether the holder of a file is alive. [`break_stale`] removes the file of a dead
-//! holder, and [`create`] makes a new file. Each lock has two private names, `Directory::breaking` and
-//! `Directory::creating`. A process removes such a name only while it has an flock on the inode. So nobody removes a name
-//! while a living process uses it.
+//! the name *before* it unlocks the file. So the kernel tells whether the holder of a marked record is alive, and the
+//! PID is only information. [`judge`] decides whether the holder of a file is alive. [`break_stale`] removes the file
+//! of a dead holder, and [`create`] makes a new file. Each lock has two private names, `Directory::breaking` and
+//! `Directory::creating`. A process removes such a name only while it has an flock on the inode. So nobody removes a
+//! name while a living process uses it.
 
 mod break_stale;
 mod create;
@@ -77,7 +77,8 @@ pub(super) fn is_still_held(target: &Target, last: &Contended) -> bool {
         }
 }
 
-/// Finds the holder of the lock. This takes a shared flock. A try can distinguish it from the exclusive flock of a holder.
+/// Finds the holder of the lock. This takes a shared flock. A try can distinguish it from the exclusive flock of a
+/// holder.
 pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     let directory = Directory::open(target)?;
     let Some(file) = directory.open_lock()? else {
@@ -105,9 +106,9 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
 
 /// Whether the PID in this lock file belongs to a live process. This is the `check_lock` of PEAK. Unix only.
 ///
-/// The result is `false` if there is no such file, or if it is empty. For a lock file of this crate, the flock(2) of the
-/// holder decides. So a reused PID or a PID of another container does not give a wrong result. This function blocks on the
-/// file system.
+/// The result is `false` if there is no such file, or if it is empty. For a lock file of this crate, the flock(2) of
+/// the holder decides. So a reused PID or a PID of another container does not give a wrong result. This function blocks
+/// on the file system.
 ///
 /// # Errors
 /// - [`LockError::NotALockFile`] if the file contains anything other than a lock record.

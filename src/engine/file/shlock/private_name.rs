@@ -16,7 +16,8 @@ pub(super) fn private_name(name: &OsStr, purpose: &str) -> OsString {
     private
 }
 
-/// The FNV-1a hash (<http://www.isthe.com/chongo/tech/comp/fnv/>). It is the same in all versions of this crate and of Rust.
+/// The FNV-1a hash (<http://www.isthe.com/chongo/tech/comp/fnv/>). It is the same in all versions of this crate and of
+/// Rust.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }

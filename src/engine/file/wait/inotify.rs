@@ -1,7 +1,8 @@
 //! Events for changes of a lock file, from inotify(7). The whole process uses one inotify instance.
 //!
-//! Every runtime with a wait has one task, the driver. The driver reads the events and wakes the waits that they concern,
-//! in all runtimes. When nobody waits any more, each driver ends at its next tick. The last driver closes the instance.
+//! Every runtime with a wait has one task, the driver. The driver reads the events and wakes the waits that they
+//! concern, in all runtimes. When nobody waits any more, each driver ends at its next tick. The last driver closes the
+//! instance.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -38,8 +39,9 @@ const NAME_CHANGES: WatchFlags = WatchFlags::ATTRIB.union(WatchFlags::MOVE_SELF)
 /// How often a driver maintains the watches.
 const TICK: Duration = Duration::from_millis(250);
 
-/// The number of files for which a tick wakes the waits although there was no event. Some releases make no event, and this
-/// finds them. The number is for the whole process. One timer for each of ten thousand waits would use a tenth of a core.
+/// The number of files for which a tick wakes the waits although there was no event. Some releases make no event, and
+/// this finds them. The number is for the whole process. One timer for each of ten thousand waits would use a tenth of
+/// a core.
 const PROBES: usize = 25;
 
 /// The number of watches that are removed at once. Each removal takes about 15 µs.
@@ -72,8 +74,8 @@ impl Watch {
     /// Watches for the release of the lock on `file`, and for the end of its holder, if given. `None` if events are not
     /// available. The caller must look at the file once more before it waits for a [`wake_up`](Self::wake_up).
     pub(crate) fn for_release(kind: LockKind, file: &Arc<File>, holder: Option<u32>) -> Option<Self> {
-        // Our holders and the holders of shlock(1) unlink the file or close a descriptor for writing. flock(1) holds its
-        // lock on a descriptor for reading.
+        // Our holders and the holders of shlock(1) unlink the file or close a descriptor for writing. flock(1) holds
+        // its lock on a descriptor for reading.
         let closing = match kind {
             LockKind::Flock => WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE,
             _ => WatchFlags::CLOSE_WRITE,
@@ -97,8 +99,8 @@ impl Watch {
         let process = process.and_then(register).and_then(Result::ok).map(Box::new);
         let (file, runtime, owner) = (Arc::downgrade(file), runtime.id(), Owner::this_process());
         let watch = Self { file, descriptor, signal, runtime, holder, process, owner };
-        // In a runtime that is shutting down, the driver has already ended. If we returned the watch, our task would make
-        // watches in a loop, and the shutdown waits for our task.
+        // In a runtime that is shutting down, the driver has already ended. If we returned the watch, our task would
+        // make watches in a loop, and the shutdown waits for our task.
         (!watch.is_orphaned()).then_some(watch)
     }
 
@@ -153,7 +155,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // In a forked child it is a copy, of which the child's watches know nothing.
+        // In a forked child, `self` is a copy, and the child's own `Watches` do not contain it.
         if self.owner.is_this_process() {
             Watches::get().retire(self.descriptor, &self.signal);
         }
@@ -164,8 +166,8 @@ impl Drop for Watch {
 #[derive(Debug, Default)]
 struct Watches {
     inotify: Option<Arc<OwnedFd>>,
-    /// The signals by watch descriptor. The kernel has one descriptor for each inode. A watch without signals is retired.
-    /// The next tick removes it, so that the removal does not slow down a wait that has succeeded.
+    /// The signals by watch descriptor. The kernel has one descriptor for each inode. A watch without signals is
+    /// retired. The next tick removes it, so that the removal does not slow down a wait that has succeeded.
     watched: BTreeMap<i32, Vec<Arc<Signal>>>,
     retired: Vec<i32>,
     /// The number of signals.
@@ -298,8 +300,8 @@ impl Watches {
         !self.retired.is_empty()
     }
 
-    /// A driver ends. The last driver drops the instance. The remaining waits try once more. If they have moved to another
-    /// runtime, they make new watches there.
+    /// A driver ends. The last driver drops the instance. The remaining waits try once more. If they have moved to
+    /// another runtime, they make new watches there.
     fn leave(&mut self, runtime: Id) -> Due {
         self.driven.retain(|&driven| driven != runtime);
         let mut due = Due::default();
