@@ -1,12 +1,12 @@
-//! A service with two replicas, of which one works and the other stands by, until it is told to shut down.
+//! A service with two replicas: one works and the other stands by, until they are told to shut down.
 //!
 //! ```text
 //! cargo run --example service
 //! ```
 //!
-//! The program starts both replicas, stops the one that works, as a rolling update does, and then the other. A replica
-//! shuts down at SIGTERM, at Ctrl-C, or when its stdin closes, and tidies up first. Each can also be started by hand:
-//! `cargo run --example service -- replica /tmp/service.lock`.
+//! The program starts both replicas. Then it stops the one that works, as a rolling update does, and after that the
+//! other one. A replica shuts down at SIGTERM, at Ctrl-C, or when its stdin closes. Before that it cleans up. You can
+//! also start each replica by hand: `cargo run --example service -- replica /tmp/service.lock`.
 
 use std::error::Error;
 use std::io;
@@ -47,7 +47,7 @@ async fn replica(path: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The work: it is told to end, and comes to an end of its own within the grace.
+/// The work. When it is told to end, it cleans up and returns within the grace period.
 async fn serve(shutdown: impl Future<Output = ()>) -> io::Result<u32> {
     println!("works");
     let mut shutdown = std::pin::pin!(shutdown);
@@ -86,7 +86,7 @@ async fn terminated() {
     std::future::pending().await
 }
 
-/// A replica, seen from outside.
+/// A replica, as the parent process sees it.
 struct Replica {
     name: &'static str,
     child: Child,
@@ -106,7 +106,7 @@ impl Replica {
         Ok(Self { name, child, lines: BufReader::new(stdout).lines() })
     }
 
-    /// Prints what it says until it says `line`.
+    /// Prints the replica's output, until it prints a line that starts with `line`.
     async fn says(&mut self, line: &str) -> Result<(), Box<dyn Error>> {
         while let Some(said) = self.lines.next_line().await? {
             println!("replica {} {said}", self.name);
@@ -117,7 +117,7 @@ impl Replica {
         Err(format!("replica {} ended before it said: {line}", self.name).into())
     }
 
-    /// Tells it to shut down.
+    /// Tells the replica to shut down.
     fn stop(&mut self) {
         println!("replica {} is told to shut down", self.name);
         #[cfg(unix)]

@@ -1,11 +1,11 @@
-//! Several processes compete for one lock; the first holder is killed, the next takes over.
+//! Several processes compete for one lock. The first holder is killed, and the next process takes over.
 //!
 //! ```text
 //! cargo run --example singleton
 //! ```
 //!
-//! The program starts copies of itself as workers. Each waits for the lock, does a second's work under it, and ends.
-//! It ends by itself, also with stdin closed.
+//! The program starts copies of itself as workers. Each worker waits for the lock, works under it for one second, and
+//! ends. The program then ends by itself. It also works with stdin closed.
 
 use std::error::Error;
 use std::path::Path;
@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Says in one line each what it waits for and what it gets.
+/// Prints one line when it waits, one when it holds the lock, and one when it is done.
 async fn worker(path: &Path) -> Result<(), Box<dyn Error>> {
     let lock = LockFile::new(path)?;
     let started = Instant::now();

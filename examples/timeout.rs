@@ -1,4 +1,4 @@
-//! Waits for a lock for a limited time, and says who held it.
+//! Waits for a lock for a limited time. If the lock is not free in time, prints its holder.
 //!
 //! ```text
 //! cargo run --example timeout

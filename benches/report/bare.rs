@@ -1,4 +1,4 @@
-//! The raw system calls of each protocol, and the barest waits there are.
+//! The raw system calls of each protocol, and the simplest possible waits.
 
 use std::fs::File;
 use std::mem::MaybeUninit;
@@ -30,7 +30,7 @@ pub(crate) fn flock(path: &Path) {
     rustix::fs::flock(&file, FlockOperation::Unlock).unwrap();
 }
 
-/// The shlock protocol: taken and released.
+/// The shlock protocol: takes the lock and releases it.
 pub(crate) fn shlock(path: &Path) {
     let file = publish_shlock(path);
     rustix::fs::lstat(path).unwrap();
@@ -50,7 +50,7 @@ pub(crate) fn publish_shlock(path: &Path) -> File {
     file
 }
 
-/// The break of a stale shlock, whose inode is open and locked.
+/// Breaks a stale shlock, whose inode is already open and locked.
 pub(crate) fn break_shlock(file: &File, path: &Path) {
     let private = path.with_extension("break");
     rustix::fs::fstat(file).unwrap();

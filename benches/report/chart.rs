@@ -31,7 +31,7 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
-/// Each row with a goal as a bar: how much of what the goal allows is used.
+/// A bar for each row that has a goal: the value as a part of what the goal allows.
 fn picture(rows: &[Row]) -> String {
     const LEFT: i32 = 390;
     const WIDTH: i32 = 300;

@@ -1,4 +1,4 @@
-//! Eight processes, one lock, beside processes that block in flock(2).
+//! Eight processes compete for one lock, compared with processes that block in flock(2).
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -25,7 +25,7 @@ fn hold(time: Duration) {
     }
 }
 
-/// One process: waits for a byte, competes until stdin closes, says how often it had the lock.
+/// One process: it waits for a byte, competes until stdin closes, and prints how often it obtained the lock.
 pub(crate) fn compete(kind: &str, time: &str, path: &str) {
     let time = Duration::from_micros(time.parse().unwrap());
     std::io::stdin().read_exact(&mut [0]).unwrap();
@@ -61,7 +61,7 @@ pub(crate) fn compete(kind: &str, time: &str, path: &str) {
     println!("{count}");
 }
 
-/// How often each of them had it.
+/// How often each process obtained the lock.
 fn run(kind: &str, time: Duration, path: &Path, duration: Duration) -> Vec<f64> {
     let start = || {
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -96,7 +96,7 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
         };
         let [blocking, flock, shlock] = &counts;
         for (kind, counts) in [("flock", flock), ("shlock", shlock)] {
-            // The goals are the flock's: a shlock makes and removes a file each time.
+            // The goals are for flock only: a shlock creates and removes a file each time.
             let is_flock = kind == "flock";
             let (least, most) = match is_flock {
                 true => (Goal::AtLeast(throughput), Goal::AtMost(spread)),

@@ -1,4 +1,4 @@
-//! From a holder in one process to a waiter in another: released, and killed.
+//! The time from the end of a hold in one process to the acquisition in another: by a release, and by a kill.
 
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -15,7 +15,7 @@ use tokio_lockfile::LockFile;
 use crate::bare::{self, Watch};
 use crate::outcome::{Goal, Row, Times};
 
-/// For so long nothing happens before the release, in every row: processors and caches have gone to sleep.
+/// The idle time before the release, in every row. After it, processors are in a sleep state and caches are cold.
 const IDLE: Duration = Duration::from_millis(2);
 
 /// CLOCK_MONOTONIC is the same in all processes.
@@ -30,14 +30,14 @@ fn say(time: Duration) {
     stdout.flush().unwrap();
 }
 
-/// Another process: says the time at each byte.
+/// Another process: it reports the time at each byte that it reads.
 pub(crate) fn ring() {
     while std::io::stdin().read_exact(&mut [0]).is_ok() {
         say(now());
     }
 }
 
-/// The other process: takes the lock at a byte, releases it at the next, and says when.
+/// The other process: it takes the lock at one byte, releases it at the next, and reports the times.
 pub(crate) fn hold(url: &str) {
     let lock = LockFile::open(url).unwrap();
     let mut stdin = std::io::stdin().lock();
@@ -94,13 +94,13 @@ impl Drop for Holder {
     }
 }
 
-/// How a contender waits; the answer is when it had the lock.
+/// How a contender waits. The result is the time at which it obtained the lock.
 #[derive(Clone, Copy)]
 enum Waiter {
     Ours,
-    /// A reader of inotify, which then tries.
+    /// A reader of inotify, which attempts to take the lock after each event.
     Bare,
-    /// async-fd-lock: a thread of the blocking pool in flock(2).
+    /// async-fd-lock: a thread of the blocking pool waits in flock(2).
     AsyncFdLock,
 }
 
@@ -110,9 +110,9 @@ impl Waiter {
         match self {
             Self::Ours => {
                 let guard = lock.obtain().await.unwrap();
-                let had_at = now();
+                let obtained_at = now();
                 drop(guard);
-                had_at
+                obtained_at
             }
             Self::Bare => {
                 let file = bare::open(&path);
@@ -124,25 +124,25 @@ impl Waiter {
             }
             Self::AsyncFdLock => {
                 let guard = tokio::fs::File::from_std(bare::open(&path)).lock_write().await.unwrap();
-                let had_at = now();
+                let obtained_at = now();
                 drop(guard);
-                had_at
+                obtained_at
             }
         }
     }
 }
 
-/// One hand-over: the waiter sleeps, the holder releases.
+/// One hand-over: the waiter sleeps, and the holder releases the lock.
 async fn hand_over(holder: &mut Holder, lock: &LockFile, waiter: Waiter) -> Duration {
     holder.take();
     let waiting = tokio::spawn(waiter.wait(lock.clone()));
     tokio::time::sleep(IDLE).await;
     holder.send();
-    let had_at = waiting.await.unwrap();
-    had_at.saturating_sub(holder.receive())
+    let obtained_at = waiting.await.unwrap();
+    obtained_at.saturating_sub(holder.receive())
 }
 
-/// The floor for a shlock: a pipe from another process wakes a task, which then makes the file.
+/// The lower limit for a shlock: a pipe from another process wakes a task, which then creates the file.
 struct Ringer {
     child: Child,
     bell: Option<pipe::Receiver>,
@@ -161,9 +161,9 @@ impl Ringer {
         let waiting = tokio::spawn(async move {
             let sent_at = Duration::from_nanos(bell.read_u64().await.unwrap());
             drop(bare::publish_shlock(&path));
-            let had_at = now();
+            let obtained_at = now();
             std::fs::remove_file(&path).unwrap();
-            (had_at.saturating_sub(sent_at), bell)
+            (obtained_at.saturating_sub(sent_at), bell)
         });
         tokio::time::sleep(IDLE).await;
         self.child.stdin.as_mut().unwrap().write_all(b".").unwrap();
@@ -242,7 +242,7 @@ async fn released(dir: &Path, rounds: usize) -> Vec<Row> {
     ]
 }
 
-/// From SIGKILL to the lock.
+/// The time from SIGKILL to the acquisition.
 async fn killed(dir: &Path, rounds: usize) -> Vec<Row> {
     let (flock, shlock) = (LockFile::flock(dir.join("kf")).unwrap(), LockFile::shlock(dir.join("ks")).unwrap());
     let mut times: [Times; 4] = Default::default();
@@ -252,15 +252,16 @@ async fn killed(dir: &Path, rounds: usize) -> Vec<Row> {
         event_f.push(see_the_end(&flock, |_, _| now()).await);
         ours_s.push(take_over(&shlock).await);
         let steps = |file: &std::fs::File, path: &Path| {
-            // The event comes a moment before the lock goes, perhaps on the very processor that is to let it go.
+            // The event comes a moment before the kernel releases the lock. Perhaps this task even runs on the
+            // processor that the kernel needs for the release.
             while !bare::try_flock(file) {
                 std::thread::yield_now();
             }
             bare::break_shlock(file, path);
             drop(bare::publish_shlock(path));
-            let had_at = now();
+            let obtained_at = now();
             std::fs::remove_file(path).unwrap();
-            had_at
+            obtained_at
         };
         event_s.push(see_the_end(&shlock, steps).await);
     }
@@ -292,7 +293,7 @@ async fn see_the_end(
     let path = lock.path().unwrap().to_owned();
     let waiting = tokio::spawn(async move {
         let file = std::fs::File::open(&path).unwrap();
-        // Closing an inotify instance takes milliseconds, so it lives to the end.
+        // Closing an inotify instance takes milliseconds, so this task keeps it to the end.
         let watch = Watch::new(&file);
         watch.event().await;
         then(&file, &path)

@@ -1,15 +1,16 @@
-//! What everything costs, beside the raw system calls and beside others, in one run.
+//! The cost of each operation, compared with the raw system calls and with other crates, in one run.
 //!
 //! ```text
 //! cargo bench                 # the whole report; writes docs/benchmarks.md and docs/benchmarks.svg
-//! cargo bench -- --quick      # every row with few rounds, to see that it works; writes nothing
+//! cargo bench -- --quick      # every row with few rounds, as a test of the report; writes nothing
 //! cargo bench -- fairness     # one group of rows; writes nothing
-//! cargo bench -- --releases 10000     # the wake-ups, that many of each style
+//! cargo bench -- --releases 10000     # the wake-ups, with this number of releases of each style
 //! ```
 //!
-//! Machines differ and are noisy, so only the ratios mean anything: whatever is compared takes turns within one loop.
-#![expect(clippy::incompatible_msrv, reason = "only the library keeps to the oldest Rust")]
-#![expect(clippy::disallowed_methods, reason = "the blocking pool is what some rows compare with")]
+//! Machines differ, and other programs disturb the measurement. So only the ratios are meaningful: the operations that
+//! are compared run in turn within one loop.
+#![expect(clippy::incompatible_msrv, reason = "only the library supports the oldest Rust version")]
+#![expect(clippy::disallowed_methods, reason = "some rows compare with the blocking pool")]
 
 mod bare;
 mod chart;
@@ -41,7 +42,7 @@ fn main() {
     }
 }
 
-/// A group's name, and what makes its rows: all of them, or with few rounds.
+/// A group's name, and the function that measures its rows. The argument asks for few rounds.
 type Group = (&'static str, fn(bool) -> Vec<Row>);
 
 const GROUPS: [Group; 7] = [

@@ -14,11 +14,11 @@ pub(crate) enum Goal {
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) what: String,
-    /// What counts as 1, or the unit.
+    /// What the value 1 means: the operation that is compared with, or the unit.
     pub(crate) beside: &'static str,
     pub(crate) value: f64,
     pub(crate) goal: Goal,
-    /// Medians and the like, in words.
+    /// Medians and similar figures, as text.
     pub(crate) details: String,
     /// Why the goal may be missed.
     pub(crate) excuse: &'static str,
@@ -59,7 +59,7 @@ impl fmt::Display for Row {
     }
 }
 
-/// Times of one contender.
+/// The measured times of one contender.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Times(Vec<Duration>);
 
@@ -68,7 +68,7 @@ impl Times {
         self.0.push(time);
     }
 
-    /// The time that this share of all does not exceed.
+    /// The quantile: this share of the times is not longer.
     pub(crate) fn quantile(&self, share: f64) -> Duration {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
@@ -83,7 +83,7 @@ impl Times {
         self.quantile(0.5)
     }
 
-    /// How many times the other's median this one's is.
+    /// The ratio of this median to the other median.
     pub(crate) fn over(&self, other: &Self) -> f64 {
         self.median().div_duration_f64(other.median())
     }

@@ -1,4 +1,4 @@
-//! Ten thousand waits on ten thousand files.
+//! Ten thousand pending waits, each on its own file.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ fn paths(dir: &Path, count: usize) -> Vec<PathBuf> {
     (0..count).map(|number| dir.join(number.to_string())).collect()
 }
 
-/// A line of /proc/self/status.
+/// The number in a line of /proc/self/status.
 fn status(field: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(field)).unwrap();
@@ -30,7 +30,7 @@ fn cpu_milliseconds() -> f64 {
     time.tv_sec as f64 * 1e3 + time.tv_nsec as f64 / 1e6
 }
 
-/// Sleeps until everything waits: till a second has gone by with less work than the first tries would be.
+/// Sleeps until all tasks wait: until one second needs less CPU time than the first attempts need.
 async fn settle() {
     let mut before = 0.0;
     for _ in 0..30 {
@@ -42,7 +42,8 @@ async fn settle() {
     }
 }
 
-/// The process that waits. Says: KiB each, threads more than the runtime's, CPU milliseconds, seconds to serve all.
+/// The process that waits. It prints: KiB for each wait, threads besides the runtime's, CPU milliseconds, and seconds
+/// until all waits have their lock.
 pub(crate) fn pend(kind: &str, dir: &str) {
     let names = std::fs::read_dir(dir).unwrap().count();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

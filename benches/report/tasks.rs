@@ -1,4 +1,4 @@
-//! A hundred tasks of one process, one lock.
+//! A hundred tasks of one process compete for one lock.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ enum Lock {
     File(LockFile),
 }
 
-/// Acquisitions of each task in that time.
+/// The number of acquisitions of each task in this time.
 async fn compete(lock: Lock, time: Duration) -> Vec<u64> {
     let end = Instant::now() + time;
     let tasks: Vec<_> = (0..TASKS)

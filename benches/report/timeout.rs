@@ -1,4 +1,4 @@
-//! A wait that times out, and then the end of the program, while somebody holds the lock.
+//! A wait that times out while another process holds the lock. After it, the program ends.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::outcome::{Goal, Row, Times};
 
 const LIMIT: Duration = Duration::from_millis(100);
 
-/// The program. With an empty URL it only sleeps for so long.
+/// The program. With an empty URL it only sleeps for the time of the timeout.
 pub(crate) fn time_out(url: &str) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {

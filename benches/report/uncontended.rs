@@ -1,4 +1,4 @@
-//! One attempt and release with nobody else there.
+//! One attempt and one release, without any other process or task.
 
 use std::path::Path;
 use std::time::Instant;
@@ -22,7 +22,7 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
     rows
 }
 
-/// What logging costs when nobody listens: only `obtain` has a span, and a report of the wait.
+/// The cost of logging when no subscriber is set. Only `obtain` has a span and reports the wait.
 async fn measure_span(rounds: usize) -> Row {
     const EACH: usize = 100;
     let lock = LockFile::null();

@@ -1,4 +1,4 @@
-//! Releases of every style, at random moments of a wait: is any of them missed?
+//! Checks that a wait misses no release: releases of every style happen at random moments of a wait.
 
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -14,13 +14,14 @@ use crate::bare;
 use crate::handover::Holder;
 use crate::outcome::{Goal, Row, Times};
 
-/// Served later, a wait was woken by a look for safety's sake, not by the release.
+/// If a wait takes longer than this, its periodic check noticed the release: the release itself did not wake it.
 const LATE: Duration = Duration::from_millis(50);
 
-/// Nothing takes this long.
+/// The limit for a hang. No wait takes this long without an error.
 const NEVER: Duration = Duration::from_secs(20);
 
-/// How many locks are waited for at a time, where only the rationed looks can tell.
+/// The number of locks that are waited for at the same time, where only the periodic checks notice the release. These
+/// checks are limited in number.
 const AT_ONCE: usize = 100;
 
 type Release = Box<dyn FnOnce() + Send>;
@@ -29,7 +30,7 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
     releases(if is_quick { 10 } else { 1_000 })
 }
 
-/// That many releases of each style.
+/// Measures this number of releases of each style.
 pub(crate) fn releases(rounds: usize) -> Vec<Row> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let dir = tempfile::tempdir_in("target").unwrap();
@@ -49,13 +50,13 @@ pub(crate) fn releases(rounds: usize) -> Vec<Row> {
     })
 }
 
-/// How many of the waits were served late.
+/// Counts the waits that got their lock late.
 async fn late(lock: &LockFile, style: &str, rounds: usize, mut hold: impl FnMut(&LockFile) -> Release) -> Row {
     let mut times = Times::default();
     for _ in 0..rounds {
         let release = hold(lock);
         let waiting = tokio::spawn(obtain(lock.clone()));
-        // Before the wait has begun, in its middle, or when it sleeps.
+        // The release comes before the wait has begun, or while it starts, or when it sleeps.
         let pause = Duration::from_micros(fastrand::u64(0..1_000));
         let released_at = tokio::task::spawn_blocking(move || {
             std::thread::sleep(pause);
@@ -95,7 +96,7 @@ fn killing(lock: &LockFile) -> Release {
     Box::new(move || drop(holder))
 }
 
-/// What a careless administrator does. The holder lives on.
+/// Removes the lock file, as a careless administrator does. The holder continues to run.
 fn removing(lock: &LockFile) -> Release {
     let path = lock.path().unwrap().to_owned();
     let file = match lock.kind() {
@@ -109,7 +110,7 @@ fn removing(lock: &LockFile) -> Release {
     assert!(lock.kind() != LockKind::Flock || bare::try_flock(&file));
     Box::new(move || {
         std::fs::remove_file(path).unwrap();
-        // Its unlock is not to wake anybody.
+        // The file is closed later, because its unlock must not wake the waiter.
         std::thread::spawn(move || {
             std::thread::sleep(LATE * 2);
             drop(file);
@@ -128,7 +129,7 @@ fn exiting(lock: &LockFile) -> Release {
     })
 }
 
-/// An unlock that is no event: the descriptor stays open.
+/// An unlock that causes no event, because the descriptor stays open.
 async fn unlocked_only(dir: &Path, rounds: usize) -> Row {
     let mut times = Times::default();
     let locks: Vec<LockFile> =

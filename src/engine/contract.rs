@@ -113,6 +113,9 @@ pub(crate) trait Held: fmt::Debug + Send + Sync {
     /// Releases the lock, and reports whether it was ours to the end. Dropping the future releases the lock all the same.
     fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>>;
 
+    /// Whether [`release`](Self::release) answers later, because it needs a network or a disk that may hang.
+    fn is_slow_to_release(&self) -> bool;
+
     /// As [`release`](Self::release), for a caller that cannot await: a drop, on any thread, also outside a runtime.
     fn release_now(self: Box<Self>, target: &Target) -> Result<(), LockError>;
 

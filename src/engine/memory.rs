@@ -244,6 +244,10 @@ impl Held for MemoryHeld {
         self.owner.is_this_process()
     }
 
+    fn is_slow_to_release(&self) -> bool {
+        true
+    }
+
     fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
         let target = target.clone();
         Answer::Later(Box::pin(async move {
@@ -342,7 +346,7 @@ mod tests {
             let guard = lock.obtain().await.unwrap();
             assert_eq!(fault::holders(&path), 1);
             assert_eq!(fault::waiters(&path), 0, "it met the leftover");
-            drop(guard);
+            guard.release().await.unwrap();
             assert_eq!(fault::holders(&path), 0);
         }
     }
@@ -359,7 +363,7 @@ mod tests {
             assert!(!poll_once(wait.as_mut()).await);
         }
         drop(other_process);
-        drop(wait.await.unwrap());
+        wait.await.unwrap().release().await.unwrap();
         assert_eq!(fault::holders(&path), 0);
     }
 
@@ -370,7 +374,18 @@ mod tests {
         let mut release = Box::pin(take(&lock).await.release());
         assert!(!poll_once(release.as_mut()).await, "the server's answer comes late");
         drop(release);
-        drop(lock.obtain().await.unwrap());
+        lock.obtain().await.unwrap().release().await.unwrap();
+        assert_eq!(fault::holders(&path), 0);
+    }
+
+    /// The drop is a message to the server. Who asks for the lock right after it waits for that, also by `attempt`.
+    #[tokio::test]
+    async fn a_try_right_after_a_drop_gets_the_lock() {
+        let (_dir, lock, path) = lock();
+        drop(take(&lock).await);
+        assert_eq!(fault::holders(&path), 1, "the server does not know of it yet");
+        assert!(!lock.locked());
+        take(&lock).await.release().await.unwrap();
         assert_eq!(fault::holders(&path), 0);
     }
 

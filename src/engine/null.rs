@@ -54,6 +54,10 @@ impl Held for NullHeld {
         self.0.is_this_process()
     }
 
+    fn is_slow_to_release(&self) -> bool {
+        false
+    }
+
     fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
         Answer::Ready(self.release_now(target))
     }

@@ -61,8 +61,11 @@ impl<F> Drop for OfThisProcess<F> {
 async fn attempt_here(lock: &Lock) -> Result<Option<Acquisition>, LockError> {
     // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
     tokio::task::consume_budget().await;
-    let Some(turn) = lock.slot().try_turn(lock.mode) else {
-        return Ok(None);
+    let turn = match lock.slot().try_turn(lock.mode) {
+        Some(turn) => turn,
+        // Who has just dropped a guard can have the lock at once.
+        None if lock.slot().is_being_released() => lock.slot().turn(lock.mode).await,
+        None => return Ok(None),
     };
     let started = begin();
     let turn = match accept_offer(lock, turn, started) {

@@ -99,6 +99,7 @@ impl Acquisition {
             Answer::Ready(result) => ending.end(result),
             Answer::Later(releasing) => {
                 let target = Arc::clone(&ending.target);
+                let ending = ending.later();
                 let releasing = async move { ending.end(releasing.await) };
                 match Handle::try_current() {
                     // In a task of its own, so that it comes to its end.
@@ -115,15 +116,24 @@ impl Acquisition {
     pub(crate) fn release_now(self) {
         let Err(acquisition) = self.hand_off() else { return };
         let Some((hold, ending)) = acquisition.into_parts() else { return };
-        let result = match trace::warnings_are_heard() {
-            true => hold.held.release_now(&ending.target),
+        if !trace::warnings_are_heard() && !hold.held.is_slow_to_release() {
             // Nobody would hear what a look whether the lock was lost finds.
-            false => {
-                drop(hold);
-                Ok(())
+            drop(hold);
+            let _ = ending.end(Ok(()));
+            return;
+        }
+        match (hold.held.release(&ending.target), Handle::try_current()) {
+            (Answer::Ready(result), _) => _ = ending.end(result),
+            (Answer::Later(releasing), Ok(runtime)) => {
+                let ending = ending.later();
+                drop(runtime.spawn(async move { _ = ending.end(releasing.await) }));
             }
-        };
-        let _ = ending.end(result);
+            // Dropping the future releases the lock.
+            (Answer::Later(releasing), Err(_)) => {
+                drop(releasing);
+                let _ = ending.end(Ok(()));
+            }
+        }
     }
 
     /// Offers the lock to the next task of this process, if there is one, the lock is in order, and this process still
@@ -161,7 +171,7 @@ impl Acquisition {
             return None;
         }
         let is_loss_logged = is_loss_logged.into_inner();
-        Some((hold, Ending { target, turn, since, is_loss_logged }))
+        Some((hold, Ending { target, turn, since, is_loss_logged, is_later: false }))
     }
 }
 
@@ -171,14 +181,27 @@ struct Ending {
     turn: Turn<Hold>,
     since: Instant,
     is_loss_logged: bool,
+    /// Whether the task that held the lock goes on while the lock is released.
+    is_later: bool,
 }
 
 impl Ending {
+    /// The task does not hold the lock any more, but the turn is not free yet.
+    fn later(mut self) -> Self {
+        self.turn.set_free();
+        self.turn.slot().begin_release();
+        self.is_later = true;
+        self
+    }
+
     fn end(mut self, result: Result<(), LockError>) -> Result<(), LockError> {
         if let Some(slice) = self.turn.time_slice() {
             slice.leave(Instant::now());
         }
-        self.turn.set_free();
+        match self.is_later {
+            true => self.turn.slot().end_release(),
+            false => self.turn.set_free(),
+        }
         match &result {
             Ok(()) => trace::released(&self.target, self.since),
             Err(LockError::Lost { .. }) if self.is_loss_logged => {}

@@ -46,6 +46,8 @@ pub(super) struct Slot<T: Release> {
     held_since: AtomicU64,
     /// How many tasks of this process hold the lock shared.
     readers: AtomicUsize,
+    /// How many releases are under way although their tasks have gone on.
+    releasing: AtomicUsize,
     /// The task that got the lock exclusively. Not kept if nobody would hear a warning.
     held_by: Mutex<Option<Worker>>,
     /// Where this slot is registered; `None` for a lock without a name.
@@ -92,6 +94,7 @@ impl<T: Release> Slot<T> {
             queue: Queue::default(),
             held_since: AtomicU64::new(0),
             readers: AtomicUsize::new(0),
+            releasing: AtomicUsize::new(0),
             held_by: Mutex::default(),
             entry,
             owner: Owner::this_process(),
@@ -124,6 +127,20 @@ impl<T: Release> Slot<T> {
     /// Whether a task of this process waits for its turn.
     pub(super) fn somebody_waits(&self) -> bool {
         self.hand_off.somebody_waits()
+    }
+
+    /// A release goes on although its task has gone on.
+    pub(super) fn begin_release(&self) {
+        self.releasing.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn end_release(&self) {
+        self.releasing.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Whether only such a release has the turn, so that the turn is soon free.
+    pub(super) fn is_being_released(&self) -> bool {
+        self.releasing.load(Ordering::Acquire) > 0 && !self.is_held() && !self.somebody_waits()
     }
 
     /// Offers a held lock to the next task, and gives up the turn; see [`HandOff::offer`].

@@ -59,6 +59,15 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<tokio::task::JoinHa
     })
 }
 
+/// Runs `work` on the blocking pool, where there is one, and does not wait for it. Elsewhere it runs here and now.
+pub(crate) fn detach(work: impl FnOnce() + Send + 'static) {
+    match tokio::runtime::Handle::try_current() {
+        // If no thread can be started, the work is dropped, which does what is most needed of it.
+        Ok(_) => drop(spawn(work)),
+        Err(_) => work(),
+    }
+}
+
 /// A pause of less than the millisecond in which Tokio's timers count.
 pub(crate) async fn short_pause(pause: Duration) -> io::Result<()> {
     // All threads of the pool may be busy for long. Then the pause ends by the timer.

@@ -34,7 +34,7 @@ fn by_program(scene: Scene) -> Vec<&'static str> {
     let mut calls = Vec::new();
     for (boundary, line) in stage.trace() {
         let is_directory = line.contains("O_DIRECTORY") || line.contains("O_PATH");
-        // Where there are no process descriptors, the sysinfo crate detects zombies, with calls of its own.
+        // Where there are no process descriptors, the sysinfo crate detects zombies. For that it makes more calls.
         let asks_sysinfo = line.contains("/proc");
         let repeats = ["pread64", "getdents64"].contains(&boundary.call) && calls.last() == Some(&boundary.call);
         if DECIDING.contains(&boundary.call) && !is_directory && !asks_sysinfo && !repeats {

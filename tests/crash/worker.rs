@@ -7,7 +7,7 @@ use tokio_lockfile::LockFile;
 
 pub(crate) const ROLE: &str = "--worker";
 
-/// The worker tries to open these names, to mark the begin and the end of the part of the trace that is read.
+/// The worker tries to open these names. These calls mark the start and the end of the part of the trace that is read.
 pub(crate) const BEGIN: &str = "/tokio-lockfile-trace-begins";
 pub(crate) const END: &str = "/tokio-lockfile-trace-ends";
 

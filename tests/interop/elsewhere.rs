@@ -180,3 +180,33 @@ async fn a_name_that_shows_another_inode_is_removed_again() {
         assert_eq!(mount.names(), 0, "files are left");
     }
 }
+
+/// The server of the file system is stopped. A release, or the drop of a guard, must not block the executor meanwhile.
+#[tokio::test]
+async fn a_file_system_that_hangs_does_not_hold_up_a_release() {
+    let mount = Mount::new(|dir, root| {
+        let mut command = Command::new("bindfs");
+        command.args(["-f", "-o", "attr_timeout=0,entry_timeout=0"]).arg(dir.join("upper")).arg(root);
+        command
+    });
+    let server = rustix::process::Pid::from_child(&mount.process);
+    for is_dropped in [false, true] {
+        let lock = LockFile::flock(mount.lock_path()).unwrap();
+        let guard = take(&lock).await;
+        rustix::process::kill_process(server, rustix::process::Signal::STOP).unwrap();
+        let began = Instant::now();
+        let is_released = match is_dropped {
+            true => {
+                drop(guard);
+                false
+            }
+            false => tokio::time::timeout(Duration::from_millis(50), guard.release()).await.is_ok(),
+        };
+        let waited = began.elapsed();
+        rustix::process::kill_process(server, rustix::process::Signal::CONT).unwrap();
+        assert!(!is_released, "the release ended, although the server is stopped");
+        assert!(waited < Duration::from_secs(5), "the executor hung for {waited:?}");
+        // The release continues by itself once the server runs again.
+        lock.obtain_timeout(Duration::from_secs(20)).await.unwrap().release().await.unwrap();
+    }
+}

@@ -15,7 +15,7 @@ use tracing_subscriber::registry;
 
 use crate::{succeeds, take};
 
-/// A small tmpfs of its own, unmounted at the end.
+/// A small tmpfs for one test. It is unmounted at the end.
 struct Mount(TempDir);
 
 impl Mount {

@@ -1,5 +1,5 @@
 //! The identity of a holder: other PID namespaces, stopped processes, fork and exec, other clocks.
-#![expect(unsafe_code, reason = "what a forked child does before it execs can only be said in pre_exec")]
+#![expect(unsafe_code, reason = "only pre_exec can run code in a forked child before exec")]
 
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
@@ -33,7 +33,7 @@ fn hold_for_parent() {
     if let Some(root) = then.strip_prefix("chroot=") {
         rustix::process::chroot(root).unwrap();
         std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
-        assert!(guard.is_held(), "its path leads to another place, but the file was not removed");
+        assert!(guard.is_held(), "its path leads to another directory, but the file was not removed");
         let released = tokio::runtime::Runtime::new().unwrap().block_on(guard.release());
         return released.unwrap();
     }
@@ -249,8 +249,8 @@ async fn a_step_of_the_clock_changes_nothing() {
     }
 }
 
-/// After a chroot(2) the path leads to another place. The process can then learn nothing about the file, so the lock
-/// does not count as lost.
+/// After a chroot(2) the path leads to another directory. The process can then learn nothing about the file, so the
+/// lock does not count as lost.
 #[test]
 fn a_holder_that_changes_its_root_still_holds() {
     for kind in KINDS {

@@ -28,7 +28,7 @@ fn make(path: &Path, what: &str) {
         "a directory" => std::fs::create_dir(path).unwrap(),
         "a FIFO" => assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success()),
         "a socket" => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
-        "a device" => unreachable!("a test of its own creates it"),
+        "a device" => unreachable!("a separate test creates it"),
         other => unreachable!("{other}"),
     }
 }

@@ -1,6 +1,6 @@
-//! fork(2) without exec, as worker processes, daemons and crash handlers do: the child uses the library too.
+//! fork(2) without exec, as worker processes, daemons and crash handlers use it: the child uses the library, too.
 #![expect(unsafe_code, reason = "fork(2) is an unsafe call")]
-#![expect(clippy::incompatible_msrv, reason = "only the library keeps to the oldest Rust")]
+#![expect(clippy::incompatible_msrv, reason = "only the library supports the oldest Rust version")]
 
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::pin::Pin;
@@ -41,13 +41,13 @@ impl Forked {
     fn new(child: impl FnOnce(Parent)) -> Self {
         let (from_child, to_parent) = std::io::pipe().unwrap();
         let (from_parent, to_child) = std::io::pipe().unwrap();
-        // SAFETY: what the child does until it ends is what these tests are about; it never returns from here.
+        // SAFETY: these tests are about what the child does until its end. The child never returns from here.
         match unsafe { libc::fork() } {
             0 => {
                 drop((from_child, to_child));
                 let work = std::panic::AssertUnwindSafe(|| child(Parent { to_parent, from_parent }));
                 let status = std::panic::catch_unwind(work).map_or(1, |()| 0);
-                // SAFETY: it ends the process at once.
+                // SAFETY: `_exit` ends the process at once.
                 unsafe { libc::_exit(status) }
             }
             pid => Self { pid, from_child, to_child: Some(to_child) },
@@ -64,7 +64,7 @@ impl Forked {
     fn finish(mut self) {
         drop(self.to_child.take());
         let mut status = 0;
-        // SAFETY: `status` is ours to write.
+        // SAFETY: `status` is a local variable that may be written.
         assert_eq!(unsafe { libc::waitpid(self.pid, &mut status, 0) }, self.pid);
         assert_eq!(status, 0, "the child failed");
     }
@@ -76,13 +76,13 @@ fn runtime() -> Runtime {
 
 type Waiting<'a> = Pin<Box<dyn Future<Output = Result<LockGuard, LockError>> + 'a>>;
 
-/// Polls a wait until it is sure to have met the holder.
+/// Polls a wait until it has certainly found that the lock is held.
 fn begin_wait<'a>(runtime: &Runtime, lock: &'a LockFile) -> Waiting<'a> {
     let mut waiting: Waiting = Box::pin(lock.obtain());
     runtime.block_on(async {
-        // Tries on the blocking pool tell nobody when they are done.
+        // Attempts on the blocking pool do not report when they are done.
         for _ in 0..1_000 {
-            assert!(!poll_once(waiting.as_mut()).await, "it is held");
+            assert!(!poll_once(waiting.as_mut()).await, "the wait ended, although the lock is held");
         }
     });
     waiting
@@ -100,7 +100,8 @@ fn a_process_that_forks_while_it_waits_and_its_child_do_not_both_hold() {
         let ours = runtime();
         let mut waiting = begin_wait(&ours, &lock);
         let mut child = Forked::new(|mut parent| {
-            // Its copy of the pipe would keep the holder from seeing the end of it.
+            // The child has a copy of the pipe to the holder. The holder sees the end of the pipe only when all copies
+            // are closed.
             drop(holder.take());
             let guard = runtime().block_on(async { timeout(HANG, waiting.as_mut()).await.expect("hangs").unwrap() });
             parent.say(b'h');
@@ -108,7 +109,7 @@ fn a_process_that_forks_while_it_waits_and_its_child_do_not_both_hold() {
             assert!(guard.is_held());
             drop(guard);
         });
-        holder.expect("the parent's is still there").release();
+        holder.expect("the parent still has its holder").release();
         child.hears(b'h');
         let both = ours.block_on(async { timeout(Duration::from_millis(100), waiting.as_mut()).await });
         assert!(both.is_err(), "two holders");
@@ -127,7 +128,7 @@ fn a_child_waits_for_its_parent_and_gets_the_lock_then() {
         let lock = kind(&dir.path().join(number.to_string()));
         let guard = runtime().block_on(lock.obtain()).unwrap();
         let mut child = Forked::new(|mut parent| {
-            assert!(!lock.locked(), "no task of this process has it");
+            assert!(!lock.locked(), "locked() is about this process only");
             assert!(!guard.is_held());
             let runtime = runtime();
             assert!(runtime.block_on(lock.attempt()).unwrap().is_none());
@@ -143,7 +144,7 @@ fn a_child_waits_for_its_parent_and_gets_the_lock_then() {
     }
 }
 
-/// What the parent passes on in its own tasks is nothing to the child, and nor is its watchdog.
+/// A hand-off between the parent's tasks does not concern the child. The parent's watchdog does not run in the child.
 #[test]
 fn a_child_hands_the_lock_off_in_its_own_tasks() {
     if !in_own_process("fork::a_child_hands_the_lock_off_in_its_own_tasks") {
@@ -158,7 +159,7 @@ fn a_child_hands_the_lock_off_in_its_own_tasks() {
             let mut next = Box::pin(lock.obtain());
             assert!(!runtime.block_on(poll_once(next.as_mut())));
             drop(guard);
-            // `next` is not polled, so the watchdog has to let the other process in.
+            // `next` is not polled, so the watchdog must release the lock for the other process.
             Holder::holding(&lock).release();
             drop(runtime.block_on(next).unwrap());
         };
@@ -190,7 +191,7 @@ fn a_child_watches_with_an_instance_of_its_own() {
             runtime.block_on(async {
                 let began = std::time::Instant::now();
                 while instances() == before {
-                    assert!(began.elapsed() < HANG, "it watches with its parent's instance");
+                    assert!(began.elapsed() < HANG, "the child has no inotify instance of its own");
                     assert!(!poll_once(waiting.as_mut()).await);
                 }
             });
@@ -208,10 +209,10 @@ fn a_child_watches_with_an_instance_of_its_own() {
     }
 }
 
-/// Pending waits, held guards and handles are copies in the child. Dropping them there does nothing to the parent's.
+/// The child has copies of pending waits, held guards and handles. If it drops them, the parent's are not affected.
 #[test]
-fn what_a_child_drops_stays_its_parents() {
-    if !in_own_process("fork::what_a_child_drops_stays_its_parents") {
+fn what_a_child_drops_stays_valid_in_its_parent() {
+    if !in_own_process("fork::what_a_child_drops_stays_valid_in_its_parent") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
@@ -222,7 +223,7 @@ fn what_a_child_drops_stays_its_parents() {
         let guard = ours.block_on(held.obtain()).unwrap();
         let mut copies = Some((begin_wait(&ours, &wanted), guard));
         Forked::new(|_| drop(copies.take())).finish();
-        let (waiting, guard) = copies.expect("the parent's are still there");
+        let (waiting, guard) = copies.expect("the parent still has its wait and its guard");
         assert!(guard.is_held());
         holder.release();
         drop(ours.block_on(async { timeout(HANG, waiting).await.expect("hangs").unwrap() }));

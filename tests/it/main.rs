@@ -15,7 +15,7 @@ mod logging;
 #[cfg(unix)]
 mod loss;
 #[cfg(target_os = "linux")]
-mod outsider;
+mod other_program;
 mod processes;
 #[cfg(target_os = "linux")]
 mod runtimes;

@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tokio_lockfile::LockFile;
 
-use crate::outsider::{Outsider, descriptors, until, waiter_is_asleep};
+use crate::other_program::{OtherProgram, descriptors, until, waiter_is_asleep};
 use crate::support::{HANG, Kind, each_file_kind, in_own_process, poll_once};
 
 #[test]
@@ -19,9 +19,9 @@ fn a_runtime_without_io_polls() {
     let runtime = Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(each_file_kind(|kind, path| async move {
         let lock = kind(&path);
-        let outsider = Outsider::holding(&lock);
+        let program = OtherProgram::holding(&lock);
         assert!(lock.obtain_timeout(Duration::from_millis(20)).await.is_err());
-        let releaser = std::thread::spawn(move || outsider.release());
+        let releaser = std::thread::spawn(move || program.release());
         drop(lock.obtain().await.unwrap());
         releaser.join().unwrap();
     }));
@@ -33,7 +33,7 @@ fn two_runtimes_wait_side_by_side() {
     let (first, second) = (new_runtime(), new_runtime());
     let dir = TempDir::new().unwrap();
     let [a, b] = ["a", "b"].map(|name| LockFile::flock(dir.path().join(name)).unwrap());
-    let holders = [Outsider::holding(&a), Outsider::holding(&b)];
+    let holders = [OtherProgram::holding(&a), OtherProgram::holding(&b)];
     let wait = |runtime: &Runtime, lock: &LockFile| {
         let lock = lock.clone();
         runtime.spawn(async move { lock.obtain().await.unwrap() })
@@ -42,7 +42,7 @@ fn two_runtimes_wait_side_by_side() {
     let served = [wait(&second, &a), wait(&second, &b)];
     // The first runtime's task that reads events ends with its runtime. This must not affect waits in the second one.
     drop(first);
-    holders.into_iter().for_each(Outsider::release);
+    holders.into_iter().for_each(OtherProgram::release);
     second.block_on(async {
         assert!(gone.await.is_err());
         for wait in served {
@@ -60,7 +60,7 @@ fn a_runtime_shuts_down_at_once_under_contention() {
             _ => |path| LockFile::flock(path).unwrap(),
         };
         let lock = kind(&dir.path().join(number.to_string()));
-        let outsider = Outsider::holding(&lock);
+        let program = OtherProgram::holding(&lock);
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         for _ in 0..10 {
             let lock = lock.clone();
@@ -71,8 +71,8 @@ fn a_runtime_shuts_down_at_once_under_contention() {
         runtime.shutdown_timeout(HANG);
         assert!(began.elapsed() < HANG, "hangs");
         let path = lock.path().unwrap().to_owned();
-        outsider.release();
-        assert!(Outsider::is_free(&path, lock.kind()), "the lock is not free, although no task holds it");
+        program.release();
+        assert!(OtherProgram::is_free(&path, lock.kind()), "the lock is not free, although no task holds it");
     }
 }
 
@@ -98,7 +98,7 @@ fn a_wait_that_is_polled_during_the_shutdown_of_its_runtime_does_not_block_it() 
     }
     let dir = TempDir::new().unwrap();
     let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
-    let _outsider = Outsider::holding(&lock);
+    let _program = OtherProgram::holding(&lock);
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (waits, has_begun) = std::sync::mpsc::channel();
     let (sender, is_over) = std::sync::mpsc::channel();
@@ -126,7 +126,7 @@ fn many_runtimes_end_while_their_waits_are_polled() {
     }
     let dir = TempDir::new().unwrap();
     let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
-    let _outsider = Outsider::holding(&lock);
+    let _program = OtherProgram::holding(&lock);
     for _ in 0..100 {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (sender, is_over) = std::sync::mpsc::channel();
@@ -150,7 +150,7 @@ fn a_runtime_that_has_ended_leaves_no_descriptor_open() {
     }
     let dir = TempDir::new().unwrap();
     let locks: Vec<_> = (0..20).map(|number| LockFile::flock(dir.path().join(number.to_string())).unwrap()).collect();
-    let _outsiders: Vec<_> = locks.iter().map(Outsider::holding).collect();
+    let _programs: Vec<_> = locks.iter().map(OtherProgram::holding).collect();
     // The first runtime creates the descriptors that Tokio keeps for the whole process.
     drop(Builder::new_current_thread().enable_all().build().unwrap());
     let before = descriptors();
@@ -173,7 +173,7 @@ fn a_wait_goes_on_in_another_runtime() {
         let new_runtime = || Builder::new_current_thread().enable_all().build().unwrap();
         let dir = TempDir::new().unwrap();
         let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
-        let outsider = Outsider::holding(&lock);
+        let program = OtherProgram::holding(&lock);
         let mut wait = Box::pin(lock.obtain());
         let (first, second) = (new_runtime(), new_runtime());
         first.block_on(async {
@@ -186,7 +186,7 @@ fn a_wait_goes_on_in_another_runtime() {
             for _ in 0..10 {
                 assert!(!poll_once(wait.as_mut()).await);
             }
-            outsider.release();
+            program.release();
             drop(timeout(HANG, wait).await.expect("hangs").unwrap());
         });
     }
@@ -230,7 +230,7 @@ fn a_waker_that_drops_its_wait_does_not_affect_other_waits() {
     }
     let dir = TempDir::new().unwrap();
     let [lock, other] = ["a", "b"].map(|name| LockFile::flock(dir.path().join(name)).unwrap());
-    let [holder, others_holder] = [&lock, &other].map(Outsider::holding);
+    let [holder, others_holder] = [&lock, &other].map(OtherProgram::holding);
     // Never dropped: if this test fails, the runtime's worker thread never ends.
     let runtime = Box::leak(Box::new(Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()));
     let _entered = runtime.enter();
@@ -257,11 +257,11 @@ fn many_waits_in_one_current_thread_runtime_are_all_served() {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(each_file_kind(|kind, path| async move {
         let locks: Vec<_> = (0..300).map(|number| kind(&path.with_extension(number.to_string()))).collect();
-        let outsiders: Vec<_> = locks.iter().map(Outsider::holding).collect();
+        let programs: Vec<_> = locks.iter().map(OtherProgram::holding).collect();
         let waits: Vec<_> =
             locks.into_iter().map(|lock| tokio::spawn(async move { lock.obtain().await.map(drop) })).collect();
         tokio::task::yield_now().await;
-        let releaser = std::thread::spawn(move || outsiders.into_iter().for_each(Outsider::release));
+        let releaser = std::thread::spawn(move || programs.into_iter().for_each(OtherProgram::release));
         for wait in waits {
             wait.await.unwrap().unwrap();
         }
@@ -278,7 +278,7 @@ fn a_runtime_without_io_is_asked_for_it_only_once() {
     static PANICS: AtomicUsize = AtomicUsize::new(0);
     let dir = TempDir::new().unwrap();
     let locks = [LockFile::shlock(dir.path().join("a")).unwrap(), LockFile::flock(dir.path().join("b")).unwrap()];
-    let _outsiders = locks.each_ref().map(Outsider::holding);
+    let _programs = locks.each_ref().map(OtherProgram::holding);
     std::panic::set_hook(Box::new(|_| _ = PANICS.fetch_add(1, Ordering::Relaxed)));
     let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {

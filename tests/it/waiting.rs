@@ -12,41 +12,41 @@ use tokio::runtime::Builder;
 use tokio::time::timeout;
 use tokio_lockfile::{LockFile, LockKind};
 
-use crate::outsider::{Outsider, descriptors, is_watched, threads, until, waiter_is_asleep};
+use crate::other_program::{OtherProgram, descriptors, is_watched, threads, until, waiter_is_asleep};
 use crate::support::{HANG, Holder, Kind, each_file_kind, in_own_process, take};
 
 #[tokio::test]
 async fn every_way_to_release_wakes_a_waiter() {
-    let unlock_and_close: fn(Outsider) = Outsider::release;
-    let close = |outsider: Outsider| {
-        if outsider.kind == LockKind::Shlock {
-            std::fs::remove_file(&outsider.path).unwrap();
+    let unlock_and_close: fn(OtherProgram) = OtherProgram::release;
+    let close = |program: OtherProgram| {
+        if program.kind == LockKind::Shlock {
+            std::fs::remove_file(&program.path).unwrap();
         }
     };
-    let remove = |outsider: Outsider| {
-        std::fs::remove_file(&outsider.path).unwrap();
-        std::mem::forget(outsider);
+    let remove = |program: OtherProgram| {
+        std::fs::remove_file(&program.path).unwrap();
+        std::mem::forget(program);
     };
-    let rename_away = |outsider: Outsider| {
-        std::fs::rename(&outsider.path, outsider.path.with_extension("away")).unwrap();
-        std::mem::forget(outsider);
+    let rename_away = |program: OtherProgram| {
+        std::fs::rename(&program.path, program.path.with_extension("away")).unwrap();
+        std::mem::forget(program);
     };
-    let unlock_without_close = |outsider: Outsider| {
-        if outsider.kind == LockKind::Shlock {
-            std::fs::remove_file(&outsider.path).unwrap();
+    let unlock_without_close = |program: OtherProgram| {
+        if program.kind == LockKind::Shlock {
+            std::fs::remove_file(&program.path).unwrap();
         }
-        flock(&outsider.file, FlockOperation::Unlock).unwrap();
-        std::mem::forget(outsider);
+        flock(&program.file, FlockOperation::Unlock).unwrap();
+        std::mem::forget(program);
     };
-    let crash = |outsider: Outsider| drop(outsider.file);
-    let releases: [fn(Outsider); 6] = [unlock_and_close, close, remove, rename_away, unlock_without_close, crash];
+    let crash = |program: OtherProgram| drop(program.file);
+    let releases: [fn(OtherProgram); 6] = [unlock_and_close, close, remove, rename_away, unlock_without_close, crash];
     for release in releases {
         each_file_kind(|kind, path| async move {
             let lock = kind(&path);
-            let outsider = Outsider::holding(&lock);
+            let program = OtherProgram::holding(&lock);
             let waiter = tokio::spawn(async move { lock.obtain().await.unwrap() });
             tokio::task::yield_now().await;
-            let releaser = std::thread::spawn(move || release(outsider));
+            let releaser = std::thread::spawn(move || release(program));
             drop(waiter.await.unwrap());
             releaser.join().unwrap();
         })
@@ -104,24 +104,24 @@ async fn an_event_just_before_a_release_and_the_end_of_a_process_are_noticed_soo
     if !in_own_process("waiting::an_event_just_before_a_release_and_the_end_of_a_process_are_noticed_soon") {
         return;
     }
-    let unlock = |outsider: Outsider| {
-        flock(&outsider.file, FlockOperation::Unlock).unwrap();
-        std::mem::forget(outsider);
+    let unlock = |program: OtherProgram| {
+        flock(&program.file, FlockOperation::Unlock).unwrap();
+        std::mem::forget(program);
     };
     let flock_kind: Kind = |path| LockFile::flock(path).unwrap();
     let silent = delay(flock_kind, |lock| {
-        let outsider = Outsider::holding(lock);
-        Box::new(move || unlock(outsider))
+        let program = OtherProgram::holding(lock);
+        Box::new(move || unlock(program))
     });
     let silent = silent.await;
     // When a holder dies, the kernel first closes its file, which is the event, and releases the lock a moment later.
     // Here the lock is released after the waiter's first check.
     let after_event = delay(flock_kind, |lock| {
-        let outsider = Outsider::holding(lock);
+        let program = OtherProgram::holding(lock);
         Box::new(move || {
-            drop(File::options().append(true).open(&outsider.path).unwrap());
+            drop(File::options().append(true).open(&program.path).unwrap());
             std::thread::sleep(Duration::from_millis(3));
-            unlock(outsider);
+            unlock(program);
         })
     });
     let after_event = after_event.await;
@@ -154,12 +154,12 @@ async fn a_wait_succeeds_by_polling_alone() {
     for kind in kinds {
         let dir = TempDir::new().unwrap();
         let lock = kind(&dir.path().join("x.lock"));
-        let outsider = Outsider::holding(&lock);
+        let program = OtherProgram::holding(&lock);
         let error = lock.obtain_timeout(Duration::from_millis(50)).await.unwrap_err();
         assert!(!waiter_is_asleep(), "it watches the file: {error}");
         let waiter = tokio::spawn(async move { lock.obtain().await.unwrap() });
         tokio::task::yield_now().await;
-        outsider.release();
+        program.release();
         drop(timeout(HANG, waiter).await.expect("hangs").unwrap());
     }
 }
@@ -174,7 +174,7 @@ fn ten_thousand_cancelled_waits_leave_nothing() {
     runtime.block_on(async {
         each_file_kind(|kind, path| async move {
             let lock = kind(&path);
-            let outsider = Outsider::holding(&lock);
+            let program = OtherProgram::holding(&lock);
             assert!(lock.obtain_timeout(Duration::from_millis(1)).await.is_err());
             let before = descriptors();
             for batch in 0..100 {
@@ -185,11 +185,11 @@ fn ten_thousand_cancelled_waits_leave_nothing() {
                             0 => lock.clone(),
                             _ => kind(&path.with_extension(format!("{number}"))),
                         };
-                        let other = (number % 2 == 1).then(|| Outsider::holding(&lock));
+                        let other = (number % 2 == 1).then(|| OtherProgram::holding(&lock));
                         tokio::spawn(async move {
                             let limit = Duration::from_micros(50 * (batch + number));
                             assert!(timeout(limit, lock.obtain()).await.is_err());
-                            other.map(Outsider::release)
+                            other.map(OtherProgram::release)
                         })
                     })
                     .collect();
@@ -198,10 +198,10 @@ fn ten_thousand_cancelled_waits_leave_nothing() {
                 }
             }
             let path = lock.path().unwrap().to_owned();
-            outsider.release();
+            program.release();
             // Not at once: a cancelled attempt may still be in the queue of the blocking pool.
             lock.obtain().await.unwrap().release().await.unwrap();
-            assert!(Outsider::is_free(&path, lock.kind()), "the lock is not free, although no task holds it");
+            assert!(OtherProgram::is_free(&path, lock.kind()), "the lock is not free, although no task holds it");
             while descriptors() > before {
                 tokio::task::yield_now().await;
             }
@@ -255,7 +255,7 @@ async fn an_overflow_of_events_loses_no_release() {
     }
     each_file_kind(|kind, path| async move {
         let locks: Vec<_> = (0..100).map(|number| kind(&path.with_extension(number.to_string()))).collect();
-        let mut outsiders: Vec<_> = locks.iter().map(Outsider::holding).collect();
+        let mut programs: Vec<_> = locks.iter().map(OtherProgram::holding).collect();
         let waits: Vec<_> =
             locks.into_iter().map(|lock| tokio::spawn(async move { lock.obtain().await.map(drop) })).collect();
         while descriptors() < 200 || !waiter_is_asleep() {
@@ -265,17 +265,17 @@ async fn an_overflow_of_events_loses_no_release() {
         for _ in 0..1_000 {
             tokio::task::yield_now().await;
         }
-        let last = outsiders.split_off(98);
-        for outsider in outsiders {
-            let _ = std::fs::remove_file(&outsider.path);
-            drop(outsider.file);
+        let last = programs.split_off(98);
+        for program in programs {
+            let _ = std::fs::remove_file(&program.path);
+            drop(program.file);
         }
         let queue = std::fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
         for number in 0..queue.trim().parse::<usize>().unwrap() {
             // The kernel merges two equal events in a row into one.
             drop(File::options().append(true).open(&last[number % 2].path).unwrap());
         }
-        last.into_iter().for_each(Outsider::release);
+        last.into_iter().for_each(OtherProgram::release);
         for wait in waits {
             wait.await.unwrap().unwrap();
         }

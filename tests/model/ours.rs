@@ -56,7 +56,7 @@ impl Model {
             At::AskPid => match judged(state) {
                 (Record::Foreign(pid), true) if !is_alive(state, pid) => At::CountLinks,
                 (_, true) => At::UnlockStale { then: Then::GiveUp },
-                // The flock is refused: the lock is busy, or its state is unclear. Both end the attempt in the same way.
+                // The flock is refused: the lock is busy, or its state is unclear. Both end the attempt.
                 (Record::Marked(pid) | Record::Foreign(pid), false) if is_alive(state, pid) => At::Share,
                 (_, false) => At::UnlockStale { then: Then::GiveUp },
             },
@@ -146,7 +146,7 @@ impl Model {
             }
             At::RemoveDeadLink { links, dead } => {
                 let number = dead.trailing_zeros();
-                match self.names().nth(number as usize).expect("has been judged") {
+                match self.names().nth(number as usize).expect("the link has been judged") {
                     Name::Leftover => state.remove_leftovers(state.open(process)),
                     name => state.unlink(name),
                 }

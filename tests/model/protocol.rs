@@ -109,7 +109,7 @@ pub(crate) enum At {
     },
     /// `break_stale`: unlinkat of the name.
     UnlinkStale,
-    /// `break_stale`: unlinkat of the private name. Another process has the lock now, or it is free to create.
+    /// `break_stale`: unlinkat of the private name. Another process has the lock now, or the lock file can be created.
     UnlinkBreaking {
         then: Then,
     },

@@ -51,7 +51,7 @@ impl Model {
             let parent = parents[number] as usize;
             let mut successors = self.successors(&states[parent]).into_iter();
             let (after, _) =
-                successors.find(|(after, _)| self.normal(after) == states[number]).expect("the state is a successor of its parent");
+                successors.find(|(after, _)| self.normal(after) == states[number]).expect("the parent leads to it");
             let before = &states[parent].processes;
             steps.extend((0..PROCESSES).filter_map(|process| {
                 let (was, is) = (before[process]?.at, after.processes[process]?.at);

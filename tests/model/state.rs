@@ -194,7 +194,7 @@ impl<At: Copy> State<At> {
         self.touch(inode);
     }
 
-    /// The PID of a dead process will not be used again. Returns `false` if this leaves more links than the model can hold.
+    /// The PID of a dead process will not be used again. Returns `false` if the model has no room for its leftovers.
     pub(crate) fn retire(&mut self, process: Process) -> bool {
         for file in &mut self.files {
             match &mut file.record {
@@ -299,8 +299,8 @@ impl<At: Copy> State<At> {
         self.names().chain(open).flatten()
     }
 
-    /// Maps states to one state if they differ only in the numbers of the inodes, or in information that no process will
-    /// read. `compares_ages` says for which positions it matters whether a file has changed.
+    /// Maps states to one state if they differ only in the numbers of the inodes, or in information that no process
+    /// will read. `compares_ages` says at which positions it matters whether a file has changed.
     pub(crate) fn normal(&self, compares_ages: impl Fn(At) -> bool) -> Self {
         let mut number = [None; INODES];
         let mut files = [File::default(); INODES];

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! `--acquisitions` is the total for all campaigns with our locks.
-//! The test needs Linux, strace, a C compiler, flock(1) of util-linux and INN's shlock(1), whose path is in `SHLOCK`. If
-//! a tool is missing, the test fails.
+//! The test needs Linux, strace, a C compiler, flock(1) of util-linux and INN's shlock(1), whose path is in `SHLOCK`.
+//! If a tool is missing, the test fails.
 
 #[cfg(target_os = "linux")]
 mod arena;

@@ -13,45 +13,69 @@ use crate::words::target::Target;
 
 #[derive(Debug)]
 pub(super) struct FileHeld {
-    held: protocol::Held,
+    /// `None` only when it has been released.
+    held: Option<protocol::Held>,
     lock: Arc<TargetOnDisk>,
 }
 
 impl FileHeld {
     pub(super) fn new(held: protocol::Held, lock: Arc<TargetOnDisk>) -> Self {
-        Self { held, lock }
+        Self { held: Some(held), lock }
+    }
+
+    fn held(&self) -> &protocol::Held {
+        self.held.as_ref().expect("present until it is released")
+    }
+
+    fn take(&mut self) -> protocol::Held {
+        self.held.take().expect("present until it is released")
     }
 }
 
 impl Held for FileHeld {
     fn check(&self, target: &Target) -> Result<(), LostReason> {
-        self.held.identity().check(&target.path)
+        self.held().identity().check(&target.path)
     }
 
     fn lost<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, LostReason> {
-        Box::pin(loss::lost(&self.lock, target, self.held.file(), self.held.identity()))
+        Box::pin(loss::lost(&self.lock, target, self.held().file(), self.held().identity()))
     }
 
     fn is_of_this_process(&self) -> bool {
-        self.held.owner().is_some_and(Owner::is_this_process)
+        self.held().owner().is_some_and(Owner::is_this_process)
     }
 
-    fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
-        if self.lock.is_cheap_to_look_at() {
+    fn is_slow_to_release(&self) -> bool {
+        !self.lock.is_cheap_to_look_at()
+    }
+
+    fn release(mut self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
+        if !self.is_slow_to_release() {
             return Answer::Ready(self.release_now(target));
         }
-        // The file system may hang, and with it whoever calls it.
-        let path = Arc::clone(&target.path);
+        let (path, held) = (Arc::clone(&target.path), self.take());
         Answer::Later(Box::pin(async move {
             let work = {
                 let path = Arc::clone(&path);
-                move || self.held.release(&path)
+                move || held.release(&path)
             };
             blocking::run(work).await.map_err(|error| LockError::io(&path, "release", error))?
         }))
     }
 
-    fn release_now(self: Box<Self>, target: &Target) -> Result<(), LockError> {
-        self.held.release(&target.path)
+    fn release_now(mut self: Box<Self>, target: &Target) -> Result<(), LockError> {
+        self.take().release(&target.path)
+    }
+}
+
+impl Drop for FileHeld {
+    fn drop(&mut self) {
+        let is_slow = self.is_slow_to_release();
+        if let Some(held) = self.held.take() {
+            // The file system may hang, and with it the thread that calls it.
+            if is_slow && held.owner().is_some_and(Owner::is_this_process) {
+                blocking::detach(move || drop(held));
+            }
+        }
     }
 }

@@ -12,13 +12,13 @@ use tokio_lockfile::{LockFile, LockKind};
 use crate::support::HANG;
 
 /// A holder that the registry of this process does not know: it takes the lock by the system calls of the protocol.
-pub(crate) struct Outsider {
+pub(crate) struct OtherProgram {
     pub(crate) file: File,
     pub(crate) path: PathBuf,
     pub(crate) kind: LockKind,
 }
 
-impl Outsider {
+impl OtherProgram {
     pub(crate) fn holding(lock: &LockFile) -> Self {
         let (path, kind) = (lock.path().unwrap().to_owned(), lock.kind());
         let mut file: File = match kind {
