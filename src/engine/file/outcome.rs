@@ -52,6 +52,7 @@ impl Contended {
     }
 
     /// Held by the process with this PID, which keeps no lock on the file.
+    #[cfg(unix)]
     pub(super) fn by_foreign(file: Arc<File>, pid: Option<u32>) -> Self {
         Self { foreign: pid, ..Self::by_lock(file) }
     }
