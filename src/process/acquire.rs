@@ -68,10 +68,11 @@ async fn attempt_here(lock: &Lock) -> Result<Option<Acquisition>, LockError> {
         None => return Ok(None),
     };
     let started = begin();
-    let turn = match accept_offer(lock, turn, started) {
+    let mut turn = match accept_offer(lock, turn, started) {
         Ok(acquisition) => return Ok(Some(acquisition)),
         Err(turn) => turn,
     };
+    step_aside_if_due(lock, &mut turn).await?;
     match lock.engine.attempt(lock.mode, turn).get().await? {
         Attempt::Acquired(grant) => Ok(Some(Acquisition::new(lock, grant, started))),
         Attempt::Busy(..) => Ok(None),
@@ -86,9 +87,7 @@ async fn obtain_here(lock: &Lock) -> Result<Acquisition, LockError> {
         Ok(acquisition) => return Ok(acquisition),
         Err(turn) => turn,
     };
-    if lock.target.kind.is_between_processes() {
-        step_aside_if_due(lock, &mut turn).await?;
-    }
+    step_aside_if_due(lock, &mut turn).await?;
     let had_rivals = turn.time_slice().is_some_and(|slice| slice.forget_rivals());
     let grant = match lock.engine.attempt(lock.mode, turn).get().await? {
         Attempt::Acquired(grant) => grant,
@@ -114,7 +113,7 @@ fn accept_offer(lock: &Lock, turn: Turn<Hold>, started: Instant) -> Result<Acqui
 /// Lets other processes try first if this one has used up its time slice.
 async fn step_aside_if_due(lock: &Lock, turn: &mut Turn<Hold>) -> Result<(), LockError> {
     let is_due = turn.time_slice().is_some_and(|slice| slice.is_unfair(std::time::Instant::now()));
-    if !is_due {
+    if !is_due || !lock.target.kind.is_between_processes() {
         return Ok(());
     }
     let paused = Box::pin(blocking::short_pause(time_slice::PAUSE)).await;

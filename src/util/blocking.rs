@@ -20,6 +20,33 @@ pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
 pub(crate) async fn run_and_tidy_up<T: Send + 'static, Rest>(
     work: impl FnOnce() -> (T, Rest) + Send + 'static,
 ) -> io::Result<T> {
+    start(work)?.finish().await
+}
+
+/// As [`run`], but `work` begins at once, also if the caller blocks the runtime before it polls the future. Where there is
+/// no runtime, it is done before this returns.
+pub(crate) fn begin<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = io::Result<T>> + Send + 'static {
+    let begun = match tokio::runtime::Handle::try_current() {
+        Ok(_) => start(|| (work(), ())).map(Ok),
+        Err(_) => Ok(Err(work())),
+    };
+    async move {
+        match begun? {
+            Ok(started) => started.finish().await,
+            Err(done) => Ok(done),
+        }
+    }
+}
+
+/// Work that has begun.
+struct Started<T> {
+    job: tokio::task::JoinHandle<()>,
+    answer: oneshot::Receiver<T>,
+}
+
+fn start<T: Send + 'static, Rest>(work: impl FnOnce() -> (T, Rest) + Send + 'static) -> io::Result<Started<T>> {
     let (sender, answer) = oneshot::channel();
     let job = spawn(move || {
         let (value, rest) = work();
@@ -27,12 +54,18 @@ pub(crate) async fn run_and_tidy_up<T: Send + 'static, Rest>(
         drop(sender.send(value));
         drop(rest);
     })?;
-    match answer.await {
-        Ok(value) => Ok(value),
-        Err(_) => match job.await.map_err(tokio::task::JoinError::try_into_panic) {
-            Err(Ok(panic)) => resume_unwind(panic),
-            _ => Err(io::Error::other("the Tokio runtime is shutting down")),
-        },
+    Ok(Started { job, answer })
+}
+
+impl<T> Started<T> {
+    async fn finish(self) -> io::Result<T> {
+        match self.answer.await {
+            Ok(value) => Ok(value),
+            Err(_) => match self.job.await.map_err(tokio::task::JoinError::try_into_panic) {
+                Err(Ok(panic)) => resume_unwind(panic),
+                _ => Err(io::Error::other("the Tokio runtime is shutting down")),
+            },
+        }
     }
 }
 

@@ -210,3 +210,13 @@ async fn a_file_system_that_hangs_does_not_hold_up_a_release() {
         lock.obtain_timeout(Duration::from_secs(20)).await.unwrap().release().await.unwrap();
     }
 }
+
+/// The release runs on the blocking pool there. It must not wait until the executor is free to start it.
+#[tokio::test]
+async fn a_drop_releases_although_its_task_blocks_the_executor_afterwards() {
+    let mount = Mount::by_bindfs();
+    let guard = take(&LockFile::flock(mount.lock_path()).unwrap()).await;
+    drop(guard);
+    // This blocks the only thread of the runtime until the other process has the lock.
+    holder(&mut env(), "wait", &url("flockfile", &mount.lock_path())).kill();
+}

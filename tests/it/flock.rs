@@ -1,10 +1,12 @@
 //! The flock protocol, seen from the file system.
 
 use std::path::PathBuf;
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use tokio_lockfile::LockFile;
 
-use crate::support::take;
+use crate::support::{poll_once, take};
 
 fn place() -> (tempfile::TempDir, PathBuf, LockFile) {
     let dir = tempfile::tempdir().unwrap();
@@ -77,4 +79,23 @@ async fn data_written_under_the_lock_is_not_touched() {
         drop(guard);
         assert_eq!(std::fs::read(&path).unwrap(), content);
     }
+}
+
+/// Who takes the lock again and again must let other processes try first, also with `attempt`.
+#[tokio::test]
+async fn an_attempt_steps_aside_when_the_time_slice_is_over() {
+    let (_dir, _path, lock) = place();
+    let mut has_stepped_aside = false;
+    // If this thread is off the CPU for long after the drop, others could have tried, and nobody steps aside.
+    for _ in 0..20 {
+        let guard = take(&lock).await;
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_millis(11) {
+            std::hint::spin_loop();
+        }
+        drop(guard);
+        let mut attempt = pin!(lock.attempt());
+        has_stepped_aside |= !poll_once(attempt.as_mut()).await;
+    }
+    assert!(has_stepped_aside);
 }

@@ -54,13 +54,11 @@ impl Held for FileHeld {
             return Answer::Ready(self.release_now(target));
         }
         let (path, held) = (Arc::clone(&target.path), self.take());
-        Answer::Later(Box::pin(async move {
-            let work = {
-                let path = Arc::clone(&path);
-                move || held.release(&path)
-            };
-            blocking::run(work).await.map_err(|error| LockError::io(&path, "release", error))?
-        }))
+        let released = blocking::begin({
+            let path = Arc::clone(&path);
+            move || held.release(&path)
+        });
+        Answer::Later(Box::pin(async move { released.await.map_err(|error| LockError::io(&path, "release", error))? }))
     }
 
     fn release_now(mut self: Box<Self>, target: &Target) -> Result<(), LockError> {
