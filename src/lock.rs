@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout, timeout_at};
 use tracing::Instrument;
 
 use crate::guard::LockGuard;
 use crate::process::acquire;
 use crate::process::lock::Lock;
 use crate::util::blocking;
+use crate::util::timer::timeout;
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::kind::LockKind;
@@ -188,14 +188,8 @@ impl LockFile {
     /// # Ok(()) }
     /// ```
     pub async fn obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
-        let obtained = if limit.is_zero() {
-            self.attempt().await?
-        } else {
-            match Instant::now().checked_add(limit) {
-                Some(deadline) => timeout_at(deadline, self.obtain()).await.ok().transpose()?,
-                None => Some(self.obtain().await?),
-            }
-        };
+        let obtained =
+            if limit.is_zero() { self.attempt().await? } else { timeout(limit, self.obtain()).await.transpose()? };
         match obtained {
             Some(guard) => Ok(guard),
             None => Err(self.timed_out(limit).await),
@@ -254,7 +248,7 @@ impl LockFile {
         LockError::TimedOut {
             path: self.target().path.to_path_buf(),
             limit,
-            holder: holder.ok().and_then(Result::ok).flatten().map(Box::new),
+            holder: holder.and_then(Result::ok).flatten().map(Box::new),
         }
     }
 

@@ -8,11 +8,12 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::guard::LockGuard;
 use crate::lock::LockFile;
 use crate::util::backoff::Backoff;
+use crate::util::timer::sleep;
 use crate::words::error::LockError;
 use crate::words::trace;
 

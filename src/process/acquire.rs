@@ -5,7 +5,7 @@ use std::mem;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::acquisition::Acquisition;
 use super::hold::Hold;
@@ -72,7 +72,7 @@ async fn attempt_here(lock: &Lock) -> Result<Option<Acquisition>, LockError> {
         Ok(acquisition) => return Ok(Some(acquisition)),
         Err(turn) => turn,
     };
-    step_aside_if_due(lock, &mut turn).await?;
+    step_aside_if_due(lock, &mut turn).await;
     match lock.engine.attempt(lock.mode, turn).get().await? {
         Attempt::Acquired(grant) => Ok(Some(Acquisition::new(lock, grant, started))),
         Attempt::Busy(..) => Ok(None),
@@ -87,7 +87,7 @@ async fn obtain_here(lock: &Lock) -> Result<Acquisition, LockError> {
         Ok(acquisition) => return Ok(acquisition),
         Err(turn) => turn,
     };
-    step_aside_if_due(lock, &mut turn).await?;
+    step_aside_if_due(lock, &mut turn).await;
     let had_rivals = turn.time_slice().is_some_and(|slice| slice.forget_rivals());
     let grant = match lock.engine.attempt(lock.mode, turn).get().await? {
         Attempt::Acquired(grant) => grant,
@@ -99,7 +99,7 @@ async fn obtain_here(lock: &Lock) -> Result<Acquisition, LockError> {
 /// The moment at which a wait begins. Panics where Tokio has no timers: at the first try, not when another process first
 /// holds the lock, which may be years later.
 pub(crate) fn begin() -> Instant {
-    sleep(std::time::Duration::ZERO).deadline()
+    tokio::time::sleep(std::time::Duration::ZERO).deadline()
 }
 
 /// What another task of this process has offered to the one that has the turn; else the turn, to try with.
@@ -111,11 +111,9 @@ fn accept_offer(lock: &Lock, turn: Turn<Hold>, started: Instant) -> Result<Acqui
 }
 
 /// Lets other processes try first if this one has used up its time slice.
-async fn step_aside_if_due(lock: &Lock, turn: &mut Turn<Hold>) -> Result<(), LockError> {
+async fn step_aside_if_due(lock: &Lock, turn: &mut Turn<Hold>) {
     let is_due = turn.time_slice().is_some_and(|slice| slice.is_unfair(std::time::Instant::now()));
-    if !is_due || !lock.target.kind.is_between_processes() {
-        return Ok(());
+    if is_due && lock.target.kind.is_between_processes() {
+        Box::pin(blocking::short_pause(time_slice::PAUSE)).await;
     }
-    let paused = Box::pin(blocking::short_pause(time_slice::PAUSE)).await;
-    paused.map_err(|error| LockError::io(&lock.target.path, "wait for", error))
 }

@@ -3,10 +3,11 @@
 use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::lock::Lock;
 use super::worker::Worker;
+use crate::util::timer::sleep;
 use crate::words::trace;
 
 /// The time before the first report. The intervals after it double.

@@ -23,7 +23,8 @@ static WATCHDOG: PerProcess<Mutex<Watchdog>> = PerProcess::new();
 pub(super) fn watch(watched: Weak<dyn Watched>, interval: Duration) -> bool {
     let mut watchdog = Watchdog::get();
     if !watchdog.is_running {
-        let thread = std::thread::Builder::new().name("lockfile-watchdog".into()).stack_size(128 * 1024);
+        // With the stack of any other thread: a look may log, and so run somebody's subscriber.
+        let thread = std::thread::Builder::new().name("lockfile-watchdog".into());
         watchdog.is_running = thread.spawn(move || Watchdog::run(interval)).is_ok();
     }
     if watchdog.is_running {

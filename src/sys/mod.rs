@@ -28,7 +28,8 @@
 //!   names there, `is_lock_for_writers` that a file must be open for writing to be locked.
 //!
 //! **Linux**, for the wake-ups
-//! - `process_descriptor` is a descriptor that becomes readable when a process ends.
+//! - `process_descriptor` is a descriptor that becomes readable when a process ends. `has_event_poll` tells whether a
+//!   runtime of this process can have Tokio's I/O driver.
 
 pub(crate) mod per_process;
 pub(crate) mod process;

@@ -1,12 +1,15 @@
 //! The only way to Tokio's blocking pool, and the way into Tokio for code that runs outside a runtime.
 
+use std::future::pending;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::{Handle, Id};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+
+use super::timer::timeout;
 
 /// Runs `work`, which is short, on the blocking pool.
 ///
@@ -28,7 +31,7 @@ pub(crate) async fn run_and_tidy_up<T: Send + 'static, Rest>(
 pub(crate) fn begin<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = io::Result<T>> + Send + 'static {
-    let begun = match tokio::runtime::Handle::try_current() {
+    let begun = match Handle::try_current() {
         Ok(_) => start(|| (work(), ())).map(Ok),
         Err(_) => Ok(Err(work())),
     };
@@ -42,6 +45,7 @@ pub(crate) fn begin<T: Send + 'static>(
 
 /// Work that has begun.
 struct Started<T> {
+    runtime: Id,
     job: tokio::task::JoinHandle<()>,
     answer: oneshot::Receiver<T>,
 }
@@ -54,7 +58,7 @@ fn start<T: Send + 'static, Rest>(work: impl FnOnce() -> (T, Rest) + Send + 'sta
         drop(sender.send(value));
         drop(rest);
     })?;
-    Ok(Started { job, answer })
+    Ok(Started { runtime: Handle::current().id(), job, answer })
 }
 
 impl<T> Started<T> {
@@ -63,10 +67,17 @@ impl<T> Started<T> {
             Ok(value) => Ok(value),
             Err(_) => match self.job.await.map_err(tokio::task::JoinError::try_into_panic) {
                 Err(Ok(panic)) => resume_unwind(panic),
+                // The task is about to be dropped. It need not see an error first, which it would report.
+                _ if is_task_of(self.runtime) => pending().await,
                 _ => Err(io::Error::other("the Tokio runtime is shutting down")),
             },
         }
     }
+}
+
+/// Whether the caller is a task of this runtime.
+fn is_task_of(runtime: Id) -> bool {
+    tokio::task::try_id().is_some() && Handle::try_current().is_ok_and(|current| current.id() == runtime)
 }
 
 /// Tokio panics where the system starts no thread (`RLIMIT_NPROC`, `pids.max`), and keeps the closure for the next thread
@@ -85,7 +96,7 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<tokio::task::JoinHa
     };
     catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(job))).or_else(|panic| {
         drop(take(&work));
-        match tokio::runtime::Handle::try_current() {
+        match Handle::try_current() {
             Ok(_) => Err(io::Error::other("the system starts no thread: the limit of processes is reached")),
             Err(_) => resume_unwind(panic),
         }
@@ -94,18 +105,17 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<tokio::task::JoinHa
 
 /// Runs `work` on the blocking pool, where there is one, and does not wait for it. Elsewhere it runs here and now.
 pub(crate) fn detach(work: impl FnOnce() + Send + 'static) {
-    match tokio::runtime::Handle::try_current() {
+    match Handle::try_current() {
         // If no thread can be started, the work is dropped, which does what is most needed of it.
         Ok(_) => drop(spawn(work)),
         Err(_) => work(),
     }
 }
 
-/// A pause of less than the millisecond in which Tokio's timers count.
-pub(crate) async fn short_pause(pause: Duration) -> io::Result<()> {
+/// A pause of less than the millisecond in which Tokio's timers count. None at all where the system starts no thread.
+pub(crate) async fn short_pause(pause: Duration) {
     // All threads of the pool may be busy for long. Then the pause ends by the timer.
-    let paused = timeout(Duration::from_millis(1), run(move || std::thread::sleep(pause))).await;
-    paused.unwrap_or(Ok(()))
+    let _ = timeout(Duration::from_millis(1), run(move || std::thread::sleep(pause))).await;
 }
 
 /// Runs `future` on this thread, in a runtime of its own.

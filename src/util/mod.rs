@@ -3,3 +3,4 @@
 pub(crate) mod backoff;
 pub(crate) mod blocking;
 pub(crate) mod random;
+pub(crate) mod timer;

@@ -41,7 +41,7 @@ pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
         target: TARGET,
         path = %Escaped(&*target.path),
         waited = ?waited,
-        "this very task has obtained the lock it waits for: a deadlock, unless it gave the guard away",
+        "this very task has obtained the lock it waits for: a deadlock, unless another task or another branch of this one releases it",
     );
 }
 

@@ -250,6 +250,63 @@ async fn a_singletons_failed_work_is_a_warning() {
     assert_eq!((failed.level, failed.fields["error"].as_str()), (Level::WARN, "no disk"));
 }
 
+/// A report of a wait is due in the first runtime when the wait moves to the second one.
+#[test]
+fn a_wait_that_reports_goes_on_in_another_runtime() {
+    if !in_own_process("logging::a_wait_that_reports_goes_on_in_another_runtime") {
+        return;
+    }
+    let (_recorder, _listening) = Recorder::listen();
+    let new_runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for (number, kind) in crate::kinds::FILE_KINDS.iter().enumerate() {
+        let lock = kind(&dir.path().join(number.to_string()));
+        let first = new_runtime();
+        let guard = first.block_on(take(&lock));
+        let mut wait = Box::pin(lock.obtain_timeout(crate::support::HANG));
+        assert!(!first.block_on(crate::support::poll_once(wait.as_mut())));
+        drop(first);
+        new_runtime().block_on(async {
+            assert!(!crate::support::poll_once(wait.as_mut()).await);
+            drop(guard);
+            drop(wait.await.unwrap());
+        });
+    }
+}
+
+/// The lock of a guard whose drop is logged to a subscriber that panics.
+#[tokio::test]
+async fn a_subscriber_that_panics_at_a_drop_leaves_the_lock_free() {
+    if !in_own_process("logging::a_subscriber_that_panics_at_a_drop_leaves_the_lock_free") {
+        return;
+    }
+    struct Panicker;
+    impl<S: Subscriber> Layer<S> for Panicker {
+        fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
+            if event.fields().any(|field| field.name() == "held_for") {
+                panic!("the subscriber panics on purpose: this is part of the test");
+            }
+        }
+    }
+    let _listening = tracing::subscriber::set_default(tracing_subscriber::registry().with(Panicker));
+    crate::support::each_kind(|lock, same| async move {
+        for somebody_waits in [false, true] {
+            let guard = take(&lock).await;
+            let mut next = Box::pin(same.obtain());
+            if somebody_waits {
+                assert!(!crate::support::poll_once(next.as_mut()).await);
+            }
+            let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(guard)));
+            assert!(dropped.is_err(), "nothing was logged");
+            assert!(!lock.locked());
+            let next = next.await.unwrap();
+            assert!(next.is_held());
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(next))).is_err());
+        }
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_a_task_that_waits_for_its_own_lock_gets_a_warning() {
     if !in_own_process("logging::only_a_task_that_waits_for_its_own_lock_gets_a_warning") {

@@ -1,5 +1,6 @@
 //! A lock file that is removed or replaced while the lock is held. Windows does not allow that.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tokio_lockfile::{LockError, LostReason};
@@ -51,7 +52,26 @@ async fn run_stops_the_work_when_the_lock_is_lost() {
 
 #[tokio::test]
 async fn a_removed_file_stops_the_work_within_fifty_milliseconds() {
+    stops_the_work_soon(|path| std::fs::remove_file(path).unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_renamed_directory_stops_the_work_within_fifty_milliseconds() {
+    stops_the_work_soon(|path| {
+        let dir = path.parent().unwrap();
+        let aside = dir.with_extension("aside");
+        let _ = std::fs::remove_dir_all(&aside);
+        std::fs::rename(dir, aside).unwrap();
+        std::fs::create_dir(dir).unwrap();
+    })
+    .await;
+}
+
+async fn stops_the_work_soon(take_away: fn(&Path)) {
     each_file_kind(|kind, path| async move {
+        let dir = path.with_extension("d");
+        std::fs::create_dir(&dir).unwrap();
+        let path = dir.join("x.lock");
         let lock = kind(&path);
         let mut delays = Vec::new();
         for _ in 0..11 {
@@ -60,7 +80,7 @@ async fn a_removed_file_stops_the_work_within_fifty_milliseconds() {
                 let path = path.clone();
                 move || {
                     working.blocking_recv().unwrap();
-                    std::fs::remove_file(&path).unwrap();
+                    take_away(&path);
                     Instant::now()
                 }
             });

@@ -11,8 +11,9 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tokio_lockfile::LockFile;
 
+use crate::kinds::FILE_KINDS;
 use crate::other_program::{OtherProgram, descriptors, until, waiter_is_asleep};
-use crate::support::{HANG, Kind, each_file_kind, in_own_process, poll_once};
+use crate::support::{HANG, Kind, each_file_kind, in_own_process, poll_once, take};
 
 #[test]
 fn a_runtime_without_io_polls() {
@@ -62,14 +63,21 @@ fn a_runtime_shuts_down_at_once_under_contention() {
         let lock = kind(&dir.path().join(number.to_string()));
         let program = OtherProgram::holding(&lock);
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let (errors, reported) = std::sync::mpsc::channel();
         for _ in 0..10 {
-            let lock = lock.clone();
-            runtime.spawn(async move { lock.obtain().await.map(drop) });
+            let (lock, errors) = (lock.clone(), errors.clone());
+            runtime.spawn(async move {
+                if let Err(error) = lock.obtain().await {
+                    errors.send(error.to_string()).unwrap();
+                }
+            });
         }
         // The lock is not released before this call returns.
         let began = Instant::now();
         runtime.shutdown_timeout(HANG);
         assert!(began.elapsed() < HANG, "hangs");
+        // A service would log such an error.
+        assert_eq!(reported.try_iter().next(), None, "a task that is about to be dropped gets an error");
         let path = lock.path().unwrap().to_owned();
         program.release();
         assert!(OtherProgram::is_free(&path, lock.kind()), "the lock is not free, although no task holds it");
@@ -192,6 +200,80 @@ fn a_wait_goes_on_in_another_runtime() {
     }
 }
 
+/// How often a future is woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Woken {
+    /// Polls the future once, so that its next wake-up is counted here.
+    fn poll<F: Future + ?Sized>(self: &Arc<Self>, future: Pin<&mut F>) {
+        let waker = Waker::from(Arc::clone(self));
+        assert!(future.poll(&mut Context::from_waker(&waker)).is_pending());
+    }
+}
+
+/// With a paused clock, every timer fires as soon as all tasks wait. A timer of ours would keep a core busy.
+#[tokio::test(start_paused = true)]
+#[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
+async fn a_day_of_a_paused_clock_wakes_nobody() {
+    for kind in FILE_KINDS {
+        let dir = TempDir::new().unwrap();
+        let guard = take(&kind(&dir.path().join("held"))).await;
+        let other = kind(&dir.path().join("other"));
+        let _program = OtherProgram::holding(&other);
+        let (mut lost, mut wait) = (Box::pin(guard.lost()), Box::pin(other.obtain()));
+        let woken = Arc::<Woken>::default();
+        for hour in 0..24 {
+            for _ in 0..100 {
+                woken.poll(lost.as_mut());
+                woken.poll(wait.as_mut());
+                tokio::task::yield_now().await;
+            }
+            if hour > 0 {
+                woken.0.store(0, Ordering::Relaxed);
+            }
+            tokio::time::sleep(Duration::from_secs(3_600)).await;
+        }
+        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
+    }
+}
+
+/// Anybody who may read a lock file can open and close it all the time.
+#[tokio::test]
+#[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
+async fn a_file_that_is_opened_in_a_loop_does_not_keep_the_waits_busy() {
+    const LOOPS: usize = 50_000;
+    let dir = TempDir::new().unwrap();
+    let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
+    let program = OtherProgram::holding(&lock);
+    let mut wait = Box::pin(lock.obtain());
+    for _ in 0..10 {
+        assert!(!poll_once(wait.as_mut()).await);
+    }
+    let path = program.path.clone();
+    let opener = std::thread::spawn(move || {
+        for _ in 0..LOOPS {
+            drop(std::fs::File::open(&path).unwrap());
+        }
+    });
+    let woken = Arc::<Woken>::default();
+    while !opener.is_finished() {
+        woken.poll(wait.as_mut());
+        tokio::task::yield_now().await;
+    }
+    opener.join().unwrap();
+    let woken = woken.0.load(Ordering::Relaxed);
+    assert!(woken < LOOPS / 50, "woken {woken} times");
+    program.release();
+    drop(timeout(HANG, wait).await.expect("hangs").unwrap());
+}
+
 /// Every thread of the blocking pool waits for the lock. So no thread is left for the work of the waits themselves.
 #[test]
 fn waits_that_fill_the_blocking_pool_are_served_where_tries_are_inline() {
@@ -271,8 +353,8 @@ fn many_waits_in_one_current_thread_runtime_are_all_served() {
 
 #[test]
 #[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
-fn a_runtime_without_io_is_asked_for_it_only_once() {
-    if !in_own_process("runtimes::a_runtime_without_io_is_asked_for_it_only_once") {
+fn a_runtime_without_io_is_asked_for_it_only_if_another_has_it_and_only_once() {
+    if !in_own_process("runtimes::a_runtime_without_io_is_asked_for_it_only_if_another_has_it_and_only_once") {
         return;
     }
     static PANICS: AtomicUsize = AtomicUsize::new(0);
@@ -280,14 +362,19 @@ fn a_runtime_without_io_is_asked_for_it_only_once() {
     let locks = [LockFile::shlock(dir.path().join("a")).unwrap(), LockFile::flock(dir.path().join("b")).unwrap()];
     let _programs = locks.each_ref().map(OtherProgram::holding);
     std::panic::set_hook(Box::new(|_| _ = PANICS.fetch_add(1, Ordering::Relaxed)));
-    let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    runtime.block_on(async {
-        for lock in &locks {
-            assert!(lock.obtain_timeout(Duration::from_secs(10)).await.is_err());
-        }
-    });
-    // Tokio answers with a panic. The library catches it, but the panic hook sees it.
-    assert_eq!(PANICS.load(Ordering::Relaxed), 1);
+    let wait_without_io = || {
+        let runtime = Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(async {
+            for lock in &locks {
+                assert!(lock.obtain_timeout(Duration::from_secs(10)).await.is_err());
+            }
+        });
+        // Tokio answers with a panic. The library catches it, but the panic hook sees it.
+        PANICS.load(Ordering::Relaxed)
+    };
+    assert_eq!(wait_without_io(), 0);
+    let _has_io = Builder::new_current_thread().enable_all().build().unwrap();
+    assert_eq!(wait_without_io(), 1);
 }
 
 #[test]

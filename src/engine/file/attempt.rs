@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
-
 use super::execution::{Execution, TargetOnDisk};
 use super::outcome::{Contended, Outcome};
 use super::protocol;
 use super::wait::wake_up::WakeUp;
 use crate::engine::contract::Answer;
+use crate::util::timer::sleep;
 use crate::util::{blocking, random};
 use crate::words::error::LockError;
 use crate::words::mode::Mode;
@@ -69,7 +68,7 @@ async fn look_again<Turn: Send + 'static>(
 ) -> Result<Tried<Turn>, LockError> {
     loop {
         if looks > 0 {
-            Box::pin(sleep(SECOND_LOOK.mul_f64(1.0 + random::fraction()))).await;
+            sleep(SECOND_LOOK.mul_f64(1.0 + random::fraction())).await;
         }
         let outcome;
         (turn, outcome) = match lock.execution() {

@@ -75,6 +75,15 @@ pub(crate) fn describe_process(pid: u32) -> Option<ProcessDescription> {
     })
 }
 
+/// Whether this process has a descriptor of epoll(7), without which no runtime of Tokio has an I/O driver. `true` if that
+/// cannot be seen.
+pub(crate) fn has_event_poll() -> bool {
+    let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else { return true };
+    descriptors
+        .flatten()
+        .any(|entry| std::fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:[eventpoll]"))
+}
+
 /// A descriptor that becomes readable when the process ends (pidfd_open(2)).
 pub(crate) fn process_descriptor(pid: u32) -> Option<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;

@@ -21,7 +21,7 @@ mod imp;
 mod imp;
 
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
-pub(crate) use imp::{describe_process, process_descriptor};
+pub(crate) use imp::{describe_process, has_event_poll, process_descriptor};
 mod fork;
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 mod mounts;

@@ -5,12 +5,11 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
-
 use super::events::Watch;
 use crate::engine::file::execution::TargetOnDisk;
 use crate::engine::file::outcome::Identity;
 use crate::util::blocking;
+use crate::util::timer::sleep;
 use crate::words::error::LostReason;
 use crate::words::target::Target;
 
@@ -35,7 +34,7 @@ pub(in crate::engine::file) async fn lost(
         match &mut watch {
             Some(watch) if watch.is_on(file, None) => _ = watch.wake_up().await,
             _ if has_events => {
-                watch = Watch::for_loss(file);
+                watch = Watch::for_loss(file, &target.path);
                 if watch.is_none() {
                     sleep(LOOK_AGAIN).await;
                 }

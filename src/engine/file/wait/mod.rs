@@ -15,7 +15,7 @@ use pause::Pause;
 use wake_up::WakeUp;
 
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
-#[path = "inotify.rs"]
+#[path = "inotify/mod.rs"]
 mod events;
 #[cfg(not(all(target_os = "linux", not(tokio_lockfile_test_portable))))]
 #[path = "no_events.rs"]
@@ -56,8 +56,7 @@ impl FileWaiter {
                 let is_patient =
                     (had_rivals || lost_races > 0) && lost_races <= (random::fraction() * RACES_WAIVED) as u32;
                 if is_patient {
-                    let paused = Box::pin(blocking::short_pause(STEP_ASIDE)).await;
-                    paused.map_err(|error| LockError::io(&lock.target.path, "wait for", error))?;
+                    Box::pin(blocking::short_pause(STEP_ASIDE)).await;
                 }
                 lost_races += 1;
             }

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::wake_up::WakeUp;
@@ -16,7 +17,7 @@ impl Watch {
         None
     }
 
-    pub(crate) fn for_loss(_file: &Arc<File>) -> Option<Self> {
+    pub(crate) fn for_loss(_file: &Arc<File>, _path: &Path) -> Option<Self> {
         None
     }
 

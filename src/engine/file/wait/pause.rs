@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
-
 use super::events::Watch;
 use super::wake_up::WakeUp;
 use crate::engine::file::execution::TargetOnDisk;
 use crate::engine::file::outcome::Contended;
 use crate::util::backoff::Backoff;
+use crate::util::timer::{sleep, timeout};
 
 /// When to look again after an event that found the lock still taken. The kernel closes the files of a dying holder,
 /// which is the event, a moment before it frees its locks.
@@ -33,13 +32,13 @@ impl Pause {
     pub(super) async fn next(&mut self, lock: &TargetOnDisk, contended: &Contended) -> WakeUp {
         let Some(file) = contended.file().filter(|_| lock.has_events()) else {
             self.watch = None;
-            Box::pin(sleep(self.backoff.next())).await;
+            sleep(self.backoff.next()).await;
             return WakeUp::Probe;
         };
         match &mut self.watch {
             Some(watch) if watch.is_on(file, contended.foreign) => {
                 let wake_up = match AFTER_EVENT.get(self.looks) {
-                    Some(&delay) => Box::pin(timeout(delay, watch.wake_up())).await.ok(),
+                    Some(&delay) => Box::pin(timeout(delay, watch.wake_up())).await,
                     None => Some(watch.wake_up().await),
                 };
                 match wake_up {
@@ -54,7 +53,7 @@ impl Pause {
                 match &self.watch {
                     // The caller tries once more: the lock may have been released before the watch was there.
                     Some(_) => self.looks = AFTER_EVENT.len(),
-                    None => Box::pin(sleep(self.backoff.next())).await,
+                    None => sleep(self.backoff.next()).await,
                 }
                 WakeUp::Probe
             }
