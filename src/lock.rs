@@ -244,12 +244,9 @@ impl LockFile {
         // The query usually takes a fraction of a millisecond. A file system that hangs must not delay the error for
         // ever.
         const PATIENCE: Duration = Duration::from_millis(500);
-        let holder = timeout(PATIENCE, self.holder()).await;
-        LockError::TimedOut {
-            path: self.target().path.to_path_buf(),
-            limit,
-            holder: holder.and_then(Result::ok).flatten().map(Box::new),
-        }
+        const FRESHNESS: Duration = Duration::from_millis(10);
+        let holder = timeout(PATIENCE, self.0.describe_holder(FRESHNESS)).await;
+        LockError::TimedOut { path: self.target().path.to_path_buf(), limit, holder: holder.flatten().map(Box::new) }
     }
 
     /// Whether a task *of this process* holds the lock through any handle. This never blocks.

@@ -1,6 +1,9 @@
 //! One handle's view of a lock: what it names, its engine, and its slot in this process.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use super::hold::Hold;
 use super::registry::{Registry, Slot, Turn};
@@ -16,6 +19,12 @@ use crate::words::target::Target;
 
 /// The slots of this process.
 static REGISTRY: PerProcess<Registry<Hold>> = PerProcess::new();
+
+/// Bounds the looks for a holder that nobody but a message needs.
+static LOOKS: PerProcess<Semaphore> = PerProcess::new();
+
+/// How many of these looks there are at once. Each takes a thread of the blocking pool.
+const LOOKS_AT_ONCE: usize = 2;
 
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -49,6 +58,18 @@ impl Lock {
     /// Whether a task of this process holds the lock.
     pub(crate) fn is_held_here(&self) -> bool {
         self.slot().is_held()
+    }
+
+    /// Who holds the lock, for a message to people; `None` if nothing tells. Thousands of waits may ask at the same moment,
+    /// so they ask one after another, and one look not older than `freshness` serves all waits for the same lock.
+    pub(crate) async fn describe_holder(&self, freshness: Duration) -> Option<Holder> {
+        let _permit = LOOKS.get_or_init(|| Semaphore::new(LOOKS_AT_ONCE)).acquire().await.ok()?;
+        if let Some(holder) = self.slot().last_look(freshness) {
+            return holder;
+        }
+        let holder = self.holder().await.ok().flatten();
+        self.slot().remember_look(holder.clone());
+        holder
     }
 
     /// Who holds the lock, in any process.

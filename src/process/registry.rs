@@ -15,6 +15,7 @@ use super::time_slice::TimeSlice;
 use super::watchdog::{self, Watched};
 use super::worker::Worker;
 use crate::sys::process::Owner;
+use crate::words::holder::Holder;
 use crate::words::kind::LockKind;
 use crate::words::mode::Mode;
 use crate::words::trace;
@@ -50,6 +51,8 @@ pub(super) struct Slot<T: Release> {
     releasing: AtomicUsize,
     /// The task that got the lock exclusively. Not kept if nobody would hear a warning.
     held_by: Mutex<Option<Worker>>,
+    /// When somebody last looked who holds the lock, and what he found.
+    last_look: Mutex<Option<(tokio::time::Instant, Option<Holder>)>>,
     /// Where this slot is registered; `None` for a lock without a name.
     entry: Option<(Key, &'static Registry<T>)>,
     /// The process that made the slot.
@@ -96,6 +99,7 @@ impl<T: Release> Slot<T> {
             readers: AtomicUsize::new(0),
             releasing: AtomicUsize::new(0),
             held_by: Mutex::default(),
+            last_look: Mutex::default(),
             entry,
             owner: Owner::this_process(),
             hand_off: HandOff::new(),
@@ -164,6 +168,17 @@ impl<T: Release> Slot<T> {
     /// Whether a task of this process holds the lock.
     pub(super) fn is_held(&self) -> bool {
         self.held_since.load(Ordering::Acquire) != 0 || self.readers.load(Ordering::Acquire) != 0
+    }
+
+    /// The holder that a look within `freshness` from now has found; `None` if there was no such look.
+    pub(super) fn last_look(&self, freshness: Duration) -> Option<Option<Holder>> {
+        let last = self.last_look.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, holder) = last.as_ref()?;
+        (at.elapsed() <= freshness).then(|| holder.clone())
+    }
+
+    pub(super) fn remember_look(&self, holder: Option<Holder>) {
+        *self.last_look.lock().unwrap_or_else(PoisonError::into_inner) = Some((tokio::time::Instant::now(), holder));
     }
 
     /// When a task of this process got the lock that it holds exclusively.

@@ -16,6 +16,9 @@ const FIRST: Duration = Duration::from_secs(1);
 /// The longest interval.
 const LAST: Duration = Duration::from_secs(600);
 
+/// How old the knowledge of the holder may be. All waits for one lock share it.
+const FRESHNESS: Duration = Duration::from_millis(500);
+
 pub(super) struct Report {
     started: Instant,
     interval: Duration,
@@ -53,7 +56,7 @@ impl Report {
     async fn report_when_due(&mut self, lock: &Lock) {
         sleep(self.due.saturating_sub(self.started.elapsed())).await;
         if trace::waiting_is_heard() {
-            let holder = lock.holder().await.ok().flatten();
+            let holder = lock.describe_holder(FRESHNESS).await;
             trace::waiting(lock.target(), self.started.elapsed(), holder.as_ref());
         }
         if self.worker.is_some_and(|worker| lock.slot().is_held_by(worker)) {

@@ -250,6 +250,28 @@ async fn a_singletons_failed_work_is_a_warning() {
     assert_eq!((failed.level, failed.fields["error"].as_str()), (Level::WARN, "no disk"));
 }
 
+/// Each look for a holder takes a thread of the blocking pool.
+#[cfg(target_os = "linux")]
+#[tokio::test(start_paused = true)]
+async fn the_reports_of_many_waits_do_not_take_many_threads() {
+    if !in_own_process("logging::the_reports_of_many_waits_do_not_take_many_threads") {
+        return;
+    }
+    let (recorder, _listening) = Recorder::listen();
+    let dir = tempfile::tempdir().unwrap();
+    let locks: Vec<_> = (0..200).map(|name| LockFile::flock(dir.path().join(name.to_string())).unwrap()).collect();
+    let _programs: Vec<_> = locks.iter().map(crate::other_program::OtherProgram::holding).collect();
+    let waits: Vec<_> = locks
+        .into_iter()
+        .map(|lock| tokio::spawn(async move { lock.obtain_timeout(Duration::from_secs(2)).await }))
+        .collect();
+    for wait in waits {
+        assert!(matches!(wait.await.unwrap(), Err(LockError::TimedOut { holder: Some(_), .. })));
+    }
+    assert_eq!(recorder.about("waiting").len(), 200);
+    assert!(crate::other_program::threads() < 50, "{}", crate::other_program::threads());
+}
+
 /// A report of a wait is due in the first runtime when the wait moves to the second one.
 #[test]
 fn a_wait_that_reports_goes_on_in_another_runtime() {

@@ -39,6 +39,8 @@ pub(super) fn attempt<Turn: Send + 'static>(
     if is_unchanged {
         return Answer::Ready(Ok(Tried::Busy(turn, last)));
     }
+    // On a network file system, the file that is open may differ from what an open would find now.
+    let last = if lock.execution() == Some(Execution::PoolWithoutEvents) { Contended::default() } else { last };
     if lock.execution() != Some(Execution::Inline) {
         return Answer::Later(Box::pin(look_again(Arc::clone(lock), mode, turn, last, 0)));
     }

@@ -82,7 +82,7 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
         return Ok(None);
     };
     let stat = stat(target, &file)?;
-    let record = Record::of(&file).map_err(|error| LockError::io(&target.path, "read lock file", error))?;
+    let record = Record::of_lock(&file).map_err(|error| LockError::io(&target.path, "read lock file", error))?;
     let recorded = match record {
         Record::Flock(pid) => pid,
         _ => None,

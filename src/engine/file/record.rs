@@ -69,6 +69,14 @@ impl Record {
         Ok(Self::parse(&bytes[..filled]))
     }
 
+    /// As [`of`](Self::of), for a file that somebody else may have locked. On SMB such a file cannot be read.
+    pub(super) fn of_lock(file: &File) -> io::Result<Self> {
+        match Self::of(file) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Self::Unknown),
+            record => record,
+        }
+    }
+
     /// Of an open file of [`FLOCK_LEN`] bytes that may hold the record of an flock lock: with one call.
     pub(super) fn of_flock(file: &File) -> io::Result<Self> {
         let mut bytes = [0; FLOCK_LEN];

@@ -124,6 +124,8 @@ impl Directory<'_> {
             owner: Some(owner),
         };
         if !self.names(self.name, &held.stat)? {
+            // On SMB nobody can read the file while it is locked, we neither.
+            drop(held);
             return match self.take_back(&record)? {
                 true => Err(self.splits_names()),
                 false => Ok(Created::Changed),
@@ -174,9 +176,14 @@ impl Directory<'_> {
     /// Whether other processes see our flock when they open the lock's name. Some FUSE file systems treat each name of
     /// a file as a separate file.
     fn shows_lock(&self) -> Result<bool, LockError> {
-        match self.open_lock()? {
-            Some(named) => outcome::is_locked(&named).map_err(|error| self.lock_failed(error)),
-            None => Ok(false),
+        match self.open_lock() {
+            Ok(Some(named)) => outcome::is_locked(&named).map_err(|error| self.lock_failed(error)),
+            Ok(None) => Ok(false),
+            // SMB does not open a file by its new name as long as it is open by its former one.
+            Err(error) if error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::InvalidInput) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -194,6 +201,11 @@ impl Directory<'_> {
     /// creating one.
     pub(super) fn create(&self) -> Result<Option<Private<'_>>, LockError> {
         self.create_by(Naming::Unnamed)
+    }
+
+    /// As [`create`](Self::create), with a private name.
+    pub(super) fn create_private(&self) -> Result<Option<Private<'_>>, LockError> {
+        self.create_by(Naming::Private)
     }
 
     fn create_by(&self, naming: Naming) -> Result<Option<Private<'_>>, LockError> {

@@ -66,7 +66,7 @@ impl<'a> Directory<'a> {
     }
 
     pub(super) fn read(&self, file: &File) -> Result<Record, LockError> {
-        let found = match Record::of(file).map_err(|error| self.failed("read lock file", error))? {
+        let found = match Record::of_lock(file).map_err(|error| self.failed("read lock file", error))? {
             Record::Garbage => "its content is no lock record; choose another path",
             Record::Flock(_) => "it is the file of an flock lock; open it as that kind, or choose another path",
             record => return Ok(record),

@@ -104,6 +104,9 @@ impl Directory<'_> {
             }
             Record::Flock(_) | Record::Garbage => unreachable!("read() refuses these"),
         };
+        if !has_proof && !self.is_still_there(&file) {
+            return Ok(Found::Changed);
+        }
         if !is_breakable && !self.target.options.break_stale_anywhere {
             let reason = match has_proof {
                 false => format!("on {filesystem} nothing proves that its holder is dead"),
@@ -120,6 +123,14 @@ impl Directory<'_> {
     /// started us.
     pub(super) fn is_alive(&self, pid: u32) -> bool {
         pid != sys::current_pid() && pid_exists(pid)
+    }
+
+    /// Whether the name still belongs to the file. A network file system may answer from its cache, where the file of a
+    /// holder that has released the lock and ended looks stale. A change of the directory makes it ask the server.
+    fn is_still_there(&self, file: &File) -> bool {
+        let _changes_the_directory = self.create_private();
+        let still_named = || self.names(self.name, &self.stat(file)?);
+        still_named().unwrap_or(false)
     }
 
     fn stale(&self, pid: u32, reason: impl Into<String>) -> LockError {

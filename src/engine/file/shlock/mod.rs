@@ -16,7 +16,9 @@ mod judge;
 mod private_name;
 mod probe;
 
+use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::flock_holder;
 use super::outcome::{self, Contended, Identity, Outcome};
@@ -42,27 +44,40 @@ pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome<Held>
     let mut kept = last.file().cloned();
     let mut taken_over = None;
     for _ in 0..ROUNDS {
-        match directory.contend(kept.take())? {
-            Found::Nothing => {}
-            Found::Changed => continue,
-            Found::Busy(contended) => return Ok(Outcome::Busy(contended)),
-            Found::Unclear(file) => return Ok(Outcome::Unclear(Contended::by_lock(file))),
-            Found::Stale(stale) => match directory.break_stale(stale)? {
-                Broken::Done(pid) => taken_over = Some(pid),
-                Broken::Changed => continue,
-                Broken::Unclear => return Ok(Outcome::Unclear(Contended::default())),
-                Broken::Busy => return Ok(Outcome::Busy(Contended::default())),
-            },
-        }
-        match directory.acquire()? {
-            Created::Held(held) => {
-                return Ok(Outcome::Acquired { held, taken_over });
-            }
-            Created::Changed | Created::NotLinked => {}
-            Created::Unclear => return Ok(Outcome::Unclear(Contended::default())),
+        match round(&directory, kept.take(), &mut taken_over) {
+            Ok(Some(outcome)) => return Ok(outcome),
+            Ok(None) => {}
+            // NFS: somebody has removed a file between two of our calls.
+            Err(error) if error.io_error().is_some_and(sys::is_file_gone) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(Outcome::Unclear(Contended::default()))
+}
+
+/// One round of a try. `None` if the file has changed meanwhile.
+fn round(
+    directory: &Directory,
+    kept: Option<Arc<File>>,
+    taken_over: &mut Option<u32>,
+) -> Result<Option<Outcome<Held>>, LockError> {
+    match directory.contend(kept)? {
+        Found::Nothing => {}
+        Found::Changed => return Ok(None),
+        Found::Busy(contended) => return Ok(Some(Outcome::Busy(contended))),
+        Found::Unclear(file) => return Ok(Some(Outcome::Unclear(Contended::by_lock(file)))),
+        Found::Stale(stale) => match directory.break_stale(stale)? {
+            Broken::Done(pid) => *taken_over = Some(pid),
+            Broken::Changed => return Ok(None),
+            Broken::Unclear => return Ok(Some(Outcome::Unclear(Contended::default()))),
+            Broken::Busy => return Ok(Some(Outcome::Busy(Contended::default()))),
+        },
+    }
+    Ok(match directory.acquire()? {
+        Created::Held(held) => Some(Outcome::Acquired { held, taken_over: *taken_over }),
+        Created::Changed | Created::NotLinked => None,
+        Created::Unclear => Some(Outcome::Unclear(Contended::default())),
+    })
 }
 
 /// Whether the file of the last try still has the lock's name, and its holder is alive.
