@@ -34,6 +34,9 @@ const LOCKED_BYTE: u64 = 1 << 62;
 /// that.
 const SHARED: u32 = FILE_SHARE_READ | FILE_SHARE_WRITE;
 
+/// An open file. No child has it: Windows inherits only what it is told to.
+pub(crate) type OpenFile = File;
+
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).share_mode(SHARED).custom_flags(FILE_FLAG_OPEN_REPARSE_POINT);

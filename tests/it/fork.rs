@@ -230,3 +230,61 @@ fn what_a_child_drops_stays_valid_in_its_parent() {
         ours.block_on(guard.release()).unwrap();
     }
 }
+
+/// The child has no copy of the open file, so the release closes it for good. That is the event on which others wait.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_release_makes_its_close_event_although_a_child_lives() {
+    if !in_own_process("fork::a_release_makes_its_close_event_although_a_child_lives") {
+        return;
+    }
+    use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.lock");
+    let ours = runtime();
+    let guard = ours.block_on(LockFile::flock(&path).unwrap().obtain()).unwrap();
+    let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).unwrap();
+    inotify::add_watch(&events, &path, WatchFlags::CLOSE_WRITE).unwrap();
+    let mut child = Forked::new(|mut parent| {
+        parent.say(b'l');
+        parent.wait();
+    });
+    child.hears(b'l');
+    ours.block_on(guard.release()).unwrap();
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let event = Reader::new(&events, &mut buffer).next().expect("there is no event").events();
+    assert!(event.contains(ReadFlags::CLOSE_WRITE), "{event:?}");
+    child.finish();
+}
+
+#[test]
+fn a_killed_holders_lock_is_free_although_a_child_of_it_lives() {
+    if !in_own_process("fork::a_killed_holders_lock_is_free_although_a_child_of_it_lives") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (number, kind) in FILE_KINDS.iter().enumerate() {
+        let lock = kind(&dir.path().join(number.to_string()));
+        let mut holder = Forked::new(|mut parent| {
+            let _guard = runtime().block_on(lock.obtain()).unwrap();
+            let mut grandchild = Forked::new(|mut holder| {
+                holder.say(b'l');
+                parent.wait();
+            });
+            grandchild.hears(b'l');
+            parent.say(b'h');
+            // Until the kill.
+            grandchild.finish();
+        });
+        holder.hears(b'h');
+        // SAFETY: the child exists, because nobody has waited for it yet.
+        assert_eq!(unsafe { libc::kill(holder.pid, libc::SIGKILL) }, 0);
+        // SAFETY: a null pointer means that the status is not wanted.
+        assert_eq!(unsafe { libc::waitpid(holder.pid, std::ptr::null_mut(), 0) }, holder.pid);
+        let guard = runtime().block_on(lock.attempt()).unwrap().expect("the child of the dead holder keeps the lock");
+        drop(guard);
+        // The child of the dead holder ends when this pipe ends.
+        drop(holder.to_child.take());
+    }
+}

@@ -259,6 +259,39 @@ async fn a_private_name_with_other_content_stays_and_a_free_lock_is_still_obtain
 }
 
 #[tokio::test]
+async fn what_is_in_the_way_of_a_takeover_is_named_and_stays() {
+    let (dir, path, lock) = place();
+    let private = dir.path().join(".x.lock.tokio-lockfile.break");
+    std::fs::write(&path, format!("{}\n", dead_pid())).unwrap();
+    let plants: [fn(&std::path::Path); 2] =
+        [|at| std::os::unix::fs::symlink("elsewhere", at).unwrap(), |at| std::fs::create_dir(at).unwrap()];
+    for plant in plants {
+        plant(&private);
+        let error = lock.attempt().await.unwrap_err();
+        assert_eq!(error.path(), Some(&*private), "{error}");
+        assert!(private.symlink_metadata().is_ok() && path.exists());
+        let _ = std::fs::remove_file(&private);
+    }
+}
+
+/// The directory may have hundreds of thousands of names. In memory, all else runs on the executor.
+#[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
+#[tokio::test]
+async fn a_search_through_the_directory_runs_on_the_blocking_pool() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("x.lock");
+    let lock = LockFile::shlock(&path).unwrap();
+    std::fs::write(&path, format!("{}\n", dead_pid())).unwrap();
+    std::fs::hard_link(&path, dir.path().join("precious")).unwrap();
+    let mut attempt = Box::pin(lock.attempt());
+    assert!(!poll_once(attempt.as_mut()).await, "the executor searches");
+    assert!(attempt.await.unwrap().is_none());
+    std::fs::remove_file(dir.path().join("precious")).unwrap();
+    let mut attempt = Box::pin(lock.attempt());
+    assert!(poll_once(attempt.as_mut()).await, "nothing is to be searched");
+}
+
+#[tokio::test]
 async fn a_dead_breakers_link_is_removed_whatever_record_it_has() {
     let (dir, path, lock) = place();
     let dead = dead_pid();

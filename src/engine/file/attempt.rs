@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::execution::{Execution, TargetOnDisk};
-use super::outcome::{Contended, Outcome};
+use super::outcome::{Contended, Outcome, Thread};
 use super::protocol;
 use super::wait::wake_up::WakeUp;
 use crate::engine::contract::Answer;
@@ -42,47 +42,62 @@ pub(super) fn attempt<Turn: Send + 'static>(
     // On a network file system, the file that is open may differ from what an open would find now.
     let last = if lock.execution() == Some(Execution::PoolWithoutEvents) { Contended::default() } else { last };
     if lock.execution() != Some(Execution::Inline) {
-        return Answer::Later(Box::pin(look_again(Arc::clone(lock), mode, turn, last, 0)));
+        return Answer::Later(Box::pin(look_again(Arc::clone(lock), mode, turn, Undecided::Slow(last))));
     }
-    match protocol::attempt(&lock.target, mode, &last).map(|outcome| decided(turn, outcome)) {
+    match protocol::attempt(&lock.target, mode, &last, Thread::Executor).map(|outcome| decided(turn, outcome)) {
         Ok(Ok(tried)) => Answer::Ready(Ok(tried)),
-        Ok(Err((turn, last))) => Answer::Later(Box::pin(look_again(Arc::clone(lock), mode, turn, last, 1))),
+        Ok(Err((turn, undecided))) => Answer::Later(Box::pin(look_again(Arc::clone(lock), mode, turn, undecided))),
         Err(error) => Answer::Ready(Err(error)),
     }
 }
 
+/// What the next look needs.
+enum Undecided {
+    /// A moment's pause.
+    Unclear(Contended),
+    /// The blocking pool.
+    Slow(Contended),
+}
+
 /// The result of a try whose outcome is clear; else what the next look needs.
-fn decided<Turn>(turn: Turn, outcome: Outcome<protocol::Held>) -> Result<Tried<Turn>, (Turn, Contended)> {
+fn decided<Turn>(turn: Turn, outcome: Outcome<protocol::Held>) -> Result<Tried<Turn>, (Turn, Undecided)> {
     match outcome {
         Outcome::Acquired { held, taken_over } => Ok(Tried::Acquired { turn, held, taken_over }),
         Outcome::Busy(contended) => Ok(Tried::Busy(turn, contended)),
-        Outcome::Unclear(contended) => Err((turn, contended)),
+        Outcome::Unclear(contended) => Err((turn, Undecided::Unclear(contended))),
+        Outcome::Slow => Err((turn, Undecided::Slow(Contended::default()))),
     }
 }
 
-/// Tries until the outcome is clear, a moment apart. `looks` tries have been made.
+/// Tries until the outcome is clear, a moment apart.
 async fn look_again<Turn: Send + 'static>(
     lock: Arc<TargetOnDisk>,
     mode: Mode,
     mut turn: Turn,
-    mut last: Contended,
-    mut looks: u32,
+    mut undecided: Undecided,
 ) -> Result<Tried<Turn>, LockError> {
+    let mut looks = 0;
     loop {
-        if looks > 0 {
-            sleep(SECOND_LOOK.mul_f64(1.0 + random::fraction())).await;
-        }
+        let (last, is_slow) = match undecided {
+            Undecided::Slow(last) => (last, true),
+            Undecided::Unclear(last) if looks == SECOND_LOOKS => return Ok(Tried::Busy(turn, last)),
+            Undecided::Unclear(last) => {
+                sleep(SECOND_LOOK.mul_f64(1.0 + random::fraction())).await;
+                looks += 1;
+                (last, false)
+            }
+        };
         let outcome;
         (turn, outcome) = match lock.execution() {
-            Some(Execution::Inline) => (turn, protocol::attempt(&lock.target, mode, &last)?),
+            Some(Execution::Inline) if !is_slow => {
+                (turn, protocol::attempt(&lock.target, mode, &last, Thread::Executor)?)
+            }
             _ => try_on_pool(&lock, mode, turn, last).await?,
         };
-        match decided(turn, outcome) {
+        (turn, undecided) = match decided(turn, outcome) {
             Ok(tried) => return Ok(tried),
-            Err((turn, contended)) if looks == SECOND_LOOKS => return Ok(Tried::Busy(turn, contended)),
-            Err((back, contended)) => (turn, last) = (back, contended),
-        }
-        looks += 1;
+            Err(undecided) => undecided,
+        };
     }
 }
 
@@ -97,7 +112,7 @@ async fn try_on_pool<Turn: Send + 'static>(
     // The turn goes along: if our caller goes away, no other task tries before this try has ended.
     let tried = blocking::run_and_tidy_up(move || {
         lock.find_execution();
-        let outcome = protocol::attempt(&lock.target, mode, &last);
+        let outcome = protocol::attempt(&lock.target, mode, &last, Thread::Pool);
         // In this order: if our caller has gone, the lock is released before the turn. `last` is dropped after the answer
         // is sent: whoever closes a file that was removed pays for its removal from the disk.
         ((outcome, turn), last)

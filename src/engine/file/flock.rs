@@ -14,7 +14,7 @@ use super::flock_holder;
 use super::outcome::{self, Contended, Identity, Outcome};
 use super::record::{self, Record};
 use crate::sys::process::{self, Owner};
-use crate::sys::{self, Stat};
+use crate::sys::{self, OpenFile, Stat};
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::mode::Mode;
@@ -103,7 +103,7 @@ fn stat(target: &Target, file: &File) -> Result<Stat, LockError> {
 }
 
 /// The lock file, and whether this call has created it. `None` if somebody keeps it from being opened for now.
-fn open(target: &Target) -> Result<Option<(File, bool)>, LockError> {
+fn open(target: &Target) -> Result<Option<(OpenFile, bool)>, LockError> {
     match sys::open_or_create(&target.path, target.options.mode.unwrap_or(0o666)) {
         Err(error) if sys::is_open_refused_for_now(&error) => Ok(None),
         opened => opened.map(Some).map_err(|error| open_failed(target, error)),
@@ -135,7 +135,7 @@ fn find_record(file: &File, stat: &Stat, is_new: bool) -> Option<Option<u32>> {
 /// A held lock.
 #[derive(Debug)]
 pub(super) struct Held {
-    file: Arc<File>,
+    file: Arc<OpenFile>,
     stat: Stat,
     /// Whether the owner's record was written.
     wrote: bool,
@@ -144,7 +144,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    pub(super) fn file(&self) -> &Arc<File> {
+    pub(super) fn file(&self) -> &Arc<OpenFile> {
         &self.file
     }
 

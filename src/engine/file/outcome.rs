@@ -5,10 +5,18 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use super::execution;
-use crate::sys;
 use crate::sys::process::Owner;
+use crate::sys::{self, OpenFile};
 use crate::words::error::{LockError, LostReason};
 use crate::words::target::Target;
+
+/// The thread on which a try runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Thread {
+    /// A few system calls on memory, no more.
+    Executor,
+    Pool,
+}
 
 /// What one try has found.
 #[derive(Debug)]
@@ -23,6 +31,8 @@ pub(super) enum Outcome<Held> {
     /// Somebody is in the way who need not be a holder, such as another process's try. The caller looks again after a
     /// moment.
     Unclear(Contended),
+    /// The way on is too slow for the executor. The caller tries on the blocking pool.
+    Slow,
 }
 
 impl<Held> Outcome<Held> {
@@ -31,6 +41,7 @@ impl<Held> Outcome<Held> {
             Self::Acquired { held, taken_over } => Outcome::Acquired { held: into(held), taken_over },
             Self::Busy(contended) => Outcome::Busy(contended),
             Self::Unclear(contended) => Outcome::Unclear(contended),
+            Self::Slow => Outcome::Slow,
         }
     }
 }
@@ -40,26 +51,26 @@ impl<Held> Outcome<Held> {
 pub(super) struct Contended {
     /// The file that the try has opened. The next try uses the same descriptor: opening and closing the file again would
     /// wake everybody who watches it.
-    kept: Option<(Arc<File>, Owner)>,
+    kept: Option<(Arc<OpenFile>, Owner)>,
     /// The PID in a record whose holder keeps no lock on the file. Only the end of that process tells that the lock is
     /// free.
     pub(super) foreign: Option<u32>,
 }
 
 impl Contended {
-    pub(super) fn by_lock(file: Arc<File>) -> Self {
+    pub(super) fn by_lock(file: Arc<OpenFile>) -> Self {
         Self { kept: Some((file, Owner::this_process())), foreign: None }
     }
 
     /// Held by the process with this PID, which keeps no lock on the file.
     #[cfg(unix)]
-    pub(super) fn by_foreign(file: Arc<File>, pid: Option<u32>) -> Self {
+    pub(super) fn by_foreign(file: Arc<OpenFile>, pid: Option<u32>) -> Self {
         Self { foreign: pid, ..Self::by_lock(file) }
     }
 
     /// The open file of the last try; `None` in a forked child, which shares it with its parent: a lock on it would be
     /// the parent's too.
-    pub(super) fn file(&self) -> Option<&Arc<File>> {
+    pub(super) fn file(&self) -> Option<&Arc<OpenFile>> {
         self.kept.as_ref().filter(|(_, owner)| owner.is_this_process()).map(|(file, _)| file)
     }
 }

@@ -1,13 +1,13 @@
 //! The switch between the protocols. Each one has an `attempt`, a `holder` and a held state.
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::flock;
-use super::outcome::{Contended, Identity, Outcome};
+use super::outcome::{Contended, Identity, Outcome, Thread};
 #[cfg(unix)]
 use super::shlock;
+use crate::sys::OpenFile;
 use crate::sys::process::Owner;
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
@@ -17,17 +17,25 @@ use crate::words::mode::Mode;
 use crate::words::target::Target;
 
 /// Tries once, on from what the `last` try has found.
-pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<Outcome<Held>, LockError> {
+pub(super) fn attempt(
+    target: &Target,
+    mode: Mode,
+    last: &Contended,
+    thread: Thread,
+) -> Result<Outcome<Held>, LockError> {
     match target.kind {
         #[cfg(unix)]
         LockKind::Shlock => match mode {
-            Mode::Exclusive => Ok(shlock::attempt(target, last)?.map(Held::Shlock)),
+            Mode::Exclusive => Ok(shlock::attempt(target, last, thread)?.map(Held::Shlock)),
             Mode::Shared => {
                 let reason = "one name has one holder, so it cannot be shared; use the flock kind";
                 Err(LockError::unsupported(&target.path, target.kind, reason))
             }
         },
-        _ => Ok(flock::attempt(target, mode, last)?.map(Held::Flock)),
+        _ => {
+            let _ = thread;
+            Ok(flock::attempt(target, mode, last)?.map(Held::Flock))
+        }
     }
 }
 
@@ -64,7 +72,7 @@ pub(super) enum Held {
 
 impl Held {
     /// The lock file.
-    pub(super) fn file(&self) -> &Arc<File> {
+    pub(super) fn file(&self) -> &Arc<OpenFile> {
         match self {
             #[cfg(unix)]
             Self::Shlock(held) => held.file(),

@@ -4,6 +4,8 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::descriptors;
+
 /// The PID of this process; 0 if it is to be asked for.
 static PID: AtomicU32 = AtomicU32::new(0);
 
@@ -20,7 +22,7 @@ pub(crate) fn current_pid() -> u32 {
 fn ask() -> u32 {
     static IS_WATCHED: OnceLock<bool> = OnceLock::new();
     let pid = std::process::id();
-    // SAFETY: the handler only stores to an atomic, which is async-signal-safe, and it stays valid for ever.
+    // SAFETY: the handler makes only async-signal-safe calls, and it stays valid for ever.
     let is_watched = *IS_WATCHED.get_or_init(|| unsafe { libc::pthread_atfork(None, None, Some(forget)) } == 0);
     if is_watched {
         PID.store(pid, Ordering::Relaxed);
@@ -31,6 +33,7 @@ fn ask() -> u32 {
 /// Runs in a forked child, before anything else does.
 extern "C" fn forget() {
     PID.store(0, Ordering::Relaxed);
+    descriptors::give_up();
 }
 
 #[cfg(test)]
@@ -42,7 +45,7 @@ mod tests {
         for _asked_then_remembered in 0..2 {
             assert_eq!(current_pid(), std::process::id());
         }
-        forget();
+        PID.store(0, Ordering::Relaxed);
         assert_eq!(current_pid(), std::process::id());
     }
 }

@@ -12,13 +12,14 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
+use super::open_file::OpenFile;
 use super::stat::Stat;
 use crate::sys::types::{Existence, ProcessDescription};
 
 /// O_PATH needs no permission to list the directory, and it is enough for the `*at` calls.
 pub(super) const DIRECTORY: OFlags = OFlags::PATH;
 
-pub(super) fn create_unnamed(dir: impl AsFd, mode: u32) -> io::Result<File> {
+pub(super) fn create_unnamed(dir: impl AsFd, mode: u32) -> io::Result<OpenFile> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let file = retry_on_intr(|| rustix::fs::openat(&dir, ".", flags, Mode::from_raw_mode(mode)))?;
     Ok(file.into())

@@ -22,16 +22,19 @@ mod imp;
 
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 pub(crate) use imp::{describe_process, has_event_poll, process_descriptor};
+mod descriptors;
 mod fork;
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 mod mounts;
 #[cfg(not(all(target_os = "linux", not(tokio_lockfile_test_portable))))]
 #[path = "mounts_by_name.rs"]
 mod mounts;
+mod open_file;
 mod stat;
 
 pub(crate) use fork::current_pid;
 pub(crate) use mounts::{filesystem, filesystem_at};
+pub(crate) use open_file::OpenFile;
 use stat::stat_at;
 pub(crate) use stat::{Stat, stat, stat_path};
 
@@ -54,31 +57,31 @@ impl Dir {
     }
 
     /// Opens an existing file for reading.
-    pub(crate) fn open_file(&self, name: &OsStr) -> io::Result<File> {
+    pub(crate) fn open_file(&self, name: &OsStr) -> io::Result<OpenFile> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
     }
 
     /// Opens an existing file for reading, also through a symbolic link.
-    pub(crate) fn follow(&self, name: &OsStr) -> io::Result<File> {
+    pub(crate) fn follow(&self, name: &OsStr) -> io::Result<OpenFile> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
     }
 
     /// Opens an existing file for reading and writing.
-    pub(crate) fn open_writable(&self, name: &OsStr) -> io::Result<File> {
+    pub(crate) fn open_writable(&self, name: &OsStr) -> io::Result<OpenFile> {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
         Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
     }
 
     /// Creates a file. It is an error if the name already exists.
-    pub(crate) fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<File> {
+    pub(crate) fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<OpenFile> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(mode as _)))?.into())
     }
 
     /// Creates a file that has no name. It is an error if the system does not support this.
-    pub(crate) fn create_unnamed(&self, mode: u32) -> io::Result<File> {
+    pub(crate) fn create_unnamed(&self, mode: u32) -> io::Result<OpenFile> {
         imp::create_unnamed(&self.0, mode)
     }
 
@@ -134,7 +137,7 @@ fn open(path: &Path, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
 
 /// Opens the file of an flock, and creates it if it is missing. Returns whether this call has created it. If we may not
 /// write to the file, this opens it for reading. That is enough for flock(2) on a local file system.
-pub(crate) fn open_or_create(path: &Path, mode: u32) -> io::Result<(File, bool)> {
+pub(crate) fn open_or_create(path: &Path, mode: u32) -> io::Result<(OpenFile, bool)> {
     loop {
         let opened = match open(path, OFlags::RDWR, 0) {
             Err(Errno::ACCESS | Errno::ROFS) => open(path, OFlags::RDONLY, 0),
@@ -153,7 +156,7 @@ pub(crate) fn open_or_create(path: &Path, mode: u32) -> io::Result<(File, bool)>
 }
 
 /// Opens the file at `path` for reading. `None` if its directory exists and the file does not.
-pub(crate) fn open_existing(path: &Path) -> io::Result<Option<File>> {
+pub(crate) fn open_existing(path: &Path) -> io::Result<Option<OpenFile>> {
     match open(path, OFlags::RDONLY, 0) {
         Ok(file) => Ok(Some(file.into())),
         Err(Errno::NOENT) if path.parent().is_none_or(Path::exists) => Ok(None),

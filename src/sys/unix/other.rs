@@ -10,12 +10,13 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
+use super::open_file::OpenFile;
 use super::stat::Stat;
 use crate::sys::types::Existence;
 
 pub(super) const DIRECTORY: OFlags = OFlags::RDONLY;
 
-pub(super) fn create_unnamed(_dir: impl AsFd, _mode: u32) -> io::Result<File> {
+pub(super) fn create_unnamed(_dir: impl AsFd, _mode: u32) -> io::Result<OpenFile> {
     Err(Errno::OPNOTSUPP.into())
 }
 

@@ -8,6 +8,7 @@ use std::io;
 use super::create::Cleared;
 use super::directory::Directory;
 use super::judge::Stale;
+use crate::engine::file::outcome::Thread;
 use crate::engine::file::record;
 use crate::sys::Stat;
 use crate::sys::process::pid_exists;
@@ -18,6 +19,8 @@ pub(super) enum Broken {
     Changed,
     Unclear,
     Busy,
+    /// The links must be looked for in the whole directory.
+    Slow,
 }
 
 enum Linked {
@@ -27,7 +30,7 @@ enum Linked {
 
 impl Directory<'_> {
     /// Removes the name of a stale file. We hold the flock of the file all the time.
-    pub(super) fn break_stale(&self, stale: Stale) -> Result<Broken, LockError> {
+    pub(super) fn break_stale(&self, stale: Stale, thread: Thread) -> Result<Broken, LockError> {
         let seen = self.stat(&stale.file)?;
         if !self.names(self.name, &seen)? {
             return Ok(Broken::Changed);
@@ -36,6 +39,9 @@ impl Directory<'_> {
         let is_linked = seen.links > 1 && self.names(&private, &seen)?;
         let is_created = seen.links > 1 && self.names(&creating, &seen)?;
         let is_explained = seen.links == 1 + u64::from(is_linked) + u64::from(is_created);
+        if !is_explained && thread == Thread::Executor {
+            return Ok(Broken::Slow);
+        }
         // Our link changes the inode and so resets the file's age. We make the link only if a break is possible.
         let is_old = !is_explained && self.is_older_than_grace(&stale.file)?;
         if !is_explained && !self.others_links(&seen)?.allow_a_break(is_old) {
@@ -215,7 +221,7 @@ mod tests {
         std::fs::hard_link(&target.path, &private).unwrap();
         directory.give_way(&late_seen).unwrap();
         assert!(private.exists(), "removed without its file's lock");
-        assert!(matches!(directory.break_stale(next), Ok(Broken::Done(4_194_305))));
+        assert!(matches!(directory.break_stale(next, Thread::Pool), Ok(Broken::Done(4_194_305))));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -12,7 +12,7 @@ use super::probe::Probe;
 use crate::engine::file::outcome;
 use crate::engine::file::record::{self, Mark};
 use crate::sys::process::Owner;
-use crate::sys::{self, Dir};
+use crate::sys::{self, Dir, OpenFile};
 use crate::words::error::LockError;
 
 /// Another process may still work on a blank file or on a file with unexplained links until the file is this old. This
@@ -57,7 +57,7 @@ pub(super) enum Cleared {
 /// be removed before the file is closed, while the flock still protects the name.
 pub(super) struct Private<'a> {
     name: Option<PrivateName<'a>>,
-    pub(super) file: File,
+    pub(super) file: OpenFile,
 }
 
 /// A private name. The drop removes it.
@@ -238,7 +238,7 @@ impl Directory<'_> {
     }
 
     /// Creates a file under a private name. `None` if another process is creating one.
-    fn create_named(&self, mode: u32) -> Result<Option<(File, PrivateName<'_>)>, LockError> {
+    fn create_named(&self, mode: u32) -> Result<Option<(OpenFile, PrivateName<'_>)>, LockError> {
         let is_shared = sys::filesystem(&*self.dir).is_ok_and(|filesystem| filesystem.flock_is_proof());
         let name = if is_shared { self.creating() } else { self.creating_alone() };
         match self.dir.create_new(&name, mode) {
@@ -266,16 +266,15 @@ impl Directory<'_> {
         let file = match self.dir.open_file(private) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Cleared::Gone),
-            Err(error) => return Err(self.failed("open a private file of", error)),
+            Err(error) if sys::irregular_from_open(&error).is_some() => return Err(self.is_in_the_way(private)),
+            Err(error) => return Err(self.private_failed(private, "open the private lock file", error)),
         };
         let stat = self.stat(&file)?;
         let is_ours = stat.irregular().is_none()
-            && record::is_record_or_begun(&file).map_err(|error| self.failed("read a private file of", error))?;
+            && record::is_record_or_begun(&file)
+                .map_err(|error| self.private_failed(private, "read the private lock file", error))?;
         if !is_ours {
-            return Err(LockError::not_a_lock_file(
-                &self.target.path.with_file_name(private),
-                "it is not a lock file, but has the name of a private one",
-            ));
+            return Err(self.is_in_the_way(private));
         }
         let _probe = match self.try_lock(private, Arc::new(file))? {
             Some((file, true)) => Probe::new(file),
@@ -283,9 +282,20 @@ impl Directory<'_> {
             None => return Ok(Cleared::Gone),
         };
         if self.names(private, &stat)? {
-            self.dir.unlink(private).map_err(|error| self.failed("remove a private file of", error))?;
+            let removed = self.dir.unlink(private);
+            removed.map_err(|error| self.private_failed(private, "remove the private lock file", error))?;
         }
         Ok(Cleared::Gone)
+    }
+
+    /// The error when a file with a private name was not made by us.
+    fn is_in_the_way(&self, private: &OsStr) -> LockError {
+        let path = self.target.path.with_file_name(private);
+        LockError::not_a_lock_file(&path, "it has the name of a private lock file, but is something else")
+    }
+
+    fn private_failed(&self, private: &OsStr, action: &'static str, error: io::Error) -> LockError {
+        LockError::io(&self.target.path.with_file_name(private), action, error)
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::private_name::private_name;
 use crate::engine::file::outcome;
 use crate::engine::file::record::Record;
-use crate::sys::{self, Dir, Stat};
+use crate::sys::{self, Dir, OpenFile, Stat};
 use crate::util::random;
 use crate::words::error::LockError;
 use crate::words::target::Target;
@@ -48,7 +48,7 @@ impl<'a> Directory<'a> {
 
     /// Opens the file with the lock's name. `None` if there is no such file. It is an error if the file cannot be a
     /// lock file.
-    pub(super) fn open_lock(&self) -> Result<Option<File>, LockError> {
+    pub(super) fn open_lock(&self) -> Result<Option<OpenFile>, LockError> {
         let file = match self.dir.open_file(self.name) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -105,7 +105,11 @@ impl<'a> Directory<'a> {
     /// Tries to lock the file exclusively. If the file system locks only files that are open for writing, this opens
     /// the file at `name` again. `None` if that name is gone. The caller must check that the name still belongs to the
     /// same file.
-    pub(super) fn try_lock(&self, name: &OsStr, file: Arc<File>) -> Result<Option<(Arc<File>, bool)>, LockError> {
+    pub(super) fn try_lock(
+        &self,
+        name: &OsStr,
+        file: Arc<OpenFile>,
+    ) -> Result<Option<(Arc<OpenFile>, bool)>, LockError> {
         let error = match sys::try_lock_exclusive(&file) {
             Ok(locked) => return Ok(Some((file, locked))),
             Err(error) => error,

@@ -1,14 +1,13 @@
 //! A held shlock, and its release.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::engine::file::outcome::Identity;
 use crate::sys::process::Owner;
-use crate::sys::{self, Dir, Stat};
+use crate::sys::{self, Dir, OpenFile, Stat};
 use crate::words::error::LockError;
 
 /// A held lock.
@@ -16,14 +15,14 @@ use crate::words::error::LockError;
 pub(in crate::engine::file) struct Held {
     pub(super) dir: Arc<Dir>,
     pub(super) name: OsString,
-    pub(super) file: Arc<File>,
+    pub(super) file: Arc<OpenFile>,
     pub(super) stat: Stat,
     /// `None` when the lock has been released.
     pub(super) owner: Option<Owner>,
 }
 
 impl Held {
-    pub(in crate::engine::file) fn file(&self) -> &Arc<File> {
+    pub(in crate::engine::file) fn file(&self) -> &Arc<OpenFile> {
         &self.file
     }
 

@@ -8,8 +8,8 @@ use super::directory::Directory;
 use super::probe::Probe;
 use crate::engine::file::outcome::{self, Contended};
 use crate::engine::file::record::{Form, Mark, Record};
-use crate::sys;
 use crate::sys::process::pid_exists;
+use crate::sys::{self, OpenFile};
 use crate::words::error::LockError;
 
 /// The state of the lock's name.
@@ -17,7 +17,7 @@ pub(super) enum Found {
     Nothing,
     Changed,
     Busy(Contended),
-    Unclear(Arc<File>),
+    Unclear(Arc<OpenFile>),
     Stale(Stale),
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Stale {
 
 impl Directory<'_> {
     /// Looks at the file with the lock's name, and decides whether its holder is alive.
-    pub(super) fn contend(&self, kept: Option<Arc<File>>) -> Result<Found, LockError> {
+    pub(super) fn contend(&self, kept: Option<Arc<OpenFile>>) -> Result<Found, LockError> {
         let file = match kept {
             Some(file) if !self.names(self.name, &self.stat(&file)?)? => return Ok(Found::Changed),
             Some(file) => file,
@@ -61,7 +61,7 @@ impl Directory<'_> {
 
     /// Judges a file on which somebody else has a lock: the holder, another try, or a call of
     /// [`holder`](super::holder).
-    fn judge_locked(&self, file: Arc<File>, record: Record) -> Result<Found, LockError> {
+    fn judge_locked(&self, file: Arc<OpenFile>, record: Record) -> Result<Found, LockError> {
         let alive = record.pid().is_some_and(pid_exists);
         if !alive {
             return Ok(Found::Unclear(file));

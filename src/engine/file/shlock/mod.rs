@@ -16,15 +16,14 @@ mod judge;
 mod private_name;
 mod probe;
 
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::flock_holder;
-use super::outcome::{self, Contended, Identity, Outcome};
+use super::outcome::{self, Contended, Identity, Outcome, Thread};
 use super::record::{Mark, Record};
-use crate::sys;
 use crate::sys::process::{self, pid_exists};
+use crate::sys::{self, OpenFile};
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::kind::LockKind;
@@ -39,12 +38,12 @@ use judge::Found;
 const ROUNDS: u32 = 16;
 
 /// Tries once.
-pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome<Held>, LockError> {
+pub(super) fn attempt(target: &Target, last: &Contended, thread: Thread) -> Result<Outcome<Held>, LockError> {
     let directory = Directory::open(target)?;
     let mut kept = last.file().cloned();
     let mut taken_over = None;
     for _ in 0..ROUNDS {
-        match round(&directory, kept.take(), &mut taken_over) {
+        match round(&directory, kept.take(), &mut taken_over, thread) {
             Ok(Some(outcome)) => return Ok(outcome),
             Ok(None) => {}
             // NFS: somebody has removed a file between two of our calls.
@@ -58,18 +57,20 @@ pub(super) fn attempt(target: &Target, last: &Contended) -> Result<Outcome<Held>
 /// One round of a try. `None` if the file has changed meanwhile.
 fn round(
     directory: &Directory,
-    kept: Option<Arc<File>>,
+    kept: Option<Arc<OpenFile>>,
     taken_over: &mut Option<u32>,
+    thread: Thread,
 ) -> Result<Option<Outcome<Held>>, LockError> {
     match directory.contend(kept)? {
         Found::Nothing => {}
         Found::Changed => return Ok(None),
         Found::Busy(contended) => return Ok(Some(Outcome::Busy(contended))),
         Found::Unclear(file) => return Ok(Some(Outcome::Unclear(Contended::by_lock(file)))),
-        Found::Stale(stale) => match directory.break_stale(stale)? {
+        Found::Stale(stale) => match directory.break_stale(stale, thread)? {
             Broken::Done(pid) => *taken_over = Some(pid),
             Broken::Changed => return Ok(None),
             Broken::Unclear => return Ok(Some(Outcome::Unclear(Contended::default()))),
+            Broken::Slow => return Ok(Some(Outcome::Slow)),
             Broken::Busy => return Ok(Some(Outcome::Busy(Contended::default()))),
         },
     }

@@ -1,6 +1,5 @@
 //! The wait of a holder: for the loss of the lock.
 
-use std::fs::File;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use super::events::Watch;
 use crate::engine::file::execution::TargetOnDisk;
 use crate::engine::file::outcome::Identity;
+use crate::sys::OpenFile;
 use crate::util::blocking;
 use crate::util::timer::sleep;
 use crate::words::error::LostReason;
@@ -20,7 +20,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub(in crate::engine::file) async fn lost(
     lock: &TargetOnDisk,
     target: &Target,
-    file: &Arc<File>,
+    file: &Arc<OpenFile>,
     identity: Identity,
 ) -> LostReason {
     let has_events = lock.is_cheap_to_look_at() && !target.options.poll_only;

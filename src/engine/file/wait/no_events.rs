@@ -1,11 +1,11 @@
 //! Where no event tells that a lock file has changed. All waits poll.
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::wake_up::WakeUp;
+use crate::sys::OpenFile;
 use crate::words::kind::LockKind;
 
 /// A watch that nobody can have.
@@ -13,15 +13,15 @@ use crate::words::kind::LockKind;
 pub(crate) struct Watch(Infallible);
 
 impl Watch {
-    pub(crate) fn for_release(_kind: LockKind, _file: &Arc<File>, _holder: Option<u32>) -> Option<Self> {
+    pub(crate) fn for_release(_kind: LockKind, _file: &Arc<OpenFile>, _holder: Option<u32>) -> Option<Self> {
         None
     }
 
-    pub(crate) fn for_loss(_file: &Arc<File>, _path: &Path) -> Option<Self> {
+    pub(crate) fn for_loss(_file: &Arc<OpenFile>, _path: &Path) -> Option<Self> {
         None
     }
 
-    pub(crate) fn is_on(&self, _file: &Arc<File>, _holder: Option<u32>) -> bool {
+    pub(crate) fn is_on(&self, _file: &Arc<OpenFile>, _holder: Option<u32>) -> bool {
         match self.0 {}
     }
 

@@ -7,7 +7,6 @@
 mod driver;
 mod watches;
 
-use std::fs::File;
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -21,8 +20,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::runtime::{Handle, Id};
 
 use super::wake_up::WakeUp;
-use crate::sys;
 use crate::sys::process::Owner;
+use crate::sys::{self, OpenFile};
 use crate::words::kind::LockKind;
 use driver::Driver;
 use watches::{Descriptors, Signal, Watches, register};
@@ -34,7 +33,7 @@ const NAME_CHANGES: WatchFlags = WatchFlags::ATTRIB.union(WatchFlags::MOVE_SELF)
 #[derive(Debug)]
 pub(crate) struct Watch {
     /// It is weak, so that the watch does not keep the file open. The owner of the file decides which thread closes it.
-    file: Weak<File>,
+    file: Weak<OpenFile>,
     descriptors: Descriptors,
     signal: Arc<Signal>,
     /// The current runtime when the watch was made. Its driver reads the events.
@@ -48,7 +47,7 @@ pub(crate) struct Watch {
 impl Watch {
     /// Watches for the release of the lock on `file`, and for the end of its holder, if given. `None` if events are not
     /// available. The caller must look at the file once more before it waits for a [`wake_up`](Self::wake_up).
-    pub(crate) fn for_release(kind: LockKind, file: &Arc<File>, holder: Option<u32>) -> Option<Self> {
+    pub(crate) fn for_release(kind: LockKind, file: &Arc<OpenFile>, holder: Option<u32>) -> Option<Self> {
         // Our holders and the holders of shlock(1) unlink the file or close a descriptor for writing. flock(1) holds
         // its lock on a descriptor for reading.
         let closing = match kind {
@@ -60,11 +59,11 @@ impl Watch {
 
     /// Watches for a change of the name of `file` or of the directory of `path`. The rest is the same as in
     /// [`for_release`](Self::for_release).
-    pub(crate) fn for_loss(file: &Arc<File>, path: &Path) -> Option<Self> {
+    pub(crate) fn for_loss(file: &Arc<OpenFile>, path: &Path) -> Option<Self> {
         Self::new(file, path.parent(), NAME_CHANGES, None)
     }
 
-    fn new(file: &Arc<File>, dir: Option<&Path>, events: WatchFlags, holder: Option<u32>) -> Option<Self> {
+    fn new(file: &Arc<OpenFile>, dir: Option<&Path>, events: WatchFlags, holder: Option<u32>) -> Option<Self> {
         let runtime = Handle::try_current().ok()?;
         let (descriptors, signal, inotify) = Watches::get().add(events, file, dir, runtime.id())?;
         // `WATCHES` must be unlocked here. A runtime that is shutting down drops the driver at once, and that locks it.
@@ -81,7 +80,7 @@ impl Watch {
     }
 
     /// Whether this watch still works, in the current runtime, for this file and this holder.
-    pub(crate) fn is_on(&self, file: &Arc<File>, holder: Option<u32>) -> bool {
+    pub(crate) fn is_on(&self, file: &Arc<OpenFile>, holder: Option<u32>) -> bool {
         self.file.as_ptr() == Arc::as_ptr(file) && self.holder == holder && self.is_at_home() && !self.is_orphaned()
     }
 

@@ -1,0 +1,32 @@
+//! Files that a forked child does not keep open.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::descriptors::Listed;
+use super::fork;
+
+/// An open file. A forked child has another file without content in its place.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    // In this order: a number that is listed must not be another file's.
+    _listed: Listed,
+    file: File,
+}
+
+impl Deref for OpenFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl From<OwnedFd> for OpenFile {
+    fn from(descriptor: OwnedFd) -> Self {
+        // The handler must be there before the first descriptor is listed.
+        fork::current_pid();
+        Self { _listed: Listed::new(descriptor.as_raw_fd()), file: descriptor.into() }
+    }
+}
