@@ -11,5 +11,4 @@ mod queue;
 mod registry;
 mod report;
 mod time_slice;
-mod watchdog;
 mod worker;

@@ -36,6 +36,7 @@ pub(crate) mod process;
 #[cfg(any(not(target_os = "linux"), tokio_lockfile_test_portable))]
 mod sysinfo;
 mod types;
+pub(crate) mod watchdog;
 
 pub(crate) use types::FileSystem;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::execution::{Execution, TargetOnDisk};
 use super::outcome::{Contended, Outcome, Thread};
 use super::protocol;
+use super::unclaimed::Unclaimed;
 use super::wait::wake_up::WakeUp;
 use crate::engine::contract::Answer;
 use crate::util::timer::sleep;
@@ -90,33 +91,36 @@ async fn look_again<Turn: Send + 'static>(
         let outcome;
         (turn, outcome) = match lock.execution() {
             Some(Execution::Inline) if !is_slow => {
-                (turn, protocol::attempt(&lock.target, mode, &last, Thread::Executor)?)
+                (turn, Some(protocol::attempt(&lock.target, mode, &last, Thread::Executor)?))
             }
             _ => try_on_pool(&lock, mode, turn, last).await?,
         };
-        (turn, undecided) = match decided(turn, outcome) {
+        // A lock that was taken back may be free, or somebody else's by now.
+        (turn, undecided) = match decided(turn, outcome.unwrap_or(Outcome::Slow)) {
             Ok(tried) => return Ok(tried),
             Err(undecided) => undecided,
         };
     }
 }
 
+/// `None` if the lock was obtained, but taken back because this future was not polled in time.
 async fn try_on_pool<Turn: Send + 'static>(
     lock: &Arc<TargetOnDisk>,
     mode: Mode,
     turn: Turn,
     last: Contended,
-) -> Result<(Turn, Outcome<protocol::Held>), LockError> {
+) -> Result<(Turn, Option<Outcome<protocol::Held>>), LockError> {
     let path = &lock.target.path;
     let lock = Arc::clone(lock);
     // The turn goes along: if our caller goes away, no other task tries before this try has ended.
     let tried = blocking::run_and_tidy_up(move || {
         lock.find_execution();
         let outcome = protocol::attempt(&lock.target, mode, &last, Thread::Pool);
+        let (unclaimed, watch_later) = Unclaimed::new(outcome);
         // In this order: if our caller has gone, the lock is released before the turn. `last` is dropped after the answer
         // is sent: whoever closes a file that was removed pays for its removal from the disk.
-        ((outcome, turn), last)
+        ((unclaimed, turn), (watch_later, last))
     });
-    let (outcome, turn) = tried.await.map_err(|error| LockError::io(path, "try for", error))?;
-    Ok((turn, outcome?))
+    let (unclaimed, turn) = tried.await.map_err(|error| LockError::io(path, "try for", error))?;
+    Ok((turn, unclaimed.claim().transpose()?))
 }

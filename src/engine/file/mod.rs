@@ -13,6 +13,7 @@ mod protocol;
 mod record;
 #[cfg(unix)]
 mod shlock;
+mod unclaimed;
 mod wait;
 
 use std::path::{Path, PathBuf};

@@ -1,14 +1,14 @@
-//! A thread that withdraws offers which no task accepts, because the task is not polled. The whole runtime may stand still,
-//! so a task cannot do this. The thread lives only while locks are handed off.
+//! A thread that takes back what no task accepts, because the task is not polled. The whole runtime may stand still, so a
+//! task cannot do this. The thread lives only while there is something to watch.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use crate::sys::per_process::PerProcess;
+use super::per_process::PerProcess;
 
 /// What the watchdog looks at.
-pub(super) trait Watched: Send + Sync {
-    /// Withdraws what has stood for too long. Returns whether the watchdog must come again. Does not panic.
+pub(crate) trait Watched: Send + Sync {
+    /// Takes back what has stood for too long. Returns whether the watchdog must come again. Does not panic.
     fn look(&self) -> bool;
 }
 
@@ -20,7 +20,7 @@ struct Watchdog {
 static WATCHDOG: PerProcess<Mutex<Watchdog>> = PerProcess::new();
 
 /// Looks at `watched` every `interval` from now on. `false` if the thread cannot be started.
-pub(super) fn watch(watched: Weak<dyn Watched>, interval: Duration) -> bool {
+pub(crate) fn watch(watched: Weak<dyn Watched>, interval: Duration) -> bool {
     let mut watchdog = Watchdog::get();
     if !watchdog.is_running {
         // With the stack of any other thread: a look may log, and so run somebody's subscriber.
