@@ -283,6 +283,9 @@ async fn a_search_through_the_directory_runs_on_the_blocking_pool() {
     let lock = LockFile::shlock(&path).unwrap();
     std::fs::write(&path, format!("{}\n", dead_pid())).unwrap();
     std::fs::hard_link(&path, dir.path().join("precious")).unwrap();
+    for number in 0..300 {
+        std::fs::write(dir.path().join(number.to_string()), "").unwrap();
+    }
     let mut attempt = Box::pin(lock.attempt());
     assert!(!poll_once(attempt.as_mut()).await, "the executor searches");
     assert!(attempt.await.unwrap().is_none());

@@ -40,6 +40,38 @@ fn two_of_ours() {
     is_safe_and_never_stuck(&[Ours, Ours]);
 }
 
+/// The owner of a stale file, or an administrator, may remove it at any time.
+fn search_beside_an_owner(kinds: &[Kind], without: Without) -> Found {
+    let found = Model { owner_removes: true, without, ..Model::new(kinds) }.search();
+    println!("{kinds:?}, and an owner who removes: {} states, {} stuck", found.states, found.stuck);
+    found
+}
+
+#[track_caller]
+fn is_safe_and_never_stuck_beside_an_owner(kinds: &[Kind]) {
+    let found = search_beside_an_owner(kinds, Without::default());
+    assert!(found.violation.is_none() && found.stuck == 0, "{kinds:?}: {:?}", found.violation);
+}
+
+#[test]
+fn two_of_ours_beside_an_owner_who_removes_the_stale_file() {
+    is_safe_and_never_stuck_beside_an_owner(&[Ours, Ours]);
+    is_safe_and_never_stuck_beside_an_owner(&[Named, Named]);
+    is_safe_and_never_stuck_beside_an_owner(&[Portable, Portable]);
+}
+
+#[test]
+#[ignore = "large"]
+fn three_of_ours_beside_an_owner_who_removes_the_stale_file() {
+    is_safe_and_never_stuck_beside_an_owner(&[Ours, Ours, Ours]);
+}
+
+#[test]
+fn two_holders_beside_an_owner_if_a_new_holder_does_not_look_for_a_breaker() {
+    let without = Without { look_for_a_breaker: true, ..Without::default() };
+    assert!(search_beside_an_owner(&[Ours, Ours], without).violation.is_some());
+}
+
 #[test]
 fn two_of_ours_where_files_need_names() {
     is_safe_and_never_stuck(&[Named, Named]);

@@ -121,7 +121,7 @@ impl Model {
                 None => At::UnlockStale { then: Then::LookAgain },
                 Some(inode) => match state.link(inode, Name::Breaking) {
                     true => after_link(state.local(process), links),
-                    false => At::ClearOpen(Clear::ToBreak),
+                    false => At::ClearOpen(Clear::Breaker),
                 },
             },
             At::UnlinkCreated { links } => {
@@ -159,7 +159,7 @@ impl Model {
             }
             At::GiveWay => match state.has_name(state.open(process), Name::Breaking) {
                 true => At::UnlinkBreaking { then: Then::GiveUp },
-                false => At::ClearOpen(Clear::ToBreak),
+                false => At::ClearOpen(Clear::Breaker),
             },
             At::UnlinkStale => {
                 state.unlink(Name::Lock);
@@ -191,6 +191,10 @@ impl Model {
             At::ClearFlock(clear) => {
                 match state.try_lock(process, state.private(process)) || self.without.flock_before_clear {
                     true => At::ClearLook(clear),
+                    // A breaker may be about to remove our new file. It stays, and the next process judges it.
+                    false if clear == Clear::Publisher && !self.without.look_for_a_breaker => {
+                        At::UnlockStale { then: Then::GiveUp }
+                    }
                     false => {
                         state.local_mut(process).private = None;
                         after_clear(clear)
@@ -219,7 +223,7 @@ impl Model {
         let kind = self.kinds[process];
         Some(match state.local(process).at {
             At::Create(purpose) => match kind.creates_named() && state.look_up(Name::Creating).is_some() {
-                true => At::ClearOpen(Clear::ToCreate(purpose)),
+                true => At::ClearOpen(Clear::Creator(purpose)),
                 false => {
                     let inode = state.create();
                     state.local_mut(process).created = Some(inode);
@@ -251,7 +255,7 @@ impl Model {
                 let to_link = self.to_link(state, process, state.created(process), Name::Creating);
                 match (to_link.is_some_and(|inode| state.link(inode, Name::Lock)), kind.creates_named()) {
                     (true, true) => At::UnlinkCreating(Created::Published),
-                    (true, false) => At::LookPublished,
+                    (true, false) => At::ClearOpen(Clear::Publisher),
                     (false, true) => At::UnlinkCreating(Created::InVain),
                     (false, false) => At::UnlockStale { then: Then::LookAgain },
                 }
@@ -259,8 +263,7 @@ impl Model {
             At::UnlinkCreating(then) => {
                 state.unlink(Name::Creating);
                 match then {
-                    Created::Published if self.without.look_published => At::ClearOpen(Clear::AsHolder),
-                    Created::Published => At::LookPublished,
+                    Created::Published => At::ClearOpen(Clear::Publisher),
                     Created::InVain => At::UnlockStale { then: Then::LookAgain },
                     Created::Compared(links) => {
                         state.unlock(process, state.created(process));
@@ -270,12 +273,12 @@ impl Model {
                 }
             }
             At::FlockPublished => match state.try_lock(process, state.created(process)) {
-                true => At::ClearOpen(Clear::AsHolder),
+                true => At::Held,
                 false => At::UnlockStale { then: Then::GiveUp },
             },
-            At::LookPublished => match names_lock(state, state.created(process)) {
+            At::LookPublished => match names_lock(state, state.created(process)) || self.without.look_published {
                 true if self.without.flock_before_link => At::FlockPublished,
-                true => At::ClearOpen(Clear::AsHolder),
+                true => At::Held,
                 false => At::UnlockStale { then: Then::LookAgain },
             },
             _ => return None,
@@ -393,7 +396,7 @@ fn names_lock(state: &State<At>, inode: Inode) -> bool {
 fn fail_to_create(state: &mut State<At>, process: Process, purpose: Purpose) -> At {
     let created = state.local_mut(process).created.take().expect("the process has created a file");
     state.unlock(process, created);
-    after_clear(Clear::ToCreate(purpose))
+    after_clear(Clear::Creator(purpose))
 }
 
 /// The next call after our link exists.
@@ -411,8 +414,8 @@ fn after_removal(links: Links, dead: u8) -> At {
 
 fn after_clear(clear: Clear) -> At {
     match clear {
-        Clear::AsHolder => At::Held,
-        Clear::ToBreak | Clear::ToCreate(Purpose::Lock) => At::UnlockStale { then: Then::GiveUp },
-        Clear::ToCreate(Purpose::Age) => At::LookForOthers { links: Links::Young },
+        Clear::Publisher => At::LookPublished,
+        Clear::Breaker | Clear::Creator(Purpose::Lock) => At::UnlockStale { then: Then::GiveUp },
+        Clear::Creator(Purpose::Age) => At::LookForOthers { links: Links::Young },
     }
 }

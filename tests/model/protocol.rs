@@ -3,7 +3,7 @@
 //! Before every step a process can crash. Between two steps it can pause for any time. A crashed process can start
 //! again at any time, with its old PID or with another one.
 
-use super::state::{Local, Name, PROCESSES, Process, State};
+use super::state::{Local, Name, PROCESSES, Process, Record, State};
 
 /// The program that a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +46,8 @@ pub(crate) struct Without {
     pub(crate) flock_before_clear: bool,
     pub(crate) look_published: bool,
     pub(crate) unlink_before_unlock: bool,
+    /// The rule that a new file is not the lock yet while a breaker works.
+    pub(crate) look_for_a_breaker: bool,
 }
 
 /// The next system call of a process. For our processes, the comment names the function in src/engine/file/shlock/.
@@ -191,19 +193,19 @@ pub(crate) enum Links {
 /// Which private name is cleared, and for which purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Clear {
-    /// The breakers' private name, cleared by the new holder.
-    AsHolder,
+    /// The breakers' private name, cleared by the process that has published a new file.
+    Publisher,
     /// The breakers' private name, cleared by the next breaker.
-    ToBreak,
+    Breaker,
     /// The creators' private name, cleared by the next creator.
-    ToCreate(Purpose),
+    Creator(Purpose),
 }
 
 impl Clear {
     pub(super) fn name(self) -> Name {
         match self {
-            Self::AsHolder | Self::ToBreak => Name::Breaking,
-            Self::ToCreate(_) => Name::Creating,
+            Self::Publisher | Self::Breaker => Name::Breaking,
+            Self::Creator(_) => Name::Creating,
         }
     }
 }
@@ -270,13 +272,15 @@ pub(crate) enum Chance {
 pub(crate) struct Model {
     pub(crate) kinds: Vec<Kind>,
     pub(crate) without: Without,
+    /// Whether the owner of a stale file, or an administrator, can remove it.
+    pub(crate) owner_removes: bool,
 }
 
 impl Model {
     pub(crate) fn new(kinds: &[Kind]) -> Self {
         assert!(kinds.len() <= PROCESSES);
         assert!(kinds.is_sorted(), "kinds must be sorted, so that processes of one kind can swap their numbers");
-        Self { kinds: kinds.to_vec(), without: Without::default() }
+        Self { kinds: kinds.to_vec(), without: Without::default(), owner_removes: false }
     }
 
     pub(crate) fn start(&self) -> State<At> {
@@ -332,8 +336,21 @@ impl Model {
             self.step(&mut next, process);
             successors.push((next, Chance::Course));
         }
+        successors.extend(self.owner_removes(state).map(|next| (next, Chance::Luck)));
         successors.extend(self.ages(state).map(|next| (next, Chance::Course)));
         successors
+    }
+
+    /// The owner removes the file of a dead holder.
+    fn owner_removes(&self, state: &State<At>) -> Option<State<At>> {
+        let inode = state.look_up(Name::Lock).filter(|_| self.owner_removes)?;
+        let is_stale = match state.file(inode).record {
+            Record::Marked(pid) | Record::Foreign(pid) => !is_alive(state, pid),
+            Record::Blank => false,
+        };
+        let mut next = *state;
+        next.unlink(Name::Lock);
+        is_stale.then_some(next)
     }
 
     /// The lock file gets older than thirty seconds.

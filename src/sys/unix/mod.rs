@@ -118,12 +118,13 @@ impl Dir {
         Ok(!is_sticky || !file.is_another_users())
     }
 
-    pub(crate) fn names(&self) -> io::Result<Vec<OsString>> {
+    /// The names in the directory, at most `limit` of them.
+    pub(crate) fn names(&self, limit: usize) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
         // `self` may be open with O_PATH, and then it cannot be listed.
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let readable = retry_on_intr(|| rustix::fs::openat(&self.0, ".", flags, Mode::empty()))?;
-        for entry in rustix::fs::Dir::new(readable)? {
+        for entry in rustix::fs::Dir::new(readable)?.take(limit) {
             names.push(OsString::from_vec(entry?.file_name().to_bytes().to_owned()));
         }
         Ok(names)

@@ -19,6 +19,9 @@ use crate::words::error::LockError;
 /// is the rule of INN.
 const GRACE: Duration = Duration::from_secs(30);
 
+/// How often a new holder looks whether a breaker is done, which takes it some microseconds.
+const LOOKS: u32 = 64;
+
 /// The modification time of all our lock files: 18 January 2038, 00:00:00 UTC.
 ///
 /// The inode gets this time before it gets a name. So if the name survives a crash of the machine, the time survives
@@ -123,6 +126,19 @@ impl Directory<'_> {
             stat,
             owner: Some(owner),
         };
+        // The breaker may be about to remove our file, which it takes for the stale one. So the file stays as it is: if we
+        // removed it by its name, that could already be another process's name. The next try judges the file.
+        match self.is_breaker_at_work() {
+            Ok(false) => {}
+            Ok(true) => {
+                held.abandon();
+                return Ok(Created::Unclear);
+            }
+            Err(error) => {
+                held.abandon();
+                return Err(error);
+            }
+        }
         if !self.names(self.name, &held.stat)? {
             // On SMB nobody can read the file while it is locked, we neither.
             drop(held);
@@ -134,10 +150,26 @@ impl Directory<'_> {
         if !filesystem.flock_is_proof() && !self.shows_lock()? {
             return Err(self.splits_names());
         }
-        // A breaker that died between its two unlinks left this name, and nobody else looks for it. If the removal
-        // fails, we still have the lock. The next process that needs the name reports the error.
-        let _ = self.clear(&self.breaking());
         Ok(Created::Held(held))
+    }
+
+    /// Whether a breaker works on a file that had the lock's name before ours.
+    ///
+    /// Its last look and its unlink are two calls. Between them, somebody else may have removed the stale file, and we
+    /// may have created a new one. Every breaker has its private name before that look, and removes it after the unlink.
+    /// So if we find no such name once our file has the lock's name, no breaker removes our file. This also removes the
+    /// private name that a dead breaker left: nobody else looks for it.
+    fn is_breaker_at_work(&self) -> Result<bool, LockError> {
+        for _ in 0..LOOKS {
+            match self.clear(&self.breaking()) {
+                Ok(Cleared::Gone) => return Ok(false),
+                Ok(Cleared::InUse) => std::thread::yield_now(),
+                // A breaker's file is a lock file.
+                Err(LockError::NotALockFile { .. }) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
     }
 
     /// Removes the lock's name if it is ours. The caller has made the link, and the name shows another inode. Some file

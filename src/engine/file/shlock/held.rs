@@ -41,6 +41,12 @@ impl Held {
         removed
     }
 
+    /// Unlocks the file and leaves its name. To others it looks like the file of a dead holder.
+    pub(super) fn abandon(mut self) {
+        self.owner = None;
+        let _ = sys::unlock(&self.file);
+    }
+
     /// Unlinks the name if it is still ours, and then unlocks the file. In the opposite order, two processes could hold
     /// the lock for a moment.
     fn remove(&mut self) -> io::Result<()> {
