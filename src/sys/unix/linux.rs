@@ -79,10 +79,12 @@ pub(crate) fn describe_process(pid: u32) -> Option<ProcessDescription> {
 /// Whether this process has a descriptor of epoll(7), without which no runtime of Tokio has an I/O driver. `true` if that
 /// cannot be seen.
 pub(crate) fn has_event_poll() -> bool {
-    let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else { return true };
-    descriptors
-        .flatten()
-        .any(|entry| std::fs::read_link(entry.path()).is_ok_and(|to| to.as_os_str() == "anon_inode:[eventpoll]"))
+    let Ok(mut descriptors) = std::fs::read_dir("/proc/self/fd") else { return true };
+    descriptors.any(|descriptor| match descriptor.and_then(|descriptor| std::fs::read_link(descriptor.path())) {
+        Ok(file) => file.as_os_str() == "anon_inode:[eventpoll]",
+        // Another thread has just closed it.
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    })
 }
 
 /// A descriptor that becomes readable when the process ends (pidfd_open(2)).

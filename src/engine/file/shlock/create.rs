@@ -299,12 +299,12 @@ impl Directory<'_> {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Cleared::Gone),
             Err(error) if sys::irregular_from_open(&error).is_some() => return Err(self.is_in_the_way(private)),
-            Err(error) => return Err(self.private_failed(private, "open the private lock file", error)),
+            Err(error) => return Err(self.private_failed(private, "open a private file of", error)),
         };
         let stat = self.stat(&file)?;
         let is_ours = stat.irregular().is_none()
             && record::is_record_or_begun(&file)
-                .map_err(|error| self.private_failed(private, "read the private lock file", error))?;
+                .map_err(|error| self.private_failed(private, "read a private file of", error))?;
         if !is_ours {
             return Err(self.is_in_the_way(private));
         }
@@ -315,7 +315,7 @@ impl Directory<'_> {
         };
         if self.names(private, &stat)? {
             let removed = self.dir.unlink(private);
-            removed.map_err(|error| self.private_failed(private, "remove the private lock file", error))?;
+            removed.map_err(|error| self.private_failed(private, "remove a private file of", error))?;
         }
         Ok(Cleared::Gone)
     }
@@ -326,8 +326,14 @@ impl Directory<'_> {
         LockError::not_a_lock_file(&path, "it has the name of a private lock file, but is something else")
     }
 
+    /// The error when a call for a private file failed. It names that file only if the file itself is in the way.
     fn private_failed(&self, private: &OsStr, action: &'static str, error: io::Error) -> LockError {
-        LockError::io(&self.target.path.with_file_name(private), action, error)
+        match error.kind() {
+            io::ErrorKind::PermissionDenied => {
+                LockError::io(&self.target.path.with_file_name(private), "use the private lock file", error)
+            }
+            _ => self.failed(action, error),
+        }
     }
 }
 
