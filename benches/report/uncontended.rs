@@ -101,7 +101,7 @@ async fn measure(place: &str, dir: &Path, rounds: usize) -> Vec<Row> {
     };
     vec![
         row("flock: attempt, drop", "its raw calls, inline", our_f, raw_f, Goal::AtMost(1.15)).if_missed(
-            "beyond the raw calls, what the file holds is read before it is written over, and a getpid finds a fork.",
+            "beyond the raw calls, what the file holds is read before it is written over.",
         ),
         row("shlock: attempt, drop", "its raw calls, in one hop", our_s, raw_s, Goal::AtMost(1.2)),
         row("the flock protocol's raw calls", "open, flock, close", raw_f, bare, Goal::None),
