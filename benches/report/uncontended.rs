@@ -100,9 +100,8 @@ async fn measure(place: &str, dir: &Path, rounds: usize) -> Vec<Row> {
         Row::new(format!("{what}, {place}"), beside, value.over(reference), goal, value.to_string())
     };
     vec![
-        row("flock: attempt, drop", "its raw calls, inline", our_f, raw_f, Goal::AtMost(1.15)).if_missed(
-            "beyond the raw calls, what the file holds is read before it is written over.",
-        ),
+        row("flock: attempt, drop", "its raw calls, inline", our_f, raw_f, Goal::AtMost(1.15))
+            .if_missed("beyond the raw calls, what the file holds is read before it is written over."),
         row("shlock: attempt, drop", "its raw calls, in one hop", our_s, raw_s, Goal::AtMost(1.2)),
         row("the flock protocol's raw calls", "open, flock, close", raw_f, bare, Goal::None),
         row("std: open, try_lock, drop", "open, flock, close", std_, bare, Goal::None),

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, test_kill_process};
@@ -67,6 +68,10 @@ impl Arena {
         Self { dir: dir.to_owned(), rows: open("rows"), counter: open("counter") }
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The lock that the instances compete for. Its directory contains nothing else.
     pub(crate) fn lock(&self) -> PathBuf {
         self.dir.join("locks/x.lock")
@@ -102,7 +107,14 @@ impl Arena {
         self.dir.join("marker")
     }
 
+    /// Of an instance and its children.
     pub(crate) fn tally(&self, instance: u64) -> Tally {
+        let mut tally = self.own_tally(instance);
+        children(instance).take_while(|&child| self.is_ready(child)).for_each(|child| tally += self.own_tally(child));
+        tally
+    }
+
+    fn own_tally(&self, instance: u64) -> Tally {
         Tally {
             acquired: self.read(instance, Field::Acquired),
             undecided: self.read(instance, Field::Undecided),
@@ -135,9 +147,33 @@ fn read_u64(file: &File, offset: u64) -> u64 {
 pub(crate) struct Instance {
     pub(crate) arena: Arena,
     pub(crate) number: u64,
+    /// How many children it has forked.
+    pub(crate) children: AtomicU64,
+}
+
+/// The numbers of forked children begin here.
+const FIRST_CHILD: u64 = 1_000_000;
+
+/// The highest number of children that one instance forks.
+const CHILDREN: u64 = 1_000;
+
+/// The children that an instance can have.
+fn children(parent: u64) -> impl Iterator<Item = u64> {
+    (0..CHILDREN).map(move |number| FIRST_CHILD + parent * CHILDREN + number)
+}
+
+/// The instance with whose process group an instance is killed.
+fn leader(number: u64) -> u64 {
+    if number < FIRST_CHILD { number } else { (number - FIRST_CHILD) / CHILDREN }
 }
 
 impl Instance {
+    /// The number of the next child that this instance forks. A child forks none.
+    pub(crate) fn next_child(&self) -> Option<u64> {
+        let next = self.children.fetch_add(1, Ordering::Relaxed);
+        (self.number < FIRST_CHILD).then(|| children(self.number).nth(next as usize)).flatten()
+    }
+
     /// Tells the supervisor that the work begins.
     pub(crate) fn begin(&self) {
         self.arena.write(self.number, Field::Ready, 1);
@@ -175,7 +211,7 @@ impl Instance {
                 Err(error) => assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}"),
             }
             match self.arena.marked() {
-                Some(other) if self.arena.read(other, Field::Condemned) == 1 => {
+                Some(other) if self.arena.read(leader(other), Field::Condemned) == 1 => {
                     self.count(Field::Takeovers);
                     if std::fs::remove_file(&marker).is_err() {
                         self.violation();

@@ -23,7 +23,7 @@ const fn delayed(role: Role) -> Member {
     Member { role, delayed: true }
 }
 
-const CAMPAIGNS: [Campaign; 4] = [
+const CAMPAIGNS: [Campaign; 6] = [
     Campaign {
         name: "shlock alone",
         crew: &[
@@ -59,6 +59,28 @@ const CAMPAIGNS: [Campaign; 4] = [
             member(Role::Flock1),
         ],
         share: 35,
+    },
+    Campaign {
+        name: "shlock in chaos",
+        crew: &[
+            member(Role::ShlockInChaos),
+            member(Role::ShlockInChaos),
+            member(Role::ShlockInChaos),
+            member(Role::Shlock),
+            delayed(Role::ShlockInChaos),
+        ],
+        share: 60,
+    },
+    Campaign {
+        name: "flock in chaos",
+        crew: &[
+            member(Role::FlockInChaos),
+            member(Role::FlockInChaos),
+            member(Role::FlockInChaos),
+            member(Role::Flock),
+            delayed(Role::FlockInChaos),
+        ],
+        share: 60,
     },
     Campaign {
         name: "naive PEAK, to be caught",

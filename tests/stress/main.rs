@@ -10,6 +10,9 @@
 //! cargo test --test stress -- --campaign "shlock alone" --dir /dev/shm
 //! ```
 //!
+//! In the campaigns with chaos, processes also fork while they wait and while they hold the lock, and both go on; runtimes
+//! end in the middle of a wait; guards outlive their runtimes; holders remove their lock file.
+//!
 //! `--acquisitions` is the total for all campaigns with our locks.
 //! The test needs Linux, strace, a C compiler, flock(1) of util-linux and INN's shlock(1), whose path is in `SHLOCK`.
 //! If a tool is missing, the test fails.
@@ -18,6 +21,8 @@
 mod arena;
 #[cfg(target_os = "linux")]
 mod campaign;
+#[cfg(target_os = "linux")]
+mod chaos;
 #[cfg(target_os = "linux")]
 mod supervisor;
 #[cfg(target_os = "linux")]

@@ -9,6 +9,7 @@ use rustix::process::{Pid, test_kill_process};
 use tokio_lockfile::{LockFile, LockGuard};
 
 use crate::arena::{Arena, Instance};
+use crate::chaos::{reap, take_a_strange_turn};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -16,6 +17,9 @@ pub(crate) enum Role {
     Shlock,
     /// Ours.
     Flock,
+    /// Ours, in processes that fork, end their runtimes and remove their lock files.
+    ShlockInChaos,
+    FlockInChaos,
     /// INN's shlock(1).
     InnShlock,
     /// flock(1) of util-linux.
@@ -25,12 +29,15 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    const ALL: [Self; 5] = [Self::Shlock, Self::Flock, Self::InnShlock, Self::Flock1, Self::Peak];
+    const ALL: [Self; 7] =
+        [Self::Shlock, Self::Flock, Self::ShlockInChaos, Self::FlockInChaos, Self::InnShlock, Self::Flock1, Self::Peak];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Shlock => "our shlock",
             Self::Flock => "our flock",
+            Self::ShlockInChaos => "our shlock in chaos",
+            Self::FlockInChaos => "our flock in chaos",
             Self::InnShlock => "shlock(1)",
             Self::Flock1 => "flock(1)",
             Self::Peak => "naive PEAK",
@@ -38,19 +45,21 @@ impl Role {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 /// A worker process, until the end of the campaign.
 pub(crate) fn work(role: &str, dir: &Path, number: u64) {
     let role = Role::ALL.into_iter().find(|known| known.name() == role).unwrap();
-    let instance = Instance { arena: Arena::open(dir), number };
+    let instance = Instance { arena: Arena::open(dir), number, children: Default::default() };
     instance.begin();
     runtime().block_on(async {
         match role {
             Role::Shlock => ours(instance, |path| LockFile::shlock(path).unwrap()).await,
             Role::Flock => ours(instance, |path| LockFile::flock(path).unwrap()).await,
+            Role::ShlockInChaos => chaos(&instance, |path| LockFile::shlock(path).unwrap()).await,
+            Role::FlockInChaos => chaos(&instance, |path| LockFile::flock(path).unwrap()).await,
             Role::InnShlock => inn_shlock(&instance, dir).await,
             Role::Flock1 => flock1(&instance, dir),
             Role::Peak => peak(&instance, dir).await,
@@ -60,7 +69,15 @@ pub(crate) fn work(role: &str, dir: &Path, number: u64) {
 
 /// The process that flock(1) runs: it runs the critical section once.
 pub(crate) fn section(dir: &Path, number: u64) {
-    runtime().block_on(Instance { arena: Arena::open(dir), number }.section());
+    runtime().block_on(Instance { arena: Arena::open(dir), number, children: Default::default() }.section());
+}
+
+async fn chaos(instance: &Instance, open: fn(&Path) -> LockFile) {
+    let lock = open(&instance.arena.lock());
+    while !instance.arena.is_over() {
+        take_a_strange_turn(&lock, instance).await;
+    }
+    reap(rustix::process::WaitOptions::empty());
 }
 
 /// Some processes have two tasks. Each task has its own handle on the same lock.
@@ -83,7 +100,7 @@ async fn ours(instance: Instance, open: fn(&Path) -> LockFile) {
     }
 }
 
-async fn take_a_turn(lock: &LockFile, instance: &Instance) {
+pub(crate) async fn take_a_turn(lock: &LockFile, instance: &Instance) {
     let Some(guard) = take(lock).await else {
         return pause();
     };
