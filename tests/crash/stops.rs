@@ -22,6 +22,14 @@ pub(crate) fn run() {
         }
     }
     println!("all files removed at {swept} boundaries: every worker got the lock or reported the loss");
+
+    let mut removed = 0;
+    for scene in [Scene::Stale, Scene::Leftovers] {
+        removed +=
+            boundaries(Kind::Shlock, scene).into_iter().filter(|&boundary| remove_stale(scene, boundary)).count();
+    }
+    assert!(removed > 0);
+    println!("the stale file removed by its owner at {removed} boundaries: never two holders");
 }
 
 /// All files are removed. During an attempt this is no error; while the lock is held it is one.
@@ -45,6 +53,35 @@ fn sweep(scene: Scene, Boundary { call, number }: Boundary) {
     let is_lost = report.contains("lost the lock") && has_published;
     assert!(report == "held\nreleased\n" || is_lost, "{place}: {report}");
     stage.is_in_order(&place);
+}
+
+/// The owner of the stale file removes it during its takeover, and this process takes the lock at once. `false` if the
+/// worker was not that far, or further.
+fn remove_stale(scene: Scene, Boundary { call, number }: Boundary) -> bool {
+    let place = format!("{scene:?}: stale file removed at {call} {number}");
+    let mut stage = Stage::new(Kind::Shlock, scene);
+    let stale = std::fs::read(stage.path()).unwrap();
+    let mut child = stage.start(&["-e".into(), format!("inject={call}:signal=STOP:when={number}")]);
+    let strace = child.id();
+    let mut has_ended = move || child.try_wait().unwrap().is_some();
+    wait_until(|| stage.has_stopped() || has_ended());
+    let is_stale = std::fs::read(stage.path()).is_ok_and(|record| record == stale);
+    if is_stale {
+        std::fs::remove_file(stage.path()).unwrap();
+    }
+    let other = stage.take();
+    wait_until(|| {
+        let pid = worker_of(strace).and_then(|worker| Pid::from_raw(worker as i32));
+        pid.inspect(|pid| _ = kill_process(*pid, Signal::CONT));
+        has_ended()
+    });
+    if let Some(guard) = other.filter(|_| is_stale) {
+        assert!(guard.is_held(), "{place}: the next holder has lost its lock");
+        assert!(!stage.report().contains("held"), "{place}: two holders");
+        drop(guard);
+    }
+    stage.is_in_order(&place);
+    is_stale
 }
 
 fn stop(kind: Kind, scene: Scene, Boundary { call, number }: Boundary) {

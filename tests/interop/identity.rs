@@ -176,21 +176,25 @@ fn a_forked_child_that_drops_a_pending_attempt_leaves_the_parents_lock_alone() {
     let _entered = runtime.enter();
     let (bell, rings) = std::sync::mpsc::channel();
     let waker = Waker::from(Arc::new(Bell(bell)));
-    let mut attempt = Box::pin(async move { lock.attempt().await.map(|guard| guard.is_some()) });
+    let mut attempt = Box::pin(async move { lock.attempt().await });
     assert!(attempt.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     rings.recv().unwrap();
     // In a mutex, because the closure that runs before an exec must be Sync.
-    let attempt = Mutex::new(Some(attempt));
+    let attempt = Arc::new(Mutex::new(Some(attempt)));
     let mut command = Command::new("true");
+    let copy = Arc::clone(&attempt);
     let drop_it = move || {
-        drop(attempt.lock().unwrap().take());
+        drop(copy.lock().unwrap().take());
         Err(std::io::ErrorKind::Other.into())
     };
     // SAFETY: no other thread of this process is in the middle of anything that the drop might wait for.
     unsafe { command.pre_exec(drop_it) };
     assert!(command.status().is_err(), "the child has run");
+    let attempt = attempt.lock().unwrap().take().expect("only the child has dropped it");
+    let guard = runtime.block_on(attempt).unwrap().expect("the child has taken the lock along");
+    assert!(guard.is_held());
     assert_eq!(attempt_by(&mut env(), &url), "busy");
-    drop(command);
+    drop(guard);
     assert_eq!(attempt_by(&mut env(), &url), "held");
 }
 
