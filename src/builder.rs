@@ -91,6 +91,14 @@ impl LockFileBuilder {
         LockFile::with(LockKind::PLATFORM_DEFAULT, path.as_ref(), self.options)
     }
 
+    /// Makes a lock as [`LockFile::native`] does.
+    ///
+    /// # Errors
+    /// The errors of [`LockFile::native`].
+    pub fn native(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
+        LockFile::with(LockKind::NATIVE, path.as_ref(), self.options)
+    }
+
     /// Makes a lock as [`LockFile::shlock`] does.
     ///
     /// # Errors

@@ -40,6 +40,17 @@ impl LockFile {
         Self::with(LockKind::PLATFORM_DEFAULT, path.as_ref(), Options::default())
     }
 
+    /// Makes a lock that the kernel itself keeps on a file. This is [`Flock`](LockKind::Flock) on Unix and
+    /// [`WinFlock`](LockKind::WinFlock) on Windows. The file is not removed.
+    ///
+    /// Use this for a data file that the lock protects, see [`LockGuard::file`].
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn native(path: impl AsRef<Path>) -> Result<Self, LockError> {
+        Self::with(LockKind::NATIVE, path.as_ref(), Options::default())
+    }
+
     /// Makes a lock that is a PID file made with link(2). Unix only.
     ///
     /// # Errors

@@ -18,6 +18,9 @@ impl LockKind {
     /// What [`LockFile::new`](crate::LockFile::new) and the URL scheme `lockfile:` mean here.
     pub(crate) const PLATFORM_DEFAULT: Self = if cfg!(windows) { Self::WinFlock } else { Self::Shlock };
 
+    /// What [`LockFile::native`](crate::LockFile::native) and the URL scheme `nativelockfile:` mean here.
+    pub(crate) const NATIVE: Self = if cfg!(windows) { Self::WinFlock } else { Self::Flock };
+
     /// Whether other processes take part in the lock.
     pub(crate) const fn is_between_processes(self) -> bool {
         !matches!(self, Self::Null)

@@ -27,7 +27,8 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// The URL of a lock. Its form is `SCHEME:relative`, `SCHEME:/abs`, `SCHEME:///abs` or `SCHEME://localhost/abs`. The
 /// path is percent-encoded. The `FileURL` of PEAK has the same forms.
 ///
-/// The schemes are `lockfile` (the platform's default), `shlockfile`, `flockfile`, `winflockfile` and `nulllockfile`.
+/// The schemes are `lockfile` (the platform's default), `nativelockfile` (the kernel's own file lock), `shlockfile`,
+/// `flockfile`, `winflockfile` and `nulllockfile`.
 /// `nulllockfile:` is a new lock each time it is opened. `nulllockfile:NAME` is one lock for each name in this process.
 ///
 /// ```
@@ -45,11 +46,13 @@ pub struct LockUrl {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Scheme {
     PlatformDefault,
+    Native,
     Explicit(LockKind),
 }
 
-const SCHEMES: [(&str, Scheme); 5] = [
+const SCHEMES: [(&str, Scheme); 6] = [
     ("lockfile", Scheme::PlatformDefault),
+    ("nativelockfile", Scheme::Native),
     ("shlockfile", Scheme::Explicit(LockKind::Shlock)),
     ("flockfile", Scheme::Explicit(LockKind::Flock)),
     ("winflockfile", Scheme::Explicit(LockKind::WinFlock)),
@@ -65,6 +68,7 @@ impl LockUrl {
     pub(crate) fn kind(&self) -> LockKind {
         match self.scheme {
             Scheme::PlatformDefault => LockKind::PLATFORM_DEFAULT,
+            Scheme::Native => LockKind::NATIVE,
             Scheme::Explicit(kind) => kind,
         }
     }
@@ -197,6 +201,7 @@ mod tests {
             ("lockfile:/a/b", "/a/b"),
             ("lockfile:///a/b", "/a/b"),
             ("LockFile://LOCALHOST/a/b", "/a/b"),
+            ("nativelockfile:///a/b", "/a/b"),
             ("lockfile:/a%20%25%23%3F", "/a %#?"),
         ] {
             let parsed: LockUrl = url.parse().unwrap();

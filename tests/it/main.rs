@@ -14,6 +14,7 @@ mod kinds;
 mod logging;
 #[cfg(unix)]
 mod loss;
+mod native;
 #[cfg(target_os = "linux")]
 mod other_program;
 mod processes;
