@@ -1,5 +1,6 @@
 //! The guard of a held lock.
 
+use std::fs::File;
 use std::path::Path;
 use std::pin::pin;
 
@@ -7,6 +8,7 @@ use crate::process::acquire;
 use crate::process::acquisition::Acquisition;
 use crate::words::error::{LockError, LostReason};
 use crate::words::kind::LockKind;
+use crate::words::url::LockUrl;
 
 /// A held lock. Dropping it releases the lock.
 ///
@@ -150,10 +152,57 @@ impl LockGuard {
         }
     }
 
+    /// The locked file itself, for the native kinds. It is open for reading. It is also open for writing if its
+    /// permissions allow that. `None` for the other kinds, and in a forked child.
+    ///
+    /// Use this file and do not open the path again. On Windows other handles may meet the lock. On Unix the path may
+    /// lead to another file by now. The position is at the start of the file, and belongs to this guard alone unless
+    /// the lock is shared.
+    ///
+    /// Change the file in place, with [`set_len`](File::set_len). Do not rename another file over it: the lock stays
+    /// with the old file, and the guard reports it as [lost](Self::lost). Use
+    /// [`record(false)`](crate::LockFileBuilder::record), so that the content of a new file is only yours.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::io::{Read, Seek, Write};
+    /// # use tokio_lockfile::LockFile;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("counter");
+    /// let guard = LockFile::builder().record(false).native(&path)?.obtain().await?;
+    /// let mut file = guard.file().expect("a native lock has a file");
+    /// let mut text = String::new();
+    /// file.read_to_string(&mut text)?;
+    /// let count = text.parse().unwrap_or(0) + 1;
+    /// file.set_len(0)?;
+    /// file.rewind()?;
+    /// write!(file, "{count}")?;
+    /// guard.release().await?;
+    /// # assert_eq!(std::fs::read_to_string(&path)?, "1");
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias = "with_file")]
+    pub fn file(&self) -> Option<&File> {
+        self.acquisition().file()
+    }
+
     /// The path of the lock file. `None` for a null lock.
     pub fn path(&self) -> Option<&Path> {
         let target = self.acquisition().target();
         (target.kind != LockKind::Null).then_some(&*target.path)
+    }
+
+    /// The kind of the lock.
+    pub fn kind(&self) -> LockKind {
+        self.acquisition().target().kind
+    }
+
+    /// The URL that opens this lock, as [`LockFile::url`](crate::LockFile::url).
+    pub fn url(&self) -> LockUrl {
+        let target = self.acquisition().target();
+        LockUrl::new(target.kind, &target.path)
     }
 
     fn acquisition(&self) -> &Acquisition {

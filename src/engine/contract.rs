@@ -18,6 +18,7 @@
 //! - **Fork.** In a process that did not acquire a `Held`, dropping it closes descriptors and does nothing else.
 
 use std::fmt;
+use std::fs::File;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -119,6 +120,11 @@ pub(crate) trait Held: fmt::Debug + Send + Sync {
 
     /// As [`release`](Self::release), for a caller that cannot await: a drop, on any thread, also outside a runtime.
     fn release_now(self: Box<Self>, target: &Target) -> Result<(), LockError>;
+
+    /// The locked file itself, where the lock is the kernel's own on that file.
+    fn file(&self) -> Option<&File> {
+        None
+    }
 
     /// A number that grows with every change of holder, if the engine has one.
     fn token(&self) -> Option<u64> {

@@ -1,5 +1,6 @@
 //! One task's hold on the lock, and the way back: to the next task of this process, or to the system.
 
+use std::fs::File;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,9 @@ pub(crate) struct Acquisition {
     hold: Hold,
     /// Whether the loss of the lock has been logged.
     is_loss_logged: AtomicBool,
+    /// Whether the task has asked for the locked file. It may have moved the position in it, which the next task would not
+    /// expect.
+    is_file_used: AtomicBool,
 }
 
 impl Acquisition {
@@ -65,7 +69,14 @@ impl Acquisition {
 
     fn begin(lock: &Lock, turn: Turn<Hold>, hold: Hold, now: Instant) -> Self {
         turn.set_held(now);
-        Self { target: Arc::clone(&lock.target), turn, since: now, hold, is_loss_logged: AtomicBool::new(false) }
+        Self {
+            target: Arc::clone(&lock.target),
+            turn,
+            since: now,
+            hold,
+            is_loss_logged: AtomicBool::new(false),
+            is_file_used: AtomicBool::new(false),
+        }
     }
 
     pub(crate) fn target(&self) -> &Target {
@@ -84,6 +95,12 @@ impl Acquisition {
             trace::lost(&self.target, reason);
         }
         reason
+    }
+
+    /// The locked file, if the lock is the kernel's own on that file.
+    pub(crate) fn file(&self) -> Option<&File> {
+        self.is_file_used.store(true, Ordering::Relaxed);
+        self.hold.held.file()
     }
 
     /// The engine's fencing token, if it has one.
@@ -139,7 +156,7 @@ impl Acquisition {
     /// Offers the lock to the next task of this process, if there is one, the lock is in order, and this process still
     /// has its time slice.
     fn hand_off(mut self) -> Result<(), Self> {
-        if self.turn.mode() == Mode::Shared || !self.turn.slot().somebody_waits() {
+        if self.turn.mode() == Mode::Shared || !self.turn.slot().somebody_waits() || *self.is_file_used.get_mut() {
             return Err(self);
         }
         let now = Instant::now();
@@ -164,7 +181,7 @@ impl Acquisition {
 
     /// The held lock, and what is to be done once it is released; `None` in a forked child, which has nothing to release.
     fn into_parts(self) -> Option<(Hold, Ending)> {
-        let Self { target, turn, since, hold, is_loss_logged } = self;
+        let Self { target, turn, since, hold, is_loss_logged, .. } = self;
         if !hold.held.is_of_this_process() {
             // Another thread of the parent may have had any mutex at the fork. So nothing that takes one may run here.
             mem::forget((target, turn));

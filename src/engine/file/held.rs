@@ -1,5 +1,6 @@
 //! A held lock file, as the contract wants it.
 
+use std::fs::File;
 use std::sync::Arc;
 
 use super::execution::TargetOnDisk;
@@ -47,6 +48,10 @@ impl Held for FileHeld {
 
     fn is_slow_to_release(&self) -> bool {
         !self.lock.is_cheap_to_look_at()
+    }
+
+    fn file(&self) -> Option<&File> {
+        self.held().data_file().filter(|_| self.is_of_this_process()).map(|file| -> &File { file })
     }
 
     fn release(mut self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {

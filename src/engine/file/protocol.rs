@@ -80,6 +80,15 @@ impl Held {
         }
     }
 
+    /// The lock file, where its content is free for others to use.
+    pub(super) fn data_file(&self) -> Option<&Arc<OpenFile>> {
+        match self {
+            #[cfg(unix)]
+            Self::Shlock(_) => None,
+            Self::Flock(held) => Some(held.file()),
+        }
+    }
+
     /// What the path must lead to as long as the lock is ours.
     pub(super) fn identity(&self) -> Identity {
         match self {
