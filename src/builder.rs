@@ -83,6 +83,16 @@ impl LockFileBuilder {
         self
     }
 
+    /// Sets whether a try makes the directory of the lock file if it is missing, with its missing parents. The mode of a
+    /// new directory is 0755 less the umask. The default is `false`: then a missing directory is an error.
+    ///
+    /// The first try makes the directory, and so does each later try that finds it missing. With `true`, nobody holds a
+    /// lock whose directory is missing.
+    pub fn create_dirs(&mut self, yes: bool) -> &mut Self {
+        self.options.create_dirs = yes;
+        self
+    }
+
     /// Makes a lock as [`LockFile::new`] does.
     ///
     /// # Errors

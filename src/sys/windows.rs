@@ -148,6 +148,11 @@ pub(crate) fn stat_path(path: &Path) -> io::Result<Option<Stat>> {
     }
 }
 
+/// Makes a directory and its missing parents. It is no error if the directory exists.
+pub(crate) fn create_directories(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).create(path)
+}
+
 pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     file.seek_read(bytes, offset)
 }

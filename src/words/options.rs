@@ -9,6 +9,7 @@ pub(crate) struct Options {
     pub(crate) break_stale_anywhere: bool,
     pub(crate) poll_only: bool,
     pub(crate) record: bool,
+    pub(crate) create_dirs: bool,
 }
 
 impl Default for Options {
@@ -19,6 +20,7 @@ impl Default for Options {
             break_stale_anywhere: false,
             poll_only: false,
             record: true,
+            create_dirs: false,
         }
     }
 }

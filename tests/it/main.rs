@@ -3,6 +3,7 @@
 #[cfg(unix)]
 mod bad_input;
 mod behaviour;
+mod create_dirs;
 #[cfg(unix)]
 mod flock;
 #[cfg(unix)]

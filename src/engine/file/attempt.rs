@@ -45,7 +45,7 @@ pub(super) fn attempt<Turn: Send + 'static>(
     if lock.execution() != Some(Execution::Inline) {
         return Answer::Later(Box::pin(look_again(Arc::clone(lock), mode, turn, Undecided::Slow(last))));
     }
-    match protocol::attempt(&lock.target, mode, &last, Thread::Executor).map(|outcome| decided(turn, outcome)) {
+    match try_inline(lock, mode, &last).map(|outcome| decided(turn, outcome)) {
         Ok(Ok(tried)) => Answer::Ready(Ok(tried)),
         Ok(Err((turn, undecided))) => Answer::Later(Box::pin(look_again(Arc::clone(lock), mode, turn, undecided))),
         Err(error) => Answer::Ready(Err(error)),
@@ -90,9 +90,7 @@ async fn look_again<Turn: Send + 'static>(
         };
         let outcome;
         (turn, outcome) = match lock.execution() {
-            Some(Execution::Inline) if !is_slow => {
-                (turn, Some(protocol::attempt(&lock.target, mode, &last, Thread::Executor)?))
-            }
+            Some(Execution::Inline) if !is_slow => (turn, Some(try_inline(&lock, mode, &last)?)),
             _ => try_on_pool(&lock, mode, turn, last).await?,
         };
         // A lock that was taken back may be free, or somebody else's by now.
@@ -100,6 +98,26 @@ async fn look_again<Turn: Send + 'static>(
             Ok(tried) => return Ok(tried),
             Err(undecided) => undecided,
         };
+    }
+}
+
+/// One try on the executor's thread.
+fn try_inline(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outcome<protocol::Held>, LockError> {
+    match protocol::attempt(&lock.target, mode, last, Thread::Executor) {
+        Err(error) if lock.lacks_directory(&error) => Ok(Outcome::Slow),
+        tried => tried,
+    }
+}
+
+/// One try that may block.
+fn try_here(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outcome<protocol::Held>, LockError> {
+    lock.find_execution();
+    match protocol::attempt(&lock.target, mode, last, Thread::Pool) {
+        Err(error) if lock.lacks_directory(&error) => {
+            lock.make_directory()?;
+            protocol::attempt(&lock.target, mode, last, Thread::Pool)
+        }
+        tried => tried,
     }
 }
 
@@ -114,9 +132,7 @@ async fn try_on_pool<Turn: Send + 'static>(
     let lock = Arc::clone(lock);
     // The turn goes along: if our caller goes away, no other task tries before this try has ended.
     let tried = blocking::run_and_tidy_up(move || {
-        lock.find_execution();
-        let outcome = protocol::attempt(&lock.target, mode, &last, Thread::Pool);
-        let (unclaimed, watch_later) = Unclaimed::new(outcome);
+        let (unclaimed, watch_later) = Unclaimed::new(try_here(&lock, mode, &last));
         // In this order: if our caller has gone, the lock is released before the turn. `last` is dropped after the answer
         // is sent: whoever closes a file that was removed pays for its removal from the disk.
         ((unclaimed, turn), (watch_later, last))

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 
 use crate::sys::{self, FileSystem};
+use crate::words::error::LockError;
 use crate::words::kind::LockKind;
 use crate::words::target::Target;
 
@@ -61,6 +62,23 @@ impl TargetOnDisk {
             // Another thread may find it first.
             Execution::of(&self.target).into_iter().for_each(|execution| _ = self.execution.set(execution));
         }
+    }
+
+    /// Whether a try failed because the directory is missing and has to be made.
+    pub(super) fn lacks_directory(&self, error: &LockError) -> bool {
+        // A directory that is removed during the try can cause other errors too, such as EPERM on ext4.
+        let is_gone = || self.target.path.parent().is_some_and(|parent| !parent.exists());
+        self.target.options.create_dirs
+            && error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound || is_gone())
+    }
+
+    /// Makes the directory. This may block.
+    pub(super) fn make_directory(&self) -> Result<(), LockError> {
+        let path = &self.target.path;
+        let made = sys::create_directories(path.parent().unwrap_or(path));
+        made.map_err(|error| LockError::io(path, "make the directory of lock file", error))?;
+        self.find_execution();
+        Ok(())
     }
 
     /// Whether a look at the file touches only memory.

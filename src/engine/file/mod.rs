@@ -66,11 +66,14 @@ impl<Turn: Send + 'static> Engine<Turn> for FileLock {
     }
 
     fn holder(&self) -> BoxFuture<'static, Result<Option<Holder>, LockError>> {
-        let target = Arc::clone(&self.0.target);
+        let lock = Arc::clone(&self.0);
         Box::pin(async move {
-            let path = Arc::clone(&target.path);
-            let looked = blocking::run(move || protocol::holder(&target)).await;
-            looked.map_err(|error| LockError::io(&path, "look at", error))?
+            let path = Arc::clone(&lock.target.path);
+            let looked = blocking::run(move || match protocol::holder(&lock.target) {
+                Err(error) if lock.lacks_directory(&error) => Ok(None),
+                looked => looked,
+            });
+            looked.await.map_err(|error| LockError::io(&path, "look at", error))?
         })
     }
 }

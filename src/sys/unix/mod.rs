@@ -165,6 +165,12 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<Option<OpenFile>> {
     }
 }
 
+/// Makes a directory and its missing parents. It is no error if the directory exists.
+pub(crate) fn create_directories(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
+}
+
 pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     std::os::unix::fs::FileExt::read_at(file, bytes, offset)
 }
