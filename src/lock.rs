@@ -207,16 +207,15 @@ impl LockFile {
         }
     }
 
-    /// Does the same as [`attempt`](Self::attempt) without a runtime, for example in `main` before the runtime starts.
+    /// Does the same as [`attempt`](Self::attempt) without an `await`, for example in `main` before the runtime starts, or
+    /// in a destructor.
     ///
-    /// The guard may be dropped anywhere. It also works inside a runtime, as any other guard does.
+    /// This works everywhere. It blocks the thread for a few system calls and never waits for a holder. Inside a runtime
+    /// it needs a thread of its own for that, so there `attempt` costs less. Inside a runtime it is `None` also while
+    /// this process still releases the lock on a file system that is not local, or on Windows.
     ///
     /// # Errors
     /// The errors are the same as for [`attempt`](Self::attempt).
-    ///
-    /// # Panics
-    /// This panics inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
-    /// [`spawn_blocking`](tokio::task::spawn_blocking) is not an asynchronous context.
     ///
     /// # Examples
     /// ```
@@ -233,8 +232,12 @@ impl LockFile {
     /// # Ok(()) }
     /// ```
     pub fn blocking_attempt(&self) -> Result<Option<LockGuard>, LockError> {
-        blocking::outside_runtime(self.attempt())
-            .map_err(|error| LockError::io(&self.target().path, "try for", error))?
+        let attempted = match blocking::is_inside_runtime() {
+            true => blocking::inside_runtime(acquire::attempt_at_once(&self.0)),
+            false => blocking::outside_runtime(acquire::attempt(&self.0)),
+        };
+        let attempted = attempted.map_err(|error| LockError::io(&self.target().path, "try for", error))?;
+        Ok(attempted?.map(LockGuard::new))
     }
 
     /// Does the same as [`obtain`](Self::obtain) without a runtime, for example in `main` before the runtime starts.
@@ -246,9 +249,35 @@ impl LockFile {
     /// # Panics
     /// This panics inside an asynchronous context, as [`Handle::block_on`](tokio::runtime::Handle::block_on) does.
     /// [`spawn_blocking`](tokio::task::spawn_blocking) is not an asynchronous context.
+    #[track_caller]
     pub fn blocking_obtain(&self) -> Result<LockGuard, LockError> {
-        blocking::outside_runtime(self.obtain())
-            .map_err(|error| LockError::io(&self.target().path, "wait for", error))?
+        let obtained = blocking::outside_runtime(self.obtain());
+        obtained.map_err(|error| LockError::io(&self.target().path, "wait for", error))?
+    }
+
+    /// Does the same as [`obtain_timeout`](Self::obtain_timeout) without a runtime.
+    ///
+    /// # Errors
+    /// The errors are the same as for [`obtain_timeout`](Self::obtain_timeout).
+    ///
+    /// # Panics
+    /// This panics under the same condition as [`blocking_obtain`](Self::blocking_obtain).
+    ///
+    /// # Examples
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tokio_lockfile::LockFile;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("nightly.lock");
+    /// let guard = LockFile::new(&path)?.blocking_obtain_timeout(Duration::from_secs(5))?;
+    /// # drop(guard);
+    /// # Ok(()) }
+    /// ```
+    #[track_caller]
+    pub fn blocking_obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
+        let obtained = blocking::outside_runtime(self.obtain_timeout(limit));
+        obtained.map_err(|error| LockError::io(&self.target().path, "wait for", error))?
     }
 
     async fn timed_out(&self, limit: Duration) -> LockError {

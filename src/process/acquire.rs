@@ -20,7 +20,13 @@ use crate::words::error::LockError;
 
 /// Tries once. `None` if somebody holds the lock, or another task of this process waits for it.
 pub(crate) async fn attempt(lock: &Lock) -> Result<Option<Acquisition>, LockError> {
-    again_after_a_fork(|| attempt_here(lock)).await
+    again_after_a_fork(|| attempt_here(lock, true)).await
+}
+
+/// The same for a caller that blocks its runtime: it waits for no other task. `None` also while a task of this process
+/// releases the lock.
+pub(crate) async fn attempt_at_once(lock: &Lock) -> Result<Option<Acquisition>, LockError> {
+    again_after_a_fork(|| attempt_here(lock, false)).await
 }
 
 /// Waits in the queue of this process, then until the engine has the lock.
@@ -58,13 +64,13 @@ impl<F> Drop for OfThisProcess<F> {
     }
 }
 
-async fn attempt_here(lock: &Lock) -> Result<Option<Acquisition>, LockError> {
+async fn attempt_here(lock: &Lock, may_wait_for_release: bool) -> Result<Option<Acquisition>, LockError> {
     // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
     tokio::task::consume_budget().await;
     let turn = match lock.slot().try_turn(lock.mode) {
         Some(turn) => turn,
         // Who has just dropped a guard can have the lock at once.
-        None if lock.slot().is_being_released() => lock.slot().turn(lock.mode).await,
+        None if may_wait_for_release && lock.slot().is_being_released() => lock.slot().turn(lock.mode).await,
         None => return Ok(None),
     };
     let started = begin();

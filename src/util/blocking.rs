@@ -122,7 +122,23 @@ pub(crate) async fn short_pause(pause: Duration) {
 ///
 /// # Panics
 /// Inside an asynchronous context.
+#[track_caller]
 pub(crate) fn outside_runtime<F: Future>(future: F) -> io::Result<F::Output> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(future))
+}
+
+/// Runs `future`, which is short, also inside an asynchronous context. There it runs on a thread of its own, and the calling
+/// thread waits. So it must not need a task of the calling runtime.
+pub(crate) fn inside_runtime<F: Future<Output: Send> + Send>(future: F) -> io::Result<F::Output> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("lockfile-attempt".into());
+        let running = thread.spawn_scoped(scope, || outside_runtime(future))?;
+        running.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+/// Whether the calling thread belongs to a runtime.
+pub(crate) fn is_inside_runtime() -> bool {
+    tokio::runtime::Handle::try_current().is_ok()
 }

@@ -250,6 +250,6 @@ fn threads_without_a_runtime() {
 
 #[tokio::test]
 #[should_panic(expected = "from within a runtime")]
-async fn blocking_inside_a_runtime_panics() {
-    let _ = LockFile::null().blocking_attempt();
+async fn a_blocking_wait_inside_a_runtime_panics() {
+    let _ = LockFile::null().blocking_obtain();
 }

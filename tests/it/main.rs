@@ -3,6 +3,7 @@
 #[cfg(unix)]
 mod bad_input;
 mod behaviour;
+mod blocking;
 mod create_dirs;
 #[cfg(unix)]
 mod flock;
