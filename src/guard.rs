@@ -1,6 +1,7 @@
 //! The guard of a held lock.
 
 use std::fs::File;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
 use std::pin::pin;
 
@@ -217,3 +218,7 @@ impl Drop for LockGuard {
         }
     }
 }
+
+// For the same reason as LockFile.
+impl UnwindSafe for LockGuard {}
+impl RefUnwindSafe for LockGuard {}

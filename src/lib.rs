@@ -67,6 +67,7 @@
 mod builder;
 mod guard;
 mod lock;
+mod semaphore;
 mod singleton;
 
 // The storeys below. Imports go only downwards; see docs/architecture.md.
@@ -92,6 +93,7 @@ pub use builder::LockFileBuilder;
 pub use engine::check_lock;
 pub use guard::LockGuard;
 pub use lock::LockFile;
+pub use semaphore::Semaphore;
 pub use singleton::{Restart, Singleton, SingletonError};
 pub use sys::process::pid_exists;
 pub use words::error::{LockError, LostReason};

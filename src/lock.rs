@@ -1,6 +1,7 @@
 //! The handle of a lock.
 
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,10 @@ use crate::words::url::LockUrl;
 ///
 /// The constructors make a relative path absolute. They look once at the directory of the path and at its file system.
 /// This follows symbolic links, so it may block on a network file system that hangs.
-#[derive(Clone)]
+///
+/// Two handles are equal if they are of the same kind, and on the same file by whatever path. A null lock without a name is
+/// equal only to its clones.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct LockFile(Arc<Lock>);
 
 impl LockFile {
@@ -280,7 +284,7 @@ impl LockFile {
         obtained.map_err(|error| LockError::io(&self.target().path, "wait for", error))?
     }
 
-    async fn timed_out(&self, limit: Duration) -> LockError {
+    pub(crate) async fn timed_out(&self, limit: Duration) -> LockError {
         // The query usually takes a fraction of a millisecond. A file system that hangs must not delay the error for
         // ever.
         const PATIENCE: Duration = Duration::from_millis(500);
@@ -354,3 +358,7 @@ impl fmt::Debug for LockFile {
             .finish()
     }
 }
+
+// A panic leaves nothing half done that another task could see: the crate ignores poisoned mutexes for this reason.
+impl UnwindSafe for LockFile {}
+impl RefUnwindSafe for LockFile {}

@@ -1,5 +1,6 @@
 //! One handle's view of a lock: what it names, its engine, and its slot in this process.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,5 +88,20 @@ impl Lock {
         let Some(since) = here else { return Ok(found) };
         let us = blocking::run(move || process::this_process(since)).await;
         us.map(Some).map_err(|error| LockError::io(&self.target.path, "look at", error))
+    }
+}
+
+/// Two handles are equal if they name the same lock, and want it in the same mode.
+impl PartialEq for Lock {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self.slot(), other.slot()) && self.mode == other.mode
+    }
+}
+
+impl Eq for Lock {}
+
+impl Hash for Lock {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.target.kind, self.mode, self.slot().identity()).hash(state);
     }
 }

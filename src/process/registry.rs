@@ -111,6 +111,11 @@ impl<T: Release> Slot<T> {
         Arc::new(Self::new(None))
     }
 
+    /// What all handles on the lock have in common; `None` for a lock without a name.
+    pub(super) fn identity(&self) -> Option<&Path> {
+        self.entry.as_ref().map(|(Key(_, identity), _)| &**identity)
+    }
+
     /// The turn at once, unless another task has it or waits for it.
     pub(super) fn try_turn(self: &Arc<Self>, mode: Mode) -> Option<Turn<T>> {
         Some(Turn { slot: Arc::clone(self), permit: self.queue.try_enter(mode)? })

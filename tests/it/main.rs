@@ -22,6 +22,7 @@ mod other_program;
 mod processes;
 #[cfg(target_os = "linux")]
 mod runtimes;
+mod semaphore;
 #[cfg(unix)]
 mod shlock;
 mod singleton;

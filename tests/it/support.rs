@@ -61,7 +61,7 @@ const ROLE: &str = "TOKIO_LOCKFILE_TEST_HOLD";
 
 /// The command that starts the test binary. Where .ci/platforms runs it for another architecture, the emulator is in
 /// front.
-fn this_program() -> Command {
+pub(crate) fn this_program() -> Command {
     let program = std::env::current_exe().unwrap();
     let Ok(emulator) = std::env::var("TOKIO_LOCKFILE_TEST_EMULATOR") else {
         return Command::new(program);

@@ -1,0 +1,239 @@
+//! A lock with several permits, made of several locks.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::future::poll_fn;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+
+use crate::guard::LockGuard;
+use crate::lock::LockFile;
+use crate::sys::per_process::PerProcess;
+use crate::util::random;
+use crate::util::timer::timeout;
+use crate::words::error::LockError;
+
+/// At most N holders at a time, among all processes. Each of its N permits is a lock, of any kind.
+///
+/// All processes must use the same locks. A holder that dies gives its permit back, as it does with a single lock. Clones
+/// are cheap, and their tasks are in one queue.
+///
+/// ```
+/// use tokio_lockfile::Semaphore;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("encode.lock");
+/// // At most three encoders on this host: encode.lock.0, encode.lock.1 and encode.lock.2.
+/// let encoders = Semaphore::numbered(&path, 3)?;
+/// let guard = encoders.obtain().await?;
+/// guard.run(async { /* encode */ }).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Semaphore {
+    locks: Arc<[LockFile]>,
+    queue: Arc<PerProcess<Queue>>,
+}
+
+/// The tasks of this process that want a permit. Only the first of them tries, so this process takes no second permit that
+/// it does not need.
+#[derive(Default)]
+struct Queue {
+    turn: Mutex<()>,
+    /// How many tasks wait for the turn, or have it and wait for a permit.
+    waiting: AtomicUsize,
+}
+
+struct Waiting<'a>(&'a Queue);
+
+impl<'a> Waiting<'a> {
+    fn begin(queue: &'a Queue) -> Self {
+        queue.waiting.fetch_add(1, Ordering::AcqRel);
+        Self(queue)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Semaphore {
+    /// Makes a semaphore. Each of the locks is one permit. A lock that is given twice counts once.
+    ///
+    /// Without any lock there is no permit: [`attempt`](Self::attempt) is always `None`, and [`obtain`](Self::obtain)
+    /// waits for ever.
+    pub fn new(locks: impl IntoIterator<Item = LockFile>) -> Self {
+        let mut different = Vec::new();
+        for lock in locks {
+            if !different.contains(&lock) {
+                different.push(lock);
+            }
+        }
+        Self { locks: different.into(), queue: Arc::new(PerProcess::new()) }
+    }
+
+    /// Makes a semaphore with this number of permits. They are locks of the platform's default kind, at `path` with `.0`,
+    /// `.1` and so on behind it.
+    ///
+    /// A process with a smaller number uses only the first ones. So a change of the number needs no restart of the
+    /// other processes. Until then, the larger number is the limit.
+    ///
+    /// # Errors
+    /// The errors of [`LockFile::new`].
+    pub fn numbered(path: impl AsRef<Path>, permits: usize) -> Result<Self, LockError> {
+        let name = |number: usize| {
+            let mut name = OsString::from(path.as_ref());
+            name.push(format!(".{number}"));
+            PathBuf::from(name)
+        };
+        // Without a name there is no lock file, whatever is behind it.
+        LockFile::new(&path)?;
+        let locks: Result<Vec<_>, _> = (0..permits).map(|number| LockFile::new(name(number))).collect();
+        Ok(Self::new(locks?))
+    }
+
+    /// The number of permits. It is the number of different locks, whoever holds them.
+    pub fn permits(&self) -> usize {
+        self.locks.len()
+    }
+
+    /// The locks. Each of them can tell who [holds](LockFile::holder) it.
+    pub fn locks(&self) -> &[LockFile] {
+        &self.locks
+    }
+
+    /// Tries once. `None` means that all permits are taken, or that another task of this process waits for one.
+    ///
+    /// # Errors
+    /// The errors of [`LockFile::attempt`]. A permit that is free counts more than a lock that fails: the error is
+    /// returned only if no permit is free.
+    ///
+    /// # Cancel safety
+    /// This is cancel safe, as [`LockFile::attempt`] is.
+    ///
+    /// # Panics
+    /// This panics if it is polled outside a Tokio runtime with time enabled.
+    #[doc(alias = "try_acquire")]
+    pub async fn attempt(&self) -> Result<Option<LockGuard>, LockError> {
+        match self.queue().waiting.load(Ordering::Acquire) {
+            0 => self.try_each().await,
+            _ => Ok(None),
+        }
+    }
+
+    /// Waits for a permit. Tasks that use clones of this semaphore are served in the order of their first poll.
+    ///
+    /// # Errors
+    /// The errors are the same as for [`attempt`](Self::attempt). So one lock that fails ends the wait, unless a permit
+    /// is free at once.
+    ///
+    /// # Cancel safety
+    /// This is cancel safe. The task loses its place in the queue, and nothing stays taken.
+    ///
+    /// # Panics
+    /// This panics under the same condition as [`attempt`](Self::attempt).
+    ///
+    /// # Examples
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tokio_lockfile::{LockFile, Semaphore};
+    ///
+    /// let permits = Semaphore::new([LockFile::null(), LockFile::null()]);
+    /// let (first, second) = (permits.obtain().await?, permits.obtain().await?);
+    /// assert!(permits.attempt().await?.is_none());
+    /// drop(first);
+    /// let third = permits.obtain().await?;
+    /// # drop((second, third));
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias = "acquire")]
+    pub async fn obtain(&self) -> Result<LockGuard, LockError> {
+        let queue = self.queue();
+        let (_turn, _in_queue);
+        match queue.turn.try_lock() {
+            Ok(turn) => _turn = turn,
+            Err(_) => {
+                _in_queue = Waiting::begin(queue);
+                _turn = queue.turn.lock().await;
+            }
+        }
+        // First one after the other: so a task takes only one of the permits that are free.
+        if let Some(guard) = self.try_each().await? {
+            return Ok(guard);
+        }
+        let _waiting = Waiting::begin(queue);
+        self.wait_for_any().await
+    }
+
+    /// Waits for a permit for at most `limit`. With a zero limit, this tries once. With [`Duration::MAX`], it waits for
+    /// ever.
+    ///
+    /// # Errors
+    /// The errors of [`attempt`](Self::attempt), and [`LockError::TimedOut`]. It names the first of the locks, and its
+    /// holder.
+    ///
+    /// # Cancel safety
+    /// This is cancel safe in the same way as [`obtain`](Self::obtain).
+    ///
+    /// # Panics
+    /// This panics under the same condition as [`attempt`](Self::attempt).
+    pub async fn obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
+        let obtained = match limit.is_zero() {
+            true => self.attempt().await?,
+            false => timeout(limit, self.obtain()).await.transpose()?,
+        };
+        match (obtained, self.locks.first()) {
+            (Some(guard), _) => Ok(guard),
+            (None, Some(lock)) => Err(lock.timed_out(limit).await),
+            (None, None) => Err(LockError::TimedOut { path: PathBuf::new(), limit, holder: None }),
+        }
+    }
+
+    fn queue(&self) -> &Queue {
+        self.queue.get_or_init(Queue::default)
+    }
+
+    /// Tries each lock once, from a random one on: processes that begin at different locks seldom meet.
+    async fn try_each(&self) -> Result<Option<LockGuard>, LockError> {
+        let (before, first) = self.locks.split_at((random::fraction() * self.locks.len() as f64) as usize);
+        let mut failed = None;
+        for lock in first.iter().chain(before) {
+            match lock.attempt().await {
+                Ok(Some(guard)) => return Ok(Some(guard)),
+                Ok(None) => {}
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(None), Err)
+    }
+
+    /// Waits for all locks at once, until one of them is obtained. The waits for the others are dropped then. If one of
+    /// them has just got its lock, its drop gives the lock back.
+    async fn wait_for_any(&self) -> Result<LockGuard, LockError> {
+        let mut waits: Vec<_> = self.locks.iter().map(|lock| Box::pin(lock.obtain())).collect();
+        poll_fn(|context| {
+            let ready = waits.iter_mut().find_map(|wait| match wait.as_mut().poll(context) {
+                Poll::Ready(obtained) => Some(obtained),
+                Poll::Pending => None,
+            });
+            ready.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
+
+impl fmt::Debug for Semaphore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Semaphore").field("locks", &self.locks).finish_non_exhaustive()
+    }
+}
