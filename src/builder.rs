@@ -44,7 +44,17 @@ impl LockFileBuilder {
     /// lock file of another user's dead process. On Linux a user must have permission to write to a file to link it
     /// (`fs.protected_hardlinks`).
     pub fn mode(&mut self, mode: u32) -> &mut Self {
-        self.options.mode = Some(mode & 0o777);
+        (self.options.mode, self.options.is_mode_exact) = (Some(mode & 0o777), false);
+        self
+    }
+
+    /// As [`mode`](Self::mode), but the umask changes nothing: a new lock file gets exactly these permission bits. Use
+    /// 0666 for a lock that all users share.
+    ///
+    /// The file first gets the bits less the umask, and then fchmod(2) adds the others. This happens only to a file that
+    /// the same try has created. Where the file system refuses the fchmod(2), the file stays as it is, and the lock works.
+    pub fn exact_mode(&mut self, mode: u32) -> &mut Self {
+        (self.options.mode, self.options.is_mode_exact) = (Some(mode & 0o777), true);
         self
     }
 

@@ -7,6 +7,7 @@
 //! - [`open_or_create`] opens the file of an flock, and creates it if it is missing. It opens for reading only where the
 //!   file may not be written. [`open_existing`] opens the same file only to look at it. [`irregular_from_open`] tells
 //!   from the error of an open what is at the path.
+//! - [`set_mode`] sets the permission bits of a file, where the platform has them.
 //! - [`create_directories`] makes a directory and its missing parents.
 //! - [`stat`] looks at an open file, [`stat_path`] at a name. [`Stat::is_same_file`] tells files apart.
 //!   [`Stat::irregular`] tells what is not a regular file.

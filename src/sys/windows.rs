@@ -153,6 +153,11 @@ pub(crate) fn create_directories(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).create(path)
 }
 
+/// Windows has no permission bits.
+pub(crate) fn set_mode(_file: &File, _mode: u32) -> io::Result<()> {
+    Ok(())
+}
+
 pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
     file.seek_read(bytes, offset)
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
     pub(crate) mode: Option<u32>,
+    /// Whether the umask leaves `mode` as it is.
+    pub(crate) is_mode_exact: bool,
     pub(crate) backoff: (Duration, Duration),
     pub(crate) break_stale_anywhere: bool,
     pub(crate) poll_only: bool,
@@ -12,10 +14,18 @@ pub(crate) struct Options {
     pub(crate) create_dirs: bool,
 }
 
+impl Options {
+    /// The permission bits that a file which we have just created still has to get.
+    pub(crate) fn exact_mode(&self) -> Option<u32> {
+        self.mode.filter(|_| self.is_mode_exact)
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {
             mode: None,
+            is_mode_exact: false,
             backoff: (Duration::from_millis(1), Duration::from_millis(100)),
             break_stale_anywhere: false,
             poll_only: false,

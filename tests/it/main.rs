@@ -6,6 +6,8 @@ mod behaviour;
 mod blocking;
 mod create_dirs;
 #[cfg(unix)]
+mod exact_mode;
+#[cfg(unix)]
 mod flock;
 #[cfg(unix)]
 mod fork;

@@ -106,7 +106,14 @@ fn stat(target: &Target, file: &File) -> Result<Stat, LockError> {
 fn open(target: &Target) -> Result<Option<(OpenFile, bool)>, LockError> {
     match sys::open_or_create(&target.path, target.options.mode.unwrap_or(0o666)) {
         Err(error) if sys::is_open_refused_for_now(&error) => Ok(None),
-        opened => opened.map(Some).map_err(|error| open_failed(target, error)),
+        Err(error) => Err(open_failed(target, error)),
+        Ok((file, is_new)) => {
+            if let Some(mode) = target.options.exact_mode().filter(|_| is_new) {
+                // Where this is refused, the lock works without it.
+                let _ = sys::set_mode(&file, mode);
+            }
+            Ok(Some((file, is_new)))
+        }
     }
 }
 

@@ -190,6 +190,11 @@ pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
     }
 }
 
+/// Sets the permission bits, which the umask does not change.
+pub(crate) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
+    Ok(rustix::fs::fchmod(file, Mode::from_raw_mode(mode as _))?)
+}
+
 /// Sets the modification time. `time` counts from the Unix epoch.
 pub(crate) fn set_modified(file: &File, time: Duration) -> io::Result<()> {
     let last_modification = Timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() };

@@ -256,6 +256,10 @@ impl Directory<'_> {
                 None => return Ok(None),
             },
         };
+        if let Some(mode) = self.target.options.exact_mode() {
+            // Where this is refused, the lock works without it.
+            let _ = sys::set_mode(&file, mode);
+        }
         let mut private = Private { name, file };
         let locked = sys::try_lock_exclusive(&private.file).map_err(|error| self.lock_failed(error))?;
         if let Some(named) = &mut private.name {
