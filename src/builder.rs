@@ -22,6 +22,16 @@ use crate::words::options::Options;
 ///     .build("/run/app.lock")?;
 /// # Ok(()) }
 /// ```
+///
+/// To keep a builder for several locks, clone it at the end of the chain:
+///
+/// ```
+/// # use tokio_lockfile::LockFile;
+/// # fn main() -> Result<(), tokio_lockfile::LockError> {
+/// let builder = LockFile::builder().mode(0o600).create_dirs(true).clone();
+/// let (first, second) = (builder.build("/run/app/1.lock")?, builder.build("/run/app/2.lock")?);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct LockFileBuilder {

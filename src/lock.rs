@@ -3,6 +3,7 @@
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,6 +136,7 @@ impl LockFile {
     /// # Ok(()) }
     /// ```
     #[doc(alias = "try_lock")]
+    #[must_use = "the guard in it is the lock; without it, the lock is released at once"]
     pub async fn attempt(&self) -> Result<Option<LockGuard>, LockError> {
         Ok(acquire::attempt(&self.0).await?.map(LockGuard::new))
     }
@@ -235,6 +237,7 @@ impl LockFile {
     /// drop(guard);
     /// # Ok(()) }
     /// ```
+    #[must_use = "the guard in it is the lock; without it, the lock is released at once"]
     pub fn blocking_attempt(&self) -> Result<Option<LockGuard>, LockError> {
         let attempted = match blocking::is_inside_runtime() {
             true => blocking::inside_runtime(acquire::attempt_at_once(&self.0)),
@@ -346,6 +349,33 @@ impl LockFile {
 
     pub(crate) fn target(&self) -> &Target {
         self.0.target()
+    }
+}
+
+/// As [`LockFile::open`].
+impl FromStr for LockFile {
+    type Err = LockError;
+
+    fn from_str(url: &str) -> Result<Self, LockError> {
+        Self::open(url)
+    }
+}
+
+/// As [`LockFile::open`].
+impl TryFrom<&LockUrl> for LockFile {
+    type Error = LockError;
+
+    fn try_from(url: &LockUrl) -> Result<Self, LockError> {
+        Self::from_url(url, Options::default())
+    }
+}
+
+/// As [`LockFile::open`].
+impl TryFrom<LockUrl> for LockFile {
+    type Error = LockError;
+
+    fn try_from(url: LockUrl) -> Result<Self, LockError> {
+        Self::try_from(&url)
     }
 }
 

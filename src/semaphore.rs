@@ -123,6 +123,7 @@ impl Semaphore {
     /// # Panics
     /// This panics if it is polled outside a Tokio runtime with time enabled.
     #[doc(alias = "try_acquire")]
+    #[must_use = "the guard in it is the permit; without it, the permit is given back at once"]
     pub async fn attempt(&self) -> Result<Option<LockGuard>, LockError> {
         match self.queue().waiting.load(Ordering::Acquire) {
             0 => self.try_each().await,

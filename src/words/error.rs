@@ -49,6 +49,8 @@ pub enum LockError {
         kind: LockKind,
         /// What is missing, and what to use instead.
         reason: String,
+        /// The answer of the system, if that is what shows it.
+        error: Option<io::Error>,
     },
 
     /// The file at the path is not a lock file of this kind. It was not changed.
@@ -150,10 +152,12 @@ impl LockError {
         }
     }
 
-    /// The error of the failed system call. `None` unless this is [`Io`](Self::Io).
+    /// The error of the failed system call. `None` unless this is [`Io`](Self::Io), or [`Unsupported`](Self::Unsupported)
+    /// because of such an error.
     pub fn io_error(&self) -> Option<&io::Error> {
         match self {
             Self::Io { error, .. } => Some(error),
+            Self::Unsupported { error, .. } => error.as_ref(),
             _ => None,
         }
     }
@@ -167,11 +171,33 @@ impl LockError {
     }
 
     pub(crate) fn unsupported(path: &Path, kind: LockKind, reason: impl Into<String>) -> Self {
-        Self::Unsupported { path: path.to_owned(), kind, reason: reason.into() }
+        Self::Unsupported { path: path.to_owned(), kind, reason: reason.into(), error: None }
+    }
+
+    /// The same where a system call has shown it.
+    pub(crate) fn unsupported_by(path: &Path, kind: LockKind, reason: String, error: io::Error) -> Self {
+        Self::Unsupported { path: path.to_owned(), kind, reason, error: Some(error) }
     }
 
     pub(crate) fn lost(path: &Path, reason: LostReason) -> Self {
         Self::Lost { path: path.to_owned(), reason }
+    }
+}
+
+/// The text stays the same, and [`get_ref`](io::Error::get_ref) returns the `LockError`. The kind is that of the failed
+/// system call, or the one that comes nearest.
+impl From<LockError> for io::Error {
+    fn from(error: LockError) -> Self {
+        let kind = match &error {
+            LockError::InvalidUrl { .. } | LockError::InvalidPath { .. } => io::ErrorKind::InvalidInput,
+            LockError::Unsupported { .. } => io::ErrorKind::Unsupported,
+            LockError::NotALockFile { .. } => io::ErrorKind::InvalidData,
+            LockError::Stale { .. } => io::ErrorKind::ResourceBusy,
+            LockError::TimedOut { .. } => io::ErrorKind::TimedOut,
+            LockError::Lost { .. } => io::ErrorKind::StaleNetworkFileHandle,
+            LockError::Io { error, .. } => error.kind(),
+        };
+        Self::new(kind, error)
     }
 }
 

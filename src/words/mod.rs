@@ -9,3 +9,5 @@ pub(crate) mod options;
 pub(crate) mod target;
 pub(crate) mod trace;
 pub(crate) mod url;
+#[cfg(feature = "serde")]
+mod url_serde;

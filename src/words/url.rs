@@ -31,6 +31,8 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// `flockfile`, `winflockfile` and `nulllockfile`.
 /// `nulllockfile:` is a new lock each time it is opened. `nulllockfile:NAME` is one lock for each name in this process.
 ///
+/// With the feature `serde`, a URL is a string in a configuration file.
+///
 /// ```
 /// use tokio_lockfile::LockUrl;
 ///

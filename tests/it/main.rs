@@ -13,6 +13,7 @@ mod flock;
 mod fork;
 #[cfg(unix)]
 mod fuzz;
+mod handles;
 mod handover;
 mod kinds;
 mod logging;

@@ -125,7 +125,7 @@ pub(super) fn lock_failed(target: &Target, error: std::io::Error) -> LockError {
     if sys::is_lock_unsupported(&error) {
         let reason =
             format!("files cannot be locked on {} ({error}); use a local file system", filesystem_name(target));
-        return LockError::unsupported(&target.path, target.kind, reason);
+        return LockError::unsupported_by(&target.path, target.kind, reason, error);
     }
     LockError::io(&target.path, "lock", error)
 }

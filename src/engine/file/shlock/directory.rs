@@ -99,7 +99,7 @@ impl<'a> Directory<'a> {
         }
         let place = outcome::filesystem_name(self.target);
         let reason = format!("{place} does not let us make hard links ({error}); use the flock kind");
-        LockError::unsupported(&self.target.path, self.target.kind, reason)
+        LockError::unsupported_by(&self.target.path, self.target.kind, reason, error)
     }
 
     /// Tries to lock the file exclusively. If the file system locks only files that are open for writing, this opens
