@@ -22,6 +22,7 @@ mod loss;
 mod native;
 #[cfg(target_os = "linux")]
 mod other_program;
+mod ports;
 mod processes;
 #[cfg(target_os = "linux")]
 mod runtimes;
