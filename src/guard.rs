@@ -156,9 +156,8 @@ impl LockGuard {
     /// The locked file itself, for the native kinds. It is open for reading. It is also open for writing if its
     /// permissions allow that. `None` for the other kinds, and in a forked child.
     ///
-    /// Use this file and do not open the path again. On Windows other handles may meet the lock. On Unix the path may
-    /// lead to another file by now. The position is at the start of the file, and belongs to this guard alone unless
-    /// the lock is shared.
+    /// Use this file and do not open the path again: the path may lead to another file by now. The position is at the
+    /// start of the file, and belongs to this guard alone unless the lock is shared.
     ///
     /// Change the file in place, with [`set_len`](File::set_len). Do not rename another file over it: the lock stays
     /// with the old file, and the guard reports it as [lost](Self::lost). Use

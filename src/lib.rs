@@ -55,6 +55,10 @@
 //! The span `obtain` (DEBUG; `path`, `kind`) covers a wait. The crate looks up a holder for an event only if a
 //! subscriber is interested in that event.
 //!
+//! # Features
+//!
+//! No feature is on by default. `serde` makes a [`LockUrl`] a string in a configuration file.
+//!
 //! # Platforms
 //!
 //! Linux is the main platform. The crate also runs on Windows, and it is written for other Unix systems too. See
