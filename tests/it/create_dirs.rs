@@ -2,11 +2,10 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
-use std::pin::pin;
 
 use tokio_lockfile::{LockError, LockFile, LockGuard};
 
-use crate::support::{Kind, each_file_kind, poll_once, take};
+use crate::support::{Kind, each_file_kind, take};
 
 /// A lock of this kind that makes its directory.
 fn making(kind: Kind, path: &Path) -> LockFile {
@@ -69,12 +68,13 @@ async fn a_directory_that_cannot_be_made_is_an_error() {
 #[cfg(unix)]
 #[tokio::test]
 async fn a_directory_removed_under_a_wait_is_made_again() {
+    use crate::support::{Holder, poll_once};
     each_file_kind(|kind, path| async move {
         let path = path.with_file_name("run").join("x.lock");
         let lock = making(kind, &path);
         drop(take(&lock).await);
-        let holder = crate::support::Holder::holding(&lock);
-        let mut wait = pin!(lock.obtain());
+        let holder = Holder::holding(&lock);
+        let mut wait = Box::pin(lock.obtain());
         assert!(!poll_once(wait.as_mut()).await);
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
         let guard = wait.await.unwrap();
