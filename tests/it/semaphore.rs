@@ -110,6 +110,24 @@ async fn tasks_are_served_in_order_and_attempts_do_not_overtake_them() {
     }
 }
 
+/// A permit is free, and it is the turn of a task that has not been polled since.
+#[tokio::test]
+async fn an_attempt_does_not_overtake_the_task_whose_turn_has_come() {
+    let dir = TempDir::new().unwrap();
+    for locks in sets(dir.path(), 2) {
+        let semaphore = Semaphore::new(locks);
+        let guards = all(&semaphore).await;
+        let (mut first, mut second) = (Box::pin(semaphore.obtain()), Box::pin(semaphore.obtain()));
+        assert!(!poll_once(first.as_mut()).await && !poll_once(second.as_mut()).await);
+        drop(guards);
+        let first = timeout(HANG, first).await.expect("hangs").unwrap();
+        assert!(semaphore.attempt().await.unwrap().is_none());
+        let second = timeout(HANG, second).await.expect("hangs").unwrap();
+        drop((first, second));
+        drop(all(&semaphore).await);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn never_more_tasks_than_permits() {
     let dir = TempDir::new().unwrap();
