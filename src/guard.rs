@@ -9,6 +9,7 @@ use crate::process::acquire;
 use crate::process::acquisition::Acquisition;
 use crate::words::error::{LockError, LostReason};
 use crate::words::kind::LockKind;
+use crate::words::mode::Mode;
 use crate::words::url::LockUrl;
 
 /// A held lock. Dropping it releases the lock.
@@ -99,6 +100,11 @@ impl LockGuard {
     /// Whether we hold the lock at this moment. This looks at the path once and does not wait.
     pub fn is_held(&self) -> bool {
         self.acquisition().is_held()
+    }
+
+    /// Whether other readers may hold the lock too. See [`LockFile::shared`](crate::LockFile::shared).
+    pub fn is_shared(&self) -> bool {
+        self.acquisition().mode() == Mode::Shared
     }
 
     /// A number that grows with every change of the holder. A server that receives this number can reject the late
@@ -202,7 +208,7 @@ impl LockGuard {
     /// The URL that opens this lock, as [`LockFile::url`](crate::LockFile::url).
     pub fn url(&self) -> LockUrl {
         let target = self.acquisition().target();
-        LockUrl::new(target.kind, &target.path)
+        LockUrl::new(target.kind, &target.path, self.acquisition().mode())
     }
 
     fn acquisition(&self) -> &Acquisition {

@@ -17,6 +17,7 @@ use crate::util::timer::timeout;
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::kind::LockKind;
+use crate::words::mode::Mode;
 use crate::words::options::Options;
 use crate::words::target::Target;
 use crate::words::trace;
@@ -30,10 +31,13 @@ use crate::words::url::LockUrl;
 /// The constructors make a relative path absolute. They look once at the directory of the path and at its file system.
 /// This follows symbolic links, so it may block on a network file system that hangs.
 ///
-/// Two handles are equal if they are of the same kind, and on the same file by whatever path. A null lock without a name is
-/// equal only to its clones.
+/// Two handles are equal if they are of the same kind, in the same mode, and on the same file by whatever path. A null lock
+/// without a name is equal only to its clones.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct LockFile(Arc<Lock>);
+pub struct LockFile {
+    lock: Arc<Lock>,
+    mode: Mode,
+}
 
 impl LockFile {
     /// Makes a lock of the platform's default kind. This is [`Shlock`](LockKind::Shlock) on Unix and
@@ -94,18 +98,67 @@ impl LockFile {
     }
 
     pub(crate) fn with(kind: LockKind, path: &Path, options: Options) -> Result<Self, LockError> {
-        Ok(Self(Arc::new(Lock::new(Target::file(kind, path, options)?))))
+        Ok(Self::exclusive(Target::file(kind, path, options)?))
     }
 
     fn null_with(name: &Path, options: Options) -> Self {
-        Self(Arc::new(Lock::new(Target::null(name, options))))
+        Self::exclusive(Target::null(name, options))
+    }
+
+    fn exclusive(target: Target) -> Self {
+        Self { lock: Arc::new(Lock::new(target)), mode: Mode::Exclusive }
     }
 
     pub(crate) fn from_url(url: &LockUrl, options: Options) -> Result<Self, LockError> {
-        match url.kind() {
-            LockKind::Null => Ok(Self::null_with(url.path(), options)),
-            kind => Self::with(kind, url.path(), options),
+        let lock = match url.kind() {
+            LockKind::Null => Self::null_with(url.path(), options),
+            kind => Self::with(kind, url.path(), options)?,
+        };
+        match url.mode() {
+            Mode::Exclusive => Ok(lock),
+            Mode::Shared => lock.shared(),
         }
+    }
+
+    /// Makes a handle on the same lock that takes it shared. Any number of readers hold a shared lock at once, in any
+    /// processes, but none beside the holder of an exclusive lock.
+    ///
+    /// Every method of the handle works as that of an exclusive one. The tasks of this process get the lock in the order
+    /// in which they came: a reader that comes after a waiting writer waits behind it. A lock cannot change from shared to
+    /// exclusive or back while it is held, see the [guide](crate::guide#readers-and-writers).
+    ///
+    /// # Errors
+    /// [`LockError::Unsupported`] for a lock of kind [`Shlock`](LockKind::Shlock), whose one name has one holder.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tokio_lockfile::LockFile;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cache = LockFile::null(); // or LockFile::flock("/var/cache/app/lock")?
+    /// let readers = cache.shared()?;
+    /// let one = readers.obtain().await?;
+    /// let another = readers.obtain().await?;
+    /// assert!(cache.attempt().await?.is_none());
+    /// drop((one, another));
+    /// let writer = cache.obtain().await?;
+    /// # drop(writer);
+    /// # Ok(()) }
+    /// ```
+    #[doc(alias = "lock_shared")]
+    #[doc(alias = "read")]
+    pub fn shared(&self) -> Result<Self, LockError> {
+        let target = self.target();
+        if !target.kind.can_be_shared() {
+            let reason = "its one name has one holder, so it cannot be shared; use the flock kind";
+            return Err(LockError::unsupported(&target.path, target.kind, reason));
+        }
+        Ok(Self { lock: Arc::clone(&self.lock), mode: Mode::Shared })
+    }
+
+    /// Whether this handle takes the lock shared.
+    pub fn is_shared(&self) -> bool {
+        self.mode == Mode::Shared
     }
 
     /// Tries once. `None` means that another process or task holds the lock, or that another task of this process waits
@@ -138,7 +191,7 @@ impl LockFile {
     #[doc(alias = "try_lock")]
     #[must_use = "the guard in it is the lock; without it, the lock is released at once"]
     pub async fn attempt(&self) -> Result<Option<LockGuard>, LockError> {
-        Ok(acquire::attempt(&self.0).await?.map(LockGuard::new))
+        Ok(acquire::attempt(&self.lock, self.mode).await?.map(LockGuard::new))
     }
 
     /// Waits for the lock. Tasks of this process are served in the order of their first poll.
@@ -173,7 +226,7 @@ impl LockFile {
     #[doc(alias = "acquire")]
     #[doc(alias = "lock")]
     pub async fn obtain(&self) -> Result<LockGuard, LockError> {
-        let obtained = acquire::obtain(&self.0).instrument(trace::obtain_span(self.target())).await;
+        let obtained = acquire::obtain(&self.lock, self.mode).instrument(trace::obtain_span(self.target())).await;
         obtained.map(LockGuard::new)
     }
 
@@ -240,8 +293,8 @@ impl LockFile {
     #[must_use = "the guard in it is the lock; without it, the lock is released at once"]
     pub fn blocking_attempt(&self) -> Result<Option<LockGuard>, LockError> {
         let attempted = match blocking::is_inside_runtime() {
-            true => blocking::inside_runtime(acquire::attempt_at_once(&self.0)),
-            false => blocking::outside_runtime(acquire::attempt(&self.0)),
+            true => blocking::inside_runtime(acquire::attempt_at_once(&self.lock, self.mode)),
+            false => blocking::outside_runtime(acquire::attempt(&self.lock, self.mode)),
         };
         let attempted = attempted.map_err(|error| LockError::io(&self.target().path, "try for", error))?;
         Ok(attempted?.map(LockGuard::new))
@@ -292,17 +345,17 @@ impl LockFile {
         // ever.
         const PATIENCE: Duration = Duration::from_millis(500);
         const FRESHNESS: Duration = Duration::from_millis(10);
-        let holder = timeout(PATIENCE, self.0.describe_holder(FRESHNESS)).await;
+        let holder = timeout(PATIENCE, self.lock.describe_holder(FRESHNESS)).await;
         LockError::TimedOut { path: self.target().path.to_path_buf(), limit, holder: holder.flatten().map(Box::new) }
     }
 
-    /// Whether a task *of this process* holds the lock through any handle. This never blocks.
+    /// Whether a task *of this process* holds the lock, exclusively or shared, through any handle. This never blocks.
     pub fn locked(&self) -> bool {
-        self.0.is_held_here()
+        self.lock.is_held_here()
     }
 
     /// Finds the holder of the lock in any process. `None` if nobody holds the lock. The holder may have changed when
-    /// the answer arrives.
+    /// the answer arrives. If several processes share the lock, this is one of them; [`holders`](Self::holders) finds all.
     ///
     /// # Errors
     /// The errors are the same as for [`attempt`](Self::attempt).
@@ -329,7 +382,39 @@ impl LockFile {
     /// # Ok(()) }
     /// ```
     pub async fn holder(&self) -> Result<Option<Holder>, LockError> {
-        self.0.holder().await
+        Ok(self.holders().await?.into_iter().next())
+    }
+
+    /// Finds all holders of the lock in any process. The list is empty if nobody holds the lock. It has more than one
+    /// entry only if the lock is [shared](Self::shared): one for each process, however many of its tasks read.
+    ///
+    /// The kernel tells who shares a lock. Only Linux does that. On other systems a shared lock of another process is not
+    /// seen.
+    ///
+    /// # Errors
+    /// The errors are the same as for [`attempt`](Self::attempt).
+    ///
+    /// # Cancel safety
+    /// This is cancel safe, because it only reads.
+    ///
+    /// # Panics
+    /// This panics if it is polled outside a Tokio runtime.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tokio_lockfile::LockFile;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let lock = LockFile::null();
+    /// let reader = lock.shared()?.obtain().await?;
+    /// for holder in lock.holders().await? {
+    ///     println!("read by {holder}"); // read by pid 4321 (backupd), for 3m 12s
+    /// }
+    /// # drop(reader);
+    /// # Ok(()) }
+    /// ```
+    pub async fn holders(&self) -> Result<Vec<Holder>, LockError> {
+        self.lock.holders().await
     }
 
     /// The absolute path of the lock file. `None` for a null lock.
@@ -342,13 +427,13 @@ impl LockFile {
         self.target().kind
     }
 
-    /// The URL that opens this lock. Its scheme names the kind of the lock.
+    /// The URL that opens this lock. Its scheme names the kind of the lock, and `?shared` a shared handle.
     pub fn url(&self) -> LockUrl {
-        LockUrl::new(self.target().kind, &self.target().path)
+        LockUrl::new(self.target().kind, &self.target().path, self.mode)
     }
 
     pub(crate) fn target(&self) -> &Target {
-        self.0.target()
+        self.lock.target()
     }
 }
 
@@ -384,6 +469,7 @@ impl fmt::Debug for LockFile {
         f.debug_struct("LockFile")
             .field("kind", &self.kind())
             .field("path", &self.target().path)
+            .field("shared", &self.is_shared())
             .field("locked", &self.locked())
             .finish()
     }

@@ -55,8 +55,8 @@ pub(crate) trait Engine<Turn>: fmt::Debug + Send + Sync {
     /// Tries once, and never waits for a holder.
     fn attempt(&self, mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>>;
 
-    /// Who holds the lock, in any process; `None` if nobody does. This only looks: it makes no try fail.
-    fn holder(&self) -> BoxFuture<'static, Result<Option<Holder>, LockError>>;
+    /// Who holds the lock, in any process; empty if nobody does. This only looks: it makes no try fail.
+    fn holders(&self) -> BoxFuture<'static, Result<Vec<Holder>, LockError>>;
 }
 
 /// The outcome of one try.

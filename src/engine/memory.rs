@@ -165,11 +165,11 @@ impl<Turn: std::fmt::Debug + Send + 'static> Engine<Turn> for Memory {
         }))
     }
 
-    fn holder(&self) -> BoxFuture<'static, Result<Option<Holder>, LockError>> {
+    fn holders(&self) -> BoxFuture<'static, Result<Vec<Holder>, LockError>> {
         let path = Arc::clone(&self.0);
         Box::pin(async move {
             travel().await;
-            Ok((fault::holders(&path) > 0).then(|| process::holder(0, None)))
+            Ok((0..fault::holders(&path)).map(|_| process::holder(0, None)).collect())
         })
     }
 }

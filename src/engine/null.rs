@@ -33,8 +33,8 @@ impl<Turn: Send + 'static> Engine<Turn> for Null {
         Answer::Ready(Ok(Attempt::Acquired(grant)))
     }
 
-    fn holder(&self) -> BoxFuture<'static, Result<Option<Holder>, LockError>> {
-        Box::pin(ready(Ok(None)))
+    fn holders(&self) -> BoxFuture<'static, Result<Vec<Holder>, LockError>> {
+        Box::pin(ready(Ok(Vec::new())))
     }
 }
 

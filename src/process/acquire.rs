@@ -4,34 +4,37 @@ use std::future::poll_fn;
 use std::mem;
 use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::acquisition::Acquisition;
 use super::hold::Hold;
 use super::lock::Lock;
-use super::registry::Turn;
+use super::registry::{Release, Turn};
 use super::report::Report;
-use super::time_slice;
+use super::{time_slice, writers_turn};
 use crate::engine::contract::Attempt;
 use crate::sys::process::Owner;
 use crate::util::blocking;
+use crate::util::timer::sleep;
 use crate::words::error::LockError;
+use crate::words::mode::Mode;
 
 /// Tries once. `None` if somebody holds the lock, or another task of this process waits for it.
-pub(crate) async fn attempt(lock: &Lock) -> Result<Option<Acquisition>, LockError> {
-    again_after_a_fork(|| attempt_here(lock, true)).await
+pub(crate) async fn attempt(lock: &Lock, mode: Mode) -> Result<Option<Acquisition>, LockError> {
+    again_after_a_fork(|| attempt_here(lock, mode, true)).await
 }
 
 /// The same for a caller that blocks its runtime: it waits for no other task. `None` also while a task of this process
 /// releases the lock.
-pub(crate) async fn attempt_at_once(lock: &Lock) -> Result<Option<Acquisition>, LockError> {
-    again_after_a_fork(|| attempt_here(lock, false)).await
+pub(crate) async fn attempt_at_once(lock: &Lock, mode: Mode) -> Result<Option<Acquisition>, LockError> {
+    again_after_a_fork(|| attempt_here(lock, mode, false)).await
 }
 
 /// Waits in the queue of this process, then until the engine has the lock.
-pub(crate) async fn obtain(lock: &Lock) -> Result<Acquisition, LockError> {
-    again_after_a_fork(|| obtain_here(lock)).await
+pub(crate) async fn obtain(lock: &Lock, mode: Mode) -> Result<Acquisition, LockError> {
+    again_after_a_fork(|| obtain_here(lock, mode)).await
 }
 
 /// Runs `work`. If the process forks meanwhile, the child begins again: the turn, the watch and the open file that the
@@ -64,40 +67,57 @@ impl<F> Drop for OfThisProcess<F> {
     }
 }
 
-async fn attempt_here(lock: &Lock, may_wait_for_release: bool) -> Result<Option<Acquisition>, LockError> {
+async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<Acquisition>, LockError> {
     // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
     tokio::task::consume_budget().await;
-    let turn = match lock.slot().try_turn(lock.mode) {
+    let turn = match lock.slot().try_turn(mode) {
         Some(turn) => turn,
         // Who has just dropped a guard can have the lock at once.
-        None if may_wait_for_release && lock.slot().is_being_released() => lock.slot().turn(lock.mode).await,
+        None if may_wait && lock.slot().is_being_released() => lock.slot().turn(mode).await,
         None => return Ok(None),
     };
     let started = begin();
-    let mut turn = match accept_offer(lock, turn, started) {
-        Ok(acquisition) => return Ok(Some(acquisition)),
-        Err(turn) => turn,
+    let mut turn = match find_here(lock, turn, started).await {
+        Found::Lock(acquisition) => return Ok(Some(acquisition)),
+        Found::Turn(turn) => turn,
     };
-    step_aside_if_due(lock, &mut turn).await;
-    match lock.engine.attempt(lock.mode, turn).get().await? {
+    if mode == Mode::Shared {
+        if !turn.take_lead_unless_waiting().await {
+            return Ok(None);
+        }
+        turn = match lead(lock, turn, started).await? {
+            Found::Lock(acquisition) => return Ok(Some(acquisition)),
+            Found::Turn(turn) => turn,
+        };
+    }
+    match lock.engine.attempt(mode, turn).get().await? {
         Attempt::Acquired(grant) => Ok(Some(Acquisition::new(lock, grant, started))),
         Attempt::Busy(..) => Ok(None),
     }
 }
 
-async fn obtain_here(lock: &Lock) -> Result<Acquisition, LockError> {
+async fn obtain_here(lock: &Lock, mode: Mode) -> Result<Acquisition, LockError> {
     let mut report = Report::new(begin());
     tokio::task::consume_budget().await;
-    let turn = report.during(lock, pin!(lock.slot().turn(lock.mode))).await;
-    let mut turn = match accept_offer(lock, turn, report.started()) {
-        Ok(acquisition) => return Ok(acquisition),
-        Err(turn) => turn,
+    let turn = report.during(lock, pin!(lock.slot().turn(mode))).await;
+    let mut turn = match find_here(lock, turn, report.started()).await {
+        Found::Lock(acquisition) => return Ok(acquisition),
+        Found::Turn(turn) => turn,
     };
-    step_aside_if_due(lock, &mut turn).await;
+    if mode == Mode::Shared {
+        report.during(lock, pin!(turn.take_lead())).await;
+        turn = match lead(lock, turn, report.started()).await? {
+            Found::Lock(acquisition) => return Ok(acquisition),
+            Found::Turn(turn) => turn,
+        };
+    }
     let had_rivals = turn.time_slice().is_some_and(|slice| slice.forget_rivals());
-    let grant = match lock.engine.attempt(lock.mode, turn).get().await? {
+    let grant = match lock.engine.attempt(mode, turn).get().await? {
         Attempt::Acquired(grant) => grant,
-        Attempt::Busy(turn, waiter) => report.during(lock, waiter.wait(turn, had_rivals).as_mut()).await?,
+        Attempt::Busy(turn, waiter) => {
+            turn.begin_wait();
+            report.during(lock, waiter.wait(turn, had_rivals).as_mut()).await?
+        }
     };
     Ok(Acquisition::new(lock, grant, report.started()))
 }
@@ -105,15 +125,77 @@ async fn obtain_here(lock: &Lock) -> Result<Acquisition, LockError> {
 /// The moment at which a wait begins. Panics where Tokio has no timers: at the first try, not when another process first
 /// holds the lock, which may be years later.
 pub(crate) fn begin() -> Instant {
-    tokio::time::sleep(std::time::Duration::ZERO).deadline()
+    tokio::time::sleep(Duration::ZERO).deadline()
 }
 
-/// What another task of this process has offered to the one that has the turn; else the turn, to try with.
-fn accept_offer(lock: &Lock, turn: Turn<Hold>, started: Instant) -> Result<Acquisition, Turn<Hold>> {
-    match turn.accept() {
-        Some(hold) => Acquisition::accept(lock, turn, hold, started),
-        None => Err(turn),
+/// What a task with the turn finds in this process.
+enum Found {
+    Lock(Acquisition),
+    /// Nothing. So the task tries in the system, with the turn.
+    Turn(Turn<Hold>),
+}
+
+impl From<Result<Acquisition, Turn<Hold>>> for Found {
+    fn from(result: Result<Acquisition, Turn<Hold>>) -> Self {
+        result.map_or_else(Self::Turn, Self::Lock)
     }
+}
+
+/// What other readers of this process share, or what another task of this process has offered. Before that, other
+/// processes try first if it is their turn.
+async fn find_here(lock: &Lock, mut turn: Turn<Hold>, started: Instant) -> Found {
+    match turn.mode() {
+        Mode::Shared => {
+            let mut now = std::time::Instant::now();
+            if let Some(rest) = rest_of_writers_turn(lock, &turn, now) {
+                sleep(rest).await;
+                now = std::time::Instant::now();
+            }
+            Acquisition::join(lock, turn, started, now).into()
+        }
+        Mode::Exclusive => {
+            if let Some(hold) = turn.accept() {
+                match Acquisition::accept(lock, turn, hold, started) {
+                    Ok(acquisition) => return Found::Lock(acquisition),
+                    Err(back) => turn = back,
+                }
+            }
+            step_aside_if_due(lock, &mut turn).await;
+            Found::Turn(turn)
+        }
+    }
+}
+
+/// For how long a reader lets writers of other processes try first.
+fn rest_of_writers_turn(lock: &Lock, turn: &Turn<Hold>, now: std::time::Instant) -> Option<Duration> {
+    let is_due = lock.target.kind.is_between_processes() && turn.slot().readers().read_often(now);
+    if is_due { writers_turn::rest(now) } else { None }
+}
+
+/// The same as [`find_here`] for the reader that has just got the lead.
+async fn lead(lock: &Lock, turn: Turn<Hold>, started: Instant) -> Result<Found, LockError> {
+    let turn = match Acquisition::join(lock, turn, started, std::time::Instant::now()) {
+        Ok(acquisition) => return Ok(Found::Lock(acquisition)),
+        Err(turn) => turn,
+    };
+    match turn.accept() {
+        // The task before has offered an exclusive lock, and no lock changes its mode.
+        Some(hold) => release_offered(lock, turn, hold).await.map(Found::Turn),
+        None => Ok(Found::Turn(turn)),
+    }
+}
+
+/// Releases an offered lock. The turn is kept until then, also if the caller goes away.
+async fn release_offered(lock: &Lock, turn: Turn<Hold>, hold: Hold) -> Result<Turn<Hold>, LockError> {
+    if !hold.held.is_slow_to_release() {
+        hold.release();
+        return Ok(turn);
+    }
+    let releasing = tokio::spawn(async move {
+        hold.release_slowly().await;
+        turn
+    });
+    releasing.await.map_err(|error| LockError::io(&lock.target.path, "try for", std::io::Error::other(error)))
 }
 
 /// Lets other processes try first if this one has used up its time slice.

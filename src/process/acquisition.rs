@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tokio::runtime::Handle;
 
-use super::hold::Hold;
+use super::hold::{Grip, Hold};
 use super::lock::Lock;
 use super::registry::{Release, Turn};
 use crate::engine::contract::{Answer, Contention, Grant};
@@ -22,7 +22,7 @@ pub(crate) struct Acquisition {
     target: Arc<Target>,
     turn: Turn<Hold>,
     since: Instant,
-    hold: Hold,
+    hold: Grip,
     /// Whether the loss of the lock has been logged.
     is_loss_logged: AtomicBool,
     /// Whether the task has asked for the locked file. It may have moved the position in it, which the next task would not
@@ -47,7 +47,34 @@ impl Acquisition {
             }
             slice.gain(now);
         }
-        Self::begin(lock, turn, Hold::new(grant.held, Arc::clone(&lock.target), now), now)
+        let hold = Hold::new(grant.held, Arc::clone(&lock.target), now);
+        let grip = match turn.mode() {
+            Mode::Exclusive => Grip::Alone(hold),
+            Mode::Shared => {
+                let hold = Arc::new(hold);
+                turn.share(&hold, now);
+                Grip::Together(hold)
+            }
+        };
+        Self::begin(lock, turn, grip, now)
+    }
+
+    /// Shares what other readers of this process hold, with the one that has waited since `started`. Returns the turn if
+    /// nobody reads, or if their lock has been lost.
+    pub(super) fn join(
+        lock: &Lock,
+        turn: Turn<Hold>,
+        started: tokio::time::Instant,
+        now: Instant,
+    ) -> Result<Self, Turn<Hold>> {
+        let held = turn.slot().readers().held();
+        match held.filter(|hold| hold.verify_to_share(&lock.target, now)) {
+            Some(hold) => {
+                trace::acquired(&lock.target, started);
+                Ok(Self::begin(lock, turn, Grip::Together(hold), now))
+            }
+            None => Err(turn),
+        }
     }
 
     /// Accepts what another task of this process has offered to the one that has waited since `started`. Returns the turn
@@ -55,19 +82,18 @@ impl Acquisition {
     pub(super) fn accept(
         lock: &Lock,
         turn: Turn<Hold>,
-        mut hold: Hold,
+        hold: Hold,
         started: tokio::time::Instant,
     ) -> Result<Self, Turn<Hold>> {
-        // An offered lock is held exclusively, which a task that wants it shared cannot take over.
-        if turn.mode() == Mode::Shared || !hold.verify_for(&lock.target, started.into_std()) {
+        if !hold.verify_for(&lock.target, started.into_std()) {
             hold.release();
             return Err(turn);
         }
         trace::acquired(&lock.target, started);
-        Ok(Self::begin(lock, turn, hold, Instant::now()))
+        Ok(Self::begin(lock, turn, Grip::Alone(hold), Instant::now()))
     }
 
-    fn begin(lock: &Lock, turn: Turn<Hold>, hold: Hold, now: Instant) -> Self {
+    fn begin(lock: &Lock, mut turn: Turn<Hold>, hold: Grip, now: Instant) -> Self {
         turn.set_held(now);
         Self {
             target: Arc::clone(&lock.target),
@@ -83,9 +109,13 @@ impl Acquisition {
         &self.target
     }
 
+    pub(crate) fn mode(&self) -> Mode {
+        self.turn.mode()
+    }
+
     /// Whether the lock is ours at this moment.
     pub(crate) fn is_held(&self) -> bool {
-        self.hold.held.is_of_this_process() && self.hold.held.check(&self.target).is_ok()
+        self.hold.held.is_of_this_process() && self.hold.check(&self.target).is_ok()
     }
 
     /// Resolves when the lock is lost; never otherwise.
@@ -111,7 +141,9 @@ impl Acquisition {
     /// Releases the lock and reports how that went. Once polled, the lock is released, also if the caller goes away.
     pub(crate) async fn release(self) -> Result<(), LockError> {
         let Err(acquisition) = self.hand_off() else { return Ok(()) };
-        let Some((hold, ending)) = acquisition.into_parts() else { return Ok(()) };
+        let Some((grip, ending)) = acquisition.into_parts() else { return Ok(()) };
+        let checked = if grip.has_others() { grip.check(&ending.target) } else { Ok(()) };
+        let Some(hold) = grip.into_last() else { return ending.end_beside_others(checked) };
         match hold.held.release(&ending.target) {
             Answer::Ready(result) => ending.end(result),
             Answer::Later(releasing) => {
@@ -132,8 +164,14 @@ impl Acquisition {
     /// Releases the lock for a caller that cannot await. The log tells what is to be told.
     pub(crate) fn release_now(self) {
         let Err(acquisition) = self.hand_off() else { return };
-        let Some((hold, ending)) = acquisition.into_parts() else { return };
-        if !trace::warnings_are_heard() && !hold.held.is_slow_to_release() {
+        let Some((grip, ending)) = acquisition.into_parts() else { return };
+        let is_heard = trace::warnings_are_heard();
+        let checked = if is_heard && grip.has_others() { grip.check(&ending.target) } else { Ok(()) };
+        let Some(hold) = grip.into_last() else {
+            let _ = ending.end_beside_others(checked);
+            return;
+        };
+        if !is_heard && !hold.held.is_slow_to_release() {
             // Nobody would hear what a look whether the lock was lost finds.
             drop(hold);
             let _ = ending.end(Ok(()));
@@ -156,7 +194,9 @@ impl Acquisition {
     /// Offers the lock to the next task of this process, if there is one, the lock is in order, and this process still
     /// has its time slice.
     fn hand_off(mut self) -> Result<(), Self> {
-        if self.turn.mode() == Mode::Shared || !self.turn.slot().somebody_waits() || *self.is_file_used.get_mut() {
+        // Whoever waits while others read waits for a lock of another mode.
+        let is_shared = matches!(self.hold, Grip::Together(_));
+        if is_shared || !self.turn.slot().somebody_waits() || *self.is_file_used.get_mut() {
             return Err(self);
         }
         let now = Instant::now();
@@ -169,7 +209,8 @@ impl Acquisition {
             return Err(self);
         }
         let slot = Arc::clone(self.turn.slot());
-        let Self { target, turn, since, hold, .. } = self;
+        let Self { target, mut turn, since, hold: grip, .. } = self;
+        let Some(hold) = grip.into_last() else { unreachable!("nobody shares an exclusive lock") };
         turn.set_free();
         trace::released(&target, since);
         if let Some((hold, turn)) = slot.offer(hold, turn, now) {
@@ -180,7 +221,7 @@ impl Acquisition {
     }
 
     /// The held lock, and what is to be done once it is released; `None` in a forked child, which has nothing to release.
-    fn into_parts(self) -> Option<(Hold, Ending)> {
+    fn into_parts(self) -> Option<(Grip, Ending)> {
         let Self { target, turn, since, hold, is_loss_logged, .. } = self;
         if !hold.held.is_of_this_process() {
             // Another thread of the parent may have had any mutex at the fork. So nothing that takes one may run here.
@@ -209,6 +250,12 @@ impl Ending {
         self.turn.slot().begin_release();
         self.is_later = true;
         self
+    }
+
+    /// For a reader whose lock other readers still hold, or have just released.
+    fn end_beside_others(self, checked: Result<(), LostReason>) -> Result<(), LockError> {
+        let result = checked.map_err(|reason| LockError::lost(&self.target.path, reason));
+        self.end(result)
     }
 
     fn end(mut self, result: Result<(), LockError>) -> Result<(), LockError> {

@@ -1,11 +1,13 @@
-//! A held lock, as this process keeps it for one task after another.
+//! A held lock, as this process keeps it for one task after another, or for many readers at once.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::moment::Moment;
 use super::registry::Release;
 use crate::engine::contract::Held;
-use crate::words::error::LockError;
+use crate::words::error::{LockError, LostReason};
 use crate::words::target::Target;
 use crate::words::trace;
 
@@ -22,35 +24,97 @@ pub(crate) struct Hold {
     /// The lock as the task named it that got it from the engine.
     target: Arc<Target>,
     /// When we last saw that the lock is still ours and that we are not a forked child.
-    verified: Instant,
+    verified: Moment,
+}
+
+/// A task's part in a held lock.
+#[derive(Debug)]
+pub(super) enum Grip {
+    Alone(Hold),
+    /// With the other readers of this process.
+    Together(Arc<Hold>),
+}
+
+impl Grip {
+    /// The hold, for the last task that has a part in it.
+    pub(super) fn into_last(self) -> Option<Hold> {
+        match self {
+            Self::Alone(hold) => Some(hold),
+            Self::Together(hold) => Arc::into_inner(hold),
+        }
+    }
+
+    /// Whether other tasks had a part in it just now.
+    pub(super) fn has_others(&self) -> bool {
+        match self {
+            Self::Alone(_) => false,
+            Self::Together(hold) => Arc::strong_count(hold) > 1,
+        }
+    }
+}
+
+impl Deref for Grip {
+    type Target = Hold;
+
+    fn deref(&self) -> &Hold {
+        match self {
+            Self::Alone(hold) => hold,
+            Self::Together(hold) => hold,
+        }
+    }
 }
 
 impl Hold {
     pub(super) fn new(held: Box<dyn Held>, target: Arc<Target>, now: Instant) -> Self {
-        Self { held, target, verified: now }
+        Self { held, target, verified: Moment::at(now) }
     }
 
-    /// Whether the lock may be passed on, as `target` names it.
-    pub(super) fn verify(&mut self, target: &Target) -> bool {
+    /// Whether the lock is still the one that `target` names; if not, what has happened.
+    pub(super) fn check(&self, target: &Target) -> Result<(), LostReason> {
+        self.held.check(target)
+    }
+
+    /// Whether the lock may be passed on or shared, as `target` names it.
+    fn verify(&self, target: &Target) -> bool {
         let now = Instant::now();
-        let is_in_order = self.held.is_of_this_process() && self.held.check(target).is_ok();
+        let is_in_order = self.held.is_of_this_process() && self.check(target).is_ok();
         if is_in_order {
-            self.verified = now;
+            self.verified.set(now);
         }
         is_in_order
     }
 
     /// The same after a hold `since` then. Nothing can have happened in a very short one.
-    pub(super) fn verify_after(&mut self, target: &Target, since: Instant, now: Instant) -> bool {
-        let is_verified = now - since < INSTANTLY && now - self.verified < RECENTLY;
+    pub(super) fn verify_after(&self, target: &Target, since: Instant, now: Instant) -> bool {
+        let is_recent = |verified| now.saturating_duration_since(verified) < RECENTLY;
+        let is_verified = now - since < INSTANTLY && self.verified.get().is_some_and(is_recent);
         is_verified || self.verify(target)
     }
 
     /// The same for a task that has asked for the lock at `asked` and names it `target`. It must not get a lock that was
     /// lost before it asked. Nor must it get one whose path leads elsewhere than its own by now.
-    pub(super) fn verify_for(&mut self, target: &Target, asked: Instant) -> bool {
-        let is_verified = self.verified >= asked && self.target.path == target.path;
+    pub(super) fn verify_for(&self, target: &Target, asked: Instant) -> bool {
+        let is_verified = self.verified.get().is_some_and(|verified| verified >= asked) && self.has_path_of(target);
         is_verified || self.verify(target)
+    }
+
+    /// The same for one more reader that asks `now`. The time since the last look may be so short that nobody can have
+    /// removed the file and asked since then.
+    pub(super) fn verify_to_share(&self, target: &Target, now: Instant) -> bool {
+        self.verify_for(target, now.checked_sub(INSTANTLY).unwrap_or(now))
+    }
+
+    fn has_path_of(&self, target: &Target) -> bool {
+        let (ours, theirs) = (&self.target.path, &target.path);
+        Arc::ptr_eq(ours, theirs) || ours.as_os_str() == theirs.as_os_str()
+    }
+}
+
+impl Hold {
+    /// The same as [`release`](Release::release), where that needs a disk or a network.
+    pub(super) async fn release_slowly(self) {
+        let released = self.held.release(&self.target).get().await;
+        log(&self.target, released);
     }
 }
 
@@ -60,10 +124,14 @@ impl Release for Hold {
         if !self.held.is_of_this_process() {
             return;
         }
-        match self.held.release_now(&self.target) {
-            Ok(()) => {}
-            Err(LockError::Lost { reason, .. }) => trace::lost(&self.target, reason),
-            Err(error) => trace::release_failed(&self.target, &error),
-        }
+        log(&self.target, self.held.release_now(&self.target));
+    }
+}
+
+fn log(target: &Target, released: Result<(), LockError>) {
+    match released {
+        Ok(()) => {}
+        Err(LockError::Lost { reason, .. }) => trace::lost(target, reason),
+        Err(error) => trace::release_failed(target, &error),
     }
 }

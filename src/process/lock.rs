@@ -15,7 +15,6 @@ use crate::util::blocking;
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::kind::LockKind;
-use crate::words::mode::Mode;
 use crate::words::target::Target;
 
 /// The slots of this process.
@@ -30,7 +29,6 @@ const LOOKS_AT_ONCE: usize = 2;
 #[derive(Debug)]
 pub(crate) struct Lock {
     pub(super) target: Arc<Target>,
-    pub(super) mode: Mode,
     pub(super) engine: Box<dyn Engine<Turn<Hold>>>,
     slot: PerProcess<Arc<Slot<Hold>>>,
 }
@@ -39,7 +37,7 @@ impl Lock {
     pub(crate) fn new(target: Target) -> Self {
         let target = Arc::new(target);
         let engine = engine::of(&target);
-        let lock = Self { target, mode: Mode::Exclusive, engine, slot: PerProcess::new() };
+        let lock = Self { target, engine, slot: PerProcess::new() };
         lock.slot();
         lock
     }
@@ -68,33 +66,45 @@ impl Lock {
         if let Some(holder) = self.slot().last_look(freshness) {
             return holder;
         }
-        let holder = self.holder().await.ok().flatten();
+        let holder = self.holders().await.unwrap_or_default().into_iter().next();
         self.slot().remember_look(holder.clone());
         holder
     }
 
-    /// Who holds the lock, in any process.
-    pub(crate) async fn holder(&self) -> Result<Option<Holder>, LockError> {
+    /// Who holds the lock, in any process. More than one if it is shared.
+    pub(crate) async fn holders(&self) -> Result<Vec<Holder>, LockError> {
         let here = self.slot().held_since();
-        let found = match (self.target.kind, here) {
-            (LockKind::Null, None) => return Ok(None),
-            (LockKind::Null, Some(_)) => None,
-            _ => match self.engine.holder().await? {
-                // The engine need not know who holds the lock, but we know whether we do.
-                Some(holder) if holder.pid() == 0 && here.is_some() => None,
-                found => return Ok(found),
-            },
+        let mut holders = match self.target.kind {
+            LockKind::Null => Vec::new(),
+            _ => self.engine.holders().await?,
         };
-        let Some(since) = here else { return Ok(found) };
+        let Some(since) = here.filter(|_| self.are_we_missing(&holders)) else { return Ok(holders) };
         let us = blocking::run(move || process::this_process(since)).await;
-        us.map(Some).map_err(|error| LockError::io(&self.target.path, "look at", error))
+        let us = us.map_err(|error| LockError::io(&self.target.path, "look at", error))?;
+        let place = holders.iter().position(|holder| holder.pid() == us.pid() || holder.pid() == 0);
+        match place {
+            Some(place) => holders[place] = us,
+            None => holders.push(us),
+        }
+        Ok(holders)
+    }
+
+    /// Whether we know more of ourselves, who hold the lock, than the engine has found.
+    fn are_we_missing(&self, found: &[Holder]) -> bool {
+        match found.iter().find(|holder| holder.pid() == std::process::id()) {
+            Some(us) => us.since().is_none(),
+            // The engine need not know who holds the lock.
+            None if self.target.kind == LockKind::Null || found.iter().any(|holder| holder.pid() == 0) => true,
+            // Nor that we read. But we may have lost that lock.
+            None => self.slot().readers().held().is_some_and(|hold| hold.check(&self.target).is_ok()),
+        }
     }
 }
 
 /// Two handles are equal if they name the same lock, and want it in the same mode.
 impl PartialEq for Lock {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(self.slot(), other.slot()) && self.mode == other.mode
+        Arc::ptr_eq(self.slot(), other.slot())
     }
 }
 
@@ -102,6 +112,6 @@ impl Eq for Lock {}
 
 impl Hash for Lock {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.target.kind, self.mode, self.slot().identity()).hash(state);
+        (self.target.kind, self.slot().identity()).hash(state);
     }
 }

@@ -5,12 +5,14 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::hand_off::{self, HandOff};
+use super::moment::Moment;
 use super::queue::{Permit, Queue};
+use super::readers::{Lead, Readers};
 use super::time_slice::TimeSlice;
 use super::worker::Worker;
 use crate::sys::process::Owner;
@@ -36,17 +38,14 @@ pub(super) struct Registry<T: Release> {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key(LockKind, Arc<Path>);
 
-/// A moment before this process got its first lock.
-static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
-
 /// One lock in this process.
 #[derive(Debug)]
 pub(super) struct Slot<T: Release> {
     queue: Queue,
-    /// Nanoseconds since [`EPOCH`] when a task of this process got the lock exclusively; 0 while none holds it so.
-    held_since: AtomicU64,
-    /// How many tasks of this process hold the lock shared.
-    readers: AtomicUsize,
+    /// When a task of this process got the lock that it holds exclusively.
+    held_since: Moment,
+    /// Those who share the lock. Most locks are never shared.
+    readers: OnceLock<Arc<Readers<T>>>,
     /// How many releases are under way although their tasks have gone on.
     releasing: AtomicUsize,
     /// The task that got the lock exclusively. Not kept if nobody would hear a warning.
@@ -60,12 +59,17 @@ pub(super) struct Slot<T: Release> {
     hand_off: HandOff<T>,
 }
 
-/// The turn of one task. While an exclusive turn lasts, no other task of this process tries for the lock.
+/// The turn of one task. While an exclusive turn lasts, no other task of this process tries for the lock. Of the tasks with
+/// a shared turn, the one with the lead tries.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Turn<T: Release> {
-    slot: Arc<Slot<T>>,
+    // In this order: the next reader leads while this one still keeps writers out.
+    lead: Option<Box<Lead<T>>>,
     permit: Permit,
+    slot: Arc<Slot<T>>,
+    /// The reader that holds the lock with this turn. Not kept if nobody would hear a warning.
+    reader: Option<Worker>,
 }
 
 impl<T: Release> Registry<T> {
@@ -95,8 +99,8 @@ impl<T: Release> Slot<T> {
     fn new(entry: Option<(Key, &'static Registry<T>)>) -> Self {
         Self {
             queue: Queue::default(),
-            held_since: AtomicU64::new(0),
-            readers: AtomicUsize::new(0),
+            held_since: Moment::default(),
+            readers: OnceLock::new(),
             releasing: AtomicUsize::new(0),
             held_by: Mutex::default(),
             last_look: Mutex::default(),
@@ -118,7 +122,7 @@ impl<T: Release> Slot<T> {
 
     /// The turn at once, unless another task has it or waits for it.
     pub(super) fn try_turn(self: &Arc<Self>, mode: Mode) -> Option<Turn<T>> {
-        Some(Turn { slot: Arc::clone(self), permit: self.queue.try_enter(mode)? })
+        Some(Turn::new(self, self.queue.try_enter(mode)?))
     }
 
     /// The turn, in the order of asking. Cancel safe: a task that goes away leaves the queue.
@@ -130,7 +134,12 @@ impl<T: Release> Slot<T> {
         // If our caller goes away, this is dropped before `waiting`: it must not have the turn when that looks for one.
         let permit = self.queue.enter(mode).await;
         waiting.end();
-        Turn { slot: Arc::clone(self), permit }
+        Turn::new(self, permit)
+    }
+
+    /// Those who share the lock.
+    pub(super) fn readers(&self) -> &Arc<Readers<T>> {
+        self.readers.get_or_init(|| Arc::new(Readers::new()))
     }
 
     /// Whether a task of this process waits for its turn.
@@ -161,9 +170,10 @@ impl<T: Release> Slot<T> {
         self.hand_off.offer(held, turn, now, watch, || self.try_turn(Mode::Exclusive))
     }
 
-    /// Whether `worker` has obtained the lock that this process holds exclusively.
+    /// Whether `worker` has obtained the lock that this process holds.
     pub(super) fn is_held_by(&self, worker: Worker) -> bool {
-        self.held_since.load(Ordering::Acquire) != 0 && *self.held_by() == Some(worker)
+        let is_writer = self.held_since.is_set() && *self.held_by() == Some(worker);
+        is_writer || self.readers.get().is_some_and(|readers| readers.is_held_by(worker))
     }
 
     fn held_by(&self) -> MutexGuard<'_, Option<Worker>> {
@@ -172,7 +182,7 @@ impl<T: Release> Slot<T> {
 
     /// Whether a task of this process holds the lock.
     pub(super) fn is_held(&self) -> bool {
-        self.held_since.load(Ordering::Acquire) != 0 || self.readers.load(Ordering::Acquire) != 0
+        self.held_since.is_set() || self.readers.get().is_some_and(|readers| readers.is_reading())
     }
 
     /// The holder that a look within `freshness` from now has found; `None` if there was no such look.
@@ -186,12 +196,10 @@ impl<T: Release> Slot<T> {
         *self.last_look.lock().unwrap_or_else(PoisonError::into_inner) = Some((tokio::time::Instant::now(), holder));
     }
 
-    /// When a task of this process got the lock that it holds exclusively.
+    /// When this process got the lock that it holds.
     pub(super) fn held_since(&self) -> Option<SystemTime> {
-        match self.held_since.load(Ordering::Acquire) {
-            0 => None,
-            nanoseconds => SystemTime::now().checked_sub((*EPOCH + Duration::from_nanos(nanoseconds)).elapsed()),
-        }
+        let since = self.held_since.get().or_else(|| self.readers.get()?.since())?;
+        SystemTime::now().checked_sub(since.elapsed())
     }
 }
 
@@ -244,6 +252,10 @@ impl<T: Release> Drop for Slot<T> {
 }
 
 impl<T: Release> Turn<T> {
+    fn new(slot: &Arc<Slot<T>>, permit: Permit) -> Self {
+        Self { lead: None, permit, slot: Arc::clone(slot), reader: None }
+    }
+
     pub(super) fn slot(&self) -> &Arc<Slot<T>> {
         &self.slot
     }
@@ -262,22 +274,56 @@ impl<T: Release> Turn<T> {
         self.slot.hand_off.accept()
     }
 
-    pub(super) fn set_held(&self, since: Instant) {
-        if self.mode() == Mode::Shared {
-            self.slot.readers.fetch_add(1, Ordering::AcqRel);
-            return;
-        }
-        let nanoseconds = u64::try_from((since - *EPOCH).as_nanos()).unwrap_or(u64::MAX);
-        if trace::warnings_are_heard() {
-            *self.slot.held_by() = Some(Worker::current());
-        }
-        self.slot.held_since.store(nanoseconds.max(1), Ordering::Release);
+    /// Gets the lead, so that this task may try for the lock that the readers share.
+    pub(super) async fn take_lead(&mut self) {
+        let readers = self.slot.readers();
+        self.lead = match readers.try_lead() {
+            Some(lead) => Some(Box::new(lead)),
+            None => Some(Box::new(readers.lead().await)),
+        };
     }
 
-    pub(super) fn set_free(&self) {
+    /// The same for a task that does not wait for other processes. `false` if the reader with the lead does.
+    pub(super) async fn take_lead_unless_waiting(&mut self) -> bool {
+        let readers = self.slot.readers();
+        self.lead = match readers.try_lead() {
+            Some(lead) => Some(Box::new(lead)),
+            None => readers.lead_unless_waiting().await.map(Box::new),
+        };
+        self.lead.is_some()
+    }
+
+    /// The task begins to wait for another process.
+    pub(super) fn begin_wait(&self) {
+        self.lead.iter().for_each(|lead| lead.begin_wait());
+    }
+
+    /// The readers of this process share `held` from now on, and the next of them need not try.
+    pub(super) fn share(&mut self, held: &Arc<T>, now: Instant) {
+        self.slot.readers().share(held, now);
+        self.lead = None;
+    }
+
+    pub(super) fn set_held(&mut self, since: Instant) {
+        let worker = trace::warnings_are_heard().then(Worker::current);
         match self.mode() {
-            Mode::Shared => _ = self.slot.readers.fetch_sub(1, Ordering::AcqRel),
-            Mode::Exclusive => self.slot.held_since.store(0, Ordering::Release),
+            Mode::Shared => {
+                self.slot.readers().begin(worker);
+                self.reader = worker;
+            }
+            Mode::Exclusive => {
+                if worker.is_some() {
+                    *self.slot.held_by() = worker;
+                }
+                self.slot.held_since.set(since);
+            }
+        }
+    }
+
+    pub(super) fn set_free(&mut self) {
+        match self.mode() {
+            Mode::Shared => self.slot.readers().end(self.reader.take()),
+            Mode::Exclusive => self.slot.held_since.clear(),
         }
     }
 }

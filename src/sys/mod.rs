@@ -17,6 +17,8 @@
 //!   [`is_lock_unsupported`] tells that the file system has no such locks.
 //! - [`filesystem_at`] tells what file system a path is on. [`FileSystem::Memory`] and [`FileSystem::Local`] promise two
 //!   things: a free lock proves that nobody on any machine holds it, and looking and locking touch only memory.
+//! - [`uptime`] is the time on a clock that no step of the wall clock changes. Where the system permits, all processes of
+//!   the machine see the same time.
 //! - [`current_pid`] tells which process this is, cheaply: a forked child is another one than its parent.
 //! - [`process_existence`] tells whether a process with this PID exists, and whether it may be a zombie.
 //!   [`describe_process`] tells its name and start, if it can be seen. [`listed_flock_holders`] tells which process the kernel lists as the one that locked a file.

@@ -259,6 +259,11 @@ pub(crate) fn filesystem_at(_path: &Path) -> io::Result<FileSystem> {
     Ok(FileSystem::Other("this file system".into()))
 }
 
+/// Each process has a clock of its own here.
+pub(crate) fn uptime() -> Duration {
+    Duration::ZERO
+}
+
 /// The PID of this process.
 pub(crate) fn current_pid() -> u32 {
     std::process::id()
@@ -275,6 +280,6 @@ pub(crate) fn has_flock(_pid: u32, _stat: &Stat) -> Option<bool> {
 }
 
 /// Windows does not show which process has a lock.
-pub(crate) fn find_flock_holder(_stat: &Stat) -> Option<u32> {
-    None
+pub(crate) fn find_flock_holders(_stat: &Stat) -> impl Iterator<Item = u32> {
+    std::iter::empty()
 }

@@ -26,6 +26,11 @@ impl LockKind {
         !matches!(self, Self::Null)
     }
 
+    /// Whether readers can hold the lock together.
+    pub(crate) const fn can_be_shared(self) -> bool {
+        !matches!(self, Self::Shlock)
+    }
+
     pub(crate) const fn is_supported(self) -> bool {
         match self {
             Self::Shlock | Self::Flock => cfg!(unix),

@@ -9,6 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 
 use super::error::LockError;
 use super::kind::LockKind;
+use super::mode::Mode;
 
 /// The characters of a path that are percent-encoded. These are all characters except the unreserved characters of RFC
 /// 3986, the separator, and a few that need no encoding in a path.
@@ -30,6 +31,7 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// The schemes are `lockfile` (the platform's default), `nativelockfile` (the kernel's own file lock), `shlockfile`,
 /// `flockfile`, `winflockfile` and `nulllockfile`.
 /// `nulllockfile:` is a new lock each time it is opened. `nulllockfile:NAME` is one lock for each name in this process.
+/// With `?shared` at its end a URL opens the [shared](crate::LockFile::shared) handle.
 ///
 /// With the feature `serde`, a URL is a string in a configuration file.
 ///
@@ -43,6 +45,7 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 pub struct LockUrl {
     scheme: Scheme,
     path: PathBuf,
+    mode: Mode,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,6 +54,9 @@ enum Scheme {
     Native,
     Explicit(LockKind),
 }
+
+/// The query of a URL that opens a shared handle.
+const SHARED: &str = "shared";
 
 const SCHEMES: [(&str, Scheme); 6] = [
     ("lockfile", Scheme::PlatformDefault),
@@ -63,8 +69,8 @@ const SCHEMES: [(&str, Scheme); 6] = [
 
 impl LockUrl {
     /// The URL of a lock. Its scheme names the kind.
-    pub(crate) fn new(kind: LockKind, path: &Path) -> Self {
-        Self { scheme: Scheme::Explicit(kind), path: path.to_owned() }
+    pub(crate) fn new(kind: LockKind, path: &Path, mode: Mode) -> Self {
+        Self { scheme: Scheme::Explicit(kind), path: path.to_owned(), mode }
     }
 
     pub(crate) fn kind(&self) -> LockKind {
@@ -73,6 +79,10 @@ impl LockUrl {
             Scheme::Native => LockKind::NATIVE,
             Scheme::Explicit(kind) => kind,
         }
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        self.mode
     }
 
     /// The path, or the name of a null lock.
@@ -99,12 +109,17 @@ fn parse(url: &str) -> Result<LockUrl, String> {
         let known: Vec<&str> = SCHEMES.iter().map(|&(name, _)| name).collect();
         return Err(format!("the scheme {scheme:?} is none of {}", known.join(", ")));
     };
-    if rest.contains('?') {
-        return Err("it has a query; write a question mark in a path as %3F".into());
-    }
     if rest.contains('#') {
         return Err("it has a fragment; write a # in a path as %23".into());
     }
+    let (rest, mode) = match rest.split_once('?') {
+        None => (rest, Mode::Exclusive),
+        Some((rest, SHARED)) => (rest, Mode::Shared),
+        Some((_, query)) => {
+            let help = "the only query is ?shared, and a question mark in a path is written as %3F";
+            return Err(format!("it has the query {query:?}; {help}"));
+        }
+    };
     let path = match rest.strip_prefix("//") {
         None => rest,
         Some(rest) => {
@@ -120,7 +135,7 @@ fn parse(url: &str) -> Result<LockUrl, String> {
     if path.is_empty() && !is_null {
         return Err("its path is empty".into());
     }
-    Ok(LockUrl { scheme, path: path.into() })
+    Ok(LockUrl { scheme, path: path.into(), mode })
 }
 
 fn decode(path: &str) -> Result<OsString, String> {
@@ -172,13 +187,17 @@ fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
     }
 }
 
-/// Prints `SCHEME:///abs` or `SCHEME:relative`, percent-encoded. The printed text parses to an equal URL.
+/// Prints `SCHEME:///abs` or `SCHEME:relative`, percent-encoded, and `?shared` behind it for a shared handle. The printed text parses to an equal URL.
 impl fmt::Display for LockUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, _) = SCHEMES.iter().find(|(_, scheme)| *scheme == self.scheme).expect("all schemes have a name");
         let path = bytes(self.path.as_os_str());
         let authority = if path.starts_with(b"/") { "//" } else { "" };
-        write!(f, "{scheme}:{authority}{}", percent_encode(&path, ESCAPED))
+        write!(f, "{scheme}:{authority}{}", percent_encode(&path, ESCAPED))?;
+        match self.mode {
+            Mode::Exclusive => Ok(()),
+            Mode::Shared => write!(f, "?{SHARED}"),
+        }
     }
 }
 
@@ -217,13 +236,33 @@ mod tests {
         assert!(reason("/run/app.lock").contains("no scheme"));
         assert!(reason("file:/run/app.lock").contains("scheme \"file\""));
         assert!(reason("lockfile://example.org/run/x").contains("example.org"));
-        assert!(reason("lockfile:/x?y").contains("query"));
+        for url in ["lockfile:/x?y", "lockfile:/x?", "lockfile:/x?Shared", "lockfile:/x?shared=1", "lockfile:?shared?"]
+        {
+            assert!(reason(url).contains("query"), "{url}");
+        }
+        assert!(reason("lockfile:/x?shared#y").contains("fragment"));
+        assert!(reason("lockfile:?shared").contains("empty"));
         assert!(reason("lockfile:/x#y").contains("fragment"));
         assert!(reason("lockfile:").contains("empty"));
         assert!(reason("lockfile://localhost").contains("empty"));
         assert!(reason("lockfile:/%zz").contains("hexadecimal"));
         assert!(reason("lockfile:/%+1").contains("hexadecimal"));
         assert!(reason("lockfile:/%00").contains("NUL"));
+    }
+
+    #[test]
+    fn a_shared_handle_has_a_url() {
+        for (url, printed) in [
+            ("flockfile://localhost/a?shared", "flockfile:///a?shared"),
+            ("lockfile:a%3Fshared?shared", "lockfile:a%3Fshared?shared"),
+            ("nulllockfile:?shared", "nulllockfile:?shared"),
+        ] {
+            let parsed: LockUrl = url.parse().unwrap();
+            assert_eq!(parsed.mode(), Mode::Shared, "{url}");
+            assert_eq!(parsed.to_string(), printed);
+            assert_eq!(printed.parse::<LockUrl>().unwrap(), parsed);
+        }
+        assert_ne!("flockfile:/a".parse::<LockUrl>().unwrap(), "flockfile:/a?shared".parse().unwrap());
     }
 
     #[cfg(unix)]

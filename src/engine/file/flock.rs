@@ -76,10 +76,10 @@ pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<O
     Ok(Outcome::Unclear(Contended::default()))
 }
 
-/// Who holds the lock.
-pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
+/// Who holds the lock: one process, or all that share it.
+pub(super) fn holders(target: &Target) -> Result<Vec<Holder>, LockError> {
     let Some(file) = sys::open_existing(&target.path).map_err(|error| open_failed(target, error))? else {
-        return Ok(None);
+        return Ok(Vec::new());
     };
     let stat = stat(target, &file)?;
     let record = Record::of_lock(&file).map_err(|error| LockError::io(&target.path, "read lock file", error))?;
@@ -88,9 +88,13 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
         _ => None,
     };
     let is_locked = outcome::is_locked(&file).map_err(|error| outcome::lock_failed(target, error))?;
-    let found = flock_holder::find(&stat, recorded, is_locked);
-    let since = (recorded.is_some() && found == recorded).then(|| SystemTime::UNIX_EPOCH + stat.modified);
-    Ok(found.map(|pid| process::holder(pid, since)))
+    let found = match is_locked {
+        true => vec![flock_holder::find_exclusive(&stat, recorded)],
+        false => flock_holder::find_shared(&stat),
+    };
+    // The time of the record is that of its writer, who holds the lock alone.
+    let since = |pid| (is_locked && recorded == Some(pid)).then(|| SystemTime::UNIX_EPOCH + stat.modified);
+    Ok(found.into_iter().map(|pid| process::holder(pid, since(pid))).collect())
 }
 
 /// The state of the file; an error if it is not a regular one.

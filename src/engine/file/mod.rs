@@ -65,12 +65,12 @@ impl<Turn: Send + 'static> Engine<Turn> for FileLock {
         }
     }
 
-    fn holder(&self) -> BoxFuture<'static, Result<Option<Holder>, LockError>> {
+    fn holders(&self) -> BoxFuture<'static, Result<Vec<Holder>, LockError>> {
         let lock = Arc::clone(&self.0);
         Box::pin(async move {
             let path = Arc::clone(&lock.target.path);
-            let looked = blocking::run(move || match protocol::holder(&lock.target) {
-                Err(error) if lock.lacks_directory(&error) => Ok(None),
+            let looked = blocking::run(move || match protocol::holders(&lock.target) {
+                Err(error) if lock.lacks_directory(&error) => Ok(Vec::new()),
                 looked => looked,
             });
             looked.await.map_err(|error| LockError::io(&path, "look at", error))?

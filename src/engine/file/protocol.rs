@@ -1,4 +1,4 @@
-//! The switch between the protocols. Each one has an `attempt`, a `holder` and a held state.
+//! The switch between the protocols. Each one has an `attempt`, a look at its holders and a held state.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -53,11 +53,11 @@ pub(super) fn is_still_held(target: &Target, last: &Contended) -> bool {
 }
 
 /// Who holds the lock, in any process.
-pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
+pub(super) fn holders(target: &Target) -> Result<Vec<Holder>, LockError> {
     match target.kind {
         #[cfg(unix)]
-        LockKind::Shlock => shlock::holder(target),
-        _ => flock::holder(target),
+        LockKind::Shlock => Ok(shlock::holder(target)?.into_iter().collect()),
+        _ => flock::holders(target),
     }
 }
 

@@ -134,9 +134,9 @@ pub(crate) fn has_flock(pid: u32, stat: &Stat) -> Option<bool> {
     Some(descriptors.flatten().any(|entry| is_file(&entry.path()) && is_locked(&entry.file_name())))
 }
 
-/// Finds any process that has the file open with an flock(2) on it. This looks at every process that it may look at.
-pub(crate) fn find_flock_holder(stat: &Stat) -> Option<u32> {
-    let processes = std::fs::read_dir("/proc").ok()?.flatten();
-    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.find(|&pid| has_flock(pid, stat) == Some(true))
+/// Finds the processes that have the file open with an flock(2) on it. This looks at every process that it may look at.
+pub(crate) fn find_flock_holders(stat: &Stat) -> impl Iterator<Item = u32> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|&pid| has_flock(pid, stat) == Some(true))
 }

@@ -38,7 +38,7 @@ pub(crate) use open_file::OpenFile;
 use stat::stat_at;
 pub(crate) use stat::{Stat, stat, stat_path};
 
-pub(crate) use imp::{find_flock_holder, has_flock, listed_flock_holders, process_existence};
+pub(crate) use imp::{find_flock_holders, has_flock, listed_flock_holders, process_existence};
 
 /// An open directory.
 #[derive(Debug)]
@@ -248,6 +248,12 @@ pub(crate) fn try_lock_shared(file: &File) -> io::Result<bool> {
 
 pub(crate) fn unlock(file: &File) -> io::Result<()> {
     FileExt::unlock(file)
+}
+
+/// The time on the clock that all processes of this machine share, and that nobody sets.
+pub(crate) fn uptime() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
 fn try_lock(call: impl Fn() -> Result<(), TryLockError>) -> io::Result<bool> {

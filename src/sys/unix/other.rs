@@ -45,6 +45,6 @@ pub(crate) fn has_flock(_pid: u32, _stat: &Stat) -> Option<bool> {
 }
 
 /// These systems do not show which process has an flock.
-pub(crate) fn find_flock_holder(_stat: &Stat) -> Option<u32> {
-    None
+pub(crate) fn find_flock_holders(_stat: &Stat) -> impl Iterator<Item = u32> {
+    std::iter::empty()
 }

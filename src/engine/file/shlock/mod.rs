@@ -107,7 +107,8 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
         Record::Foreign(pid, _) => directory.is_alive(pid).then_some(pid),
         // A holder in a container may have a PID here that differs from the PID in its record.
         _ if outcome::is_locked(&file).map_err(|error| directory.lock_failed(error))? => {
-            flock_holder::find(&stat, record.pid(), true).map(|pid| if pid == 0 { recorded } else { pid })
+            let found = flock_holder::find_exclusive(&stat, record.pid());
+            Some(if found == 0 { recorded } else { found })
         }
         Record::Shlock(pid, Mark::NoProof) => directory.is_alive(pid).then_some(pid),
         // A try decides in the same way. If we cannot create a file to compare the ages, the lock counts as held.
