@@ -110,13 +110,26 @@ pub use words::url::LockUrl;
 #[path = "../tests/it/behaviour.rs"]
 mod behaviour;
 #[cfg(all(test, not(loom)))]
+#[path = "../tests/it/shared.rs"]
+mod shared;
+#[cfg(all(test, not(loom)))]
 extern crate self as tokio_lockfile;
 #[cfg(all(test, not(loom)))]
 mod kinds {
+    use crate::LockFile;
     use crate::engine::memory;
-    use crate::{LockFile, support::Kind};
+    use crate::support::{Kind, Modes};
 
     pub(crate) const FILE_KINDS: &[Kind] = &[|path| LockFile::new(path.with_extension(memory::SUFFIX)).unwrap()];
+
+    pub(crate) const SHARED_KINDS: &[Modes] =
+        &[Modes { writer: |path| native(path), reader: |path| native(path).shared().unwrap() }];
+
+    /// The server can share any lock, but the default kind of Unix cannot be shared.
+    fn native(path: &std::path::Path) -> LockFile {
+        let path = path.with_extension(memory::SUFFIX);
+        if cfg!(windows) { LockFile::winflock(path) } else { LockFile::flock(path) }.unwrap()
+    }
 
     pub(crate) fn leaves_its_file(_lock: &LockFile) -> bool {
         false

@@ -101,7 +101,7 @@ impl Lock {
     }
 }
 
-/// Two handles are equal if they name the same lock, and want it in the same mode.
+/// The same lock, whatever path names it.
 impl PartialEq for Lock {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(self.slot(), other.slot())

@@ -298,10 +298,9 @@ impl<T: Release> Turn<T> {
         self.lead.iter().for_each(|lead| lead.begin_wait());
     }
 
-    /// The readers of this process share `held` from now on, and the next of them need not try.
-    pub(super) fn share(&mut self, held: &Arc<T>, now: Instant) {
+    /// The readers of this process share `held` from now on.
+    pub(super) fn share(&self, held: &Arc<T>, now: Instant) {
         self.slot.readers().share(held, now);
-        self.lead = None;
     }
 
     pub(super) fn set_held(&mut self, since: Instant) {
@@ -310,6 +309,8 @@ impl<T: Release> Turn<T> {
             Mode::Shared => {
                 self.slot.readers().begin(worker);
                 self.reader = worker;
+                // The others can share the lock now.
+                self.lead = None;
             }
             Mode::Exclusive => {
                 if worker.is_some() {

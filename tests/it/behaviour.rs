@@ -9,11 +9,11 @@ use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile, LockKind};
 
 use crate::kinds::leaves_its_file;
-use crate::support::{FILE_KINDS, HANG, each_file_kind, each_kind, poll_once, take};
+use crate::support::{FILE_KINDS, HANG, each_file_kind_and_mode, each_kind, each_pair, poll_once, take};
 
 #[tokio::test]
 async fn one_holder_at_a_time() {
-    each_kind(|a, b| async move {
+    each_pair(|a, b| async move {
         let guard = take(&a).await;
         assert!(a.locked() && b.locked() && guard.is_held());
         assert!(b.attempt().await.unwrap().is_none());
@@ -55,7 +55,7 @@ async fn tasks_exclude_each_other() {
 
 #[tokio::test]
 async fn waiters_are_served_in_order() {
-    each_kind(|a, b| async move {
+    each_pair(|a, b| async move {
         let guard = take(&a).await;
         let (sender, mut served) = tokio::sync::mpsc::unbounded_channel();
         for number in 0..5 {
@@ -78,7 +78,7 @@ async fn waiters_are_served_in_order() {
 /// A task may call `attempt` in a loop. In a runtime with one thread, the holder's task must still get to run.
 #[tokio::test]
 async fn a_loop_of_attempts_lets_other_tasks_run() {
-    each_kind(|a, b| async move {
+    each_pair(|a, b| async move {
         let guard = take(&a).await;
         tokio::spawn(async move {
             tokio::task::yield_now().await;
@@ -103,7 +103,7 @@ async fn a_loop_of_attempts_lets_other_tasks_run() {
 
 #[tokio::test]
 async fn a_cancelled_wait_leaves_nothing() {
-    each_kind(|a, b| async move {
+    each_pair(|a, b| async move {
         let guard = take(&a).await;
         for _ in 0..20 {
             assert!(timeout(Duration::from_millis(1), b.obtain()).await.is_err());
@@ -117,7 +117,7 @@ async fn a_cancelled_wait_leaves_nothing() {
 
 #[tokio::test]
 async fn a_future_dropped_at_any_poll_leaves_the_lock_free() {
-    each_file_kind(|kind, path| async move {
+    each_file_kind_and_mode(|kind, path| async move {
         for polls in 0..20 {
             let lock = kind(&path);
             let mut attempt = Box::pin(lock.obtain());
@@ -135,7 +135,7 @@ async fn a_future_dropped_at_any_poll_leaves_the_lock_free() {
 
 #[tokio::test]
 async fn a_timeout_names_the_holder() {
-    each_kind(|a, b| async move {
+    each_pair(|a, b| async move {
         let _guard = take(&a).await;
         for limit in [Duration::ZERO, Duration::from_millis(5)] {
             let error = b.obtain_timeout(limit).await.unwrap_err();
@@ -150,7 +150,7 @@ async fn a_timeout_names_the_holder() {
 
 #[tokio::test]
 async fn endless_and_zero_limits() {
-    each_kind(|a, b| async move {
+    each_pair(|a, b| async move {
         a.obtain_timeout(Duration::MAX).await.unwrap().release().await.unwrap();
         b.obtain_timeout(Duration::ZERO).await.unwrap().release().await.unwrap();
     })
@@ -159,7 +159,7 @@ async fn endless_and_zero_limits() {
 
 #[tokio::test]
 async fn the_holder_is_reported() {
-    each_kind(|a, b| async move {
+    each_pair(|a, b| async move {
         assert_eq!(b.holder().await.unwrap(), None);
         let guard = take(&a).await;
         let holder = b.holder().await.unwrap().unwrap();
@@ -173,7 +173,7 @@ async fn the_holder_is_reported() {
 
 #[tokio::test]
 async fn nothing_is_left_in_the_directory() {
-    each_file_kind(|kind, path| async move {
+    each_file_kind_and_mode(|kind, path| async move {
         let lock = kind(&path);
         drop(take(&lock).await);
         let left: BTreeSet<_> =

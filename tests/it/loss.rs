@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use tokio_lockfile::{LockError, LostReason};
 
-use crate::support::{each_file_kind, take};
+use crate::support::{each_file_kind_and_mode, take};
 
 #[tokio::test]
 async fn a_removed_file_is_a_lost_lock() {
-    each_file_kind(|kind, path| async move {
+    each_file_kind_and_mode(|kind, path| async move {
         let lock = kind(&path);
         let guard = take(&lock).await;
         std::fs::remove_file(&path).unwrap();
@@ -23,7 +23,7 @@ async fn a_removed_file_is_a_lost_lock() {
 
 #[tokio::test]
 async fn a_replaced_file_is_left_alone() {
-    each_file_kind(|kind, path| async move {
+    each_file_kind_and_mode(|kind, path| async move {
         let guard = take(&kind(&path)).await;
         let other = path.with_extension("other");
         std::fs::write(&other, "not yours").unwrap();
@@ -37,7 +37,7 @@ async fn a_replaced_file_is_left_alone() {
 
 #[tokio::test]
 async fn run_stops_the_work_when_the_lock_is_lost() {
-    each_file_kind(|kind, path| async move {
+    each_file_kind_and_mode(|kind, path| async move {
         let lock = kind(&path);
         assert_eq!(take(&lock).await.run(async { 42 }).await.unwrap(), 42);
         let endless = async {
@@ -68,7 +68,7 @@ async fn a_renamed_directory_stops_the_work_within_fifty_milliseconds() {
 }
 
 async fn stops_the_work_soon(take_away: fn(&Path)) {
-    each_file_kind(|kind, path| async move {
+    each_file_kind_and_mode(|kind, path| async move {
         let dir = path.with_extension("d");
         std::fs::create_dir(&dir).unwrap();
         let path = dir.join("x.lock");

@@ -27,6 +27,8 @@ mod processes;
 #[cfg(target_os = "linux")]
 mod runtimes;
 mod semaphore;
+mod shared;
+mod shared_files;
 #[cfg(unix)]
 mod shlock;
 mod singleton;

@@ -9,13 +9,20 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio_lockfile::{LockFile, LockGuard};
 
-pub(crate) use crate::kinds::FILE_KINDS;
+pub(crate) use crate::kinds::{FILE_KINDS, SHARED_KINDS};
 
 /// The limit for a hang. No wait takes this long when the test succeeds.
 pub(crate) const HANG: Duration = Duration::from_secs(60);
 
 /// One kind of lock: each call creates a new handle on `path`.
 pub(crate) type Kind = fn(&Path) -> LockFile;
+
+/// One kind of lock in both modes.
+#[derive(Clone, Copy)]
+pub(crate) struct Modes {
+    pub(crate) writer: Kind,
+    pub(crate) reader: Kind,
+}
 
 /// Runs one test with every kind that uses a file.
 pub(crate) async fn each_file_kind<F: Future<Output = ()>>(behaviour: impl Fn(Kind, PathBuf) -> F) {
@@ -27,6 +34,21 @@ pub(crate) async fn each_file_kind<F: Future<Output = ()>>(behaviour: impl Fn(Ki
     }
 }
 
+/// Runs one test with every kind that uses a file and can be shared.
+pub(crate) async fn each_shared_file_kind<F: Future<Output = ()>>(behaviour: impl Fn(Modes, PathBuf) -> F) {
+    for modes in SHARED_KINDS {
+        let dir = TempDir::new().unwrap();
+        tokio::time::timeout(HANG, behaviour(*modes, dir.path().join("x.lock"))).await.expect("hangs");
+    }
+}
+
+/// The same with every kind and every mode.
+pub(crate) async fn each_file_kind_and_mode<F: Future<Output = ()>>(behaviour: impl Fn(Kind, PathBuf) -> F) {
+    each_file_kind(&behaviour).await;
+    println!("shared");
+    each_shared_file_kind(|modes, path| behaviour(modes.reader, path)).await;
+}
+
 /// Runs one test with every kind, also null locks. The test gets two handles on the same lock.
 pub(crate) async fn each_kind<F: Future<Output = ()>>(behaviour: impl Fn(LockFile, LockFile) -> F) {
     each_file_kind(|kind, path| behaviour(kind(&path), kind(&path))).await;
@@ -36,6 +58,24 @@ pub(crate) async fn each_kind<F: Future<Output = ()>>(behaviour: impl Fn(LockFil
     let name = unique.path().file_name().unwrap().to_str().unwrap();
     let named = || LockFile::open(&format!("nulllockfile:{name}")).unwrap();
     behaviour(named(), named()).await;
+}
+
+/// Runs one test with every kind that can be shared, also null locks. The test gets a handle for writers and one for
+/// readers.
+pub(crate) async fn each_shared_kind<F: Future<Output = ()>>(behaviour: impl Fn(LockFile, LockFile) -> F) {
+    each_shared_file_kind(|modes, path| behaviour((modes.writer)(&path), (modes.reader)(&path))).await;
+    let null = LockFile::null();
+    let shared = null.shared().unwrap();
+    behaviour(null, shared).await;
+}
+
+/// Runs one test with two handles that exclude each other: both exclusive, or one of them shared.
+pub(crate) async fn each_pair<F: Future<Output = ()>>(behaviour: impl Fn(LockFile, LockFile) -> F) {
+    each_kind(&behaviour).await;
+    println!("the first one shared");
+    each_shared_kind(|writer, reader| behaviour(reader, writer)).await;
+    println!("the second one shared");
+    each_shared_kind(&behaviour).await;
 }
 
 /// Attempts once to take the lock, and panics if that fails.
@@ -75,9 +115,22 @@ pub(crate) fn this_program() -> Command {
 impl Holder {
     /// Starts a process that waits for the lock. The process holds the lock once [`has_it`](Self::has_it) returns.
     pub(crate) fn start(lock: &LockFile) -> Self {
+        Self::start_role("support::hold_for_parent", ROLE, lock)
+    }
+
+    /// Starts a process that runs the test named `test`, with the URL of the lock in the variable `role`. Waits until the
+    /// process says `word`.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn run(test: &str, role: &str, lock: &LockFile, word: &str) -> Self {
+        let mut process = Self::start_role(test, role, lock);
+        process.says(word);
+        process
+    }
+
+    fn start_role(test: &str, role: &str, lock: &LockFile) -> Self {
         let mut child = this_program()
-            .args(["support::hold_for_parent", "--exact", "--nocapture", "--test-threads=1"])
-            .env(ROLE, lock.url().to_string())
+            .args([test, "--exact", "--nocapture", "--test-threads=1"])
+            .env(role, lock.url().to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -95,8 +148,12 @@ impl Holder {
     }
 
     pub(crate) fn has_it(&mut self) {
+        self.says("HELD");
+    }
+
+    fn says(&mut self, word: &str) {
         let mut line = String::new();
-        while !line.contains("HELD") {
+        while !line.contains(word) {
             line.clear();
             assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "the holder ended early");
         }

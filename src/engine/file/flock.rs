@@ -67,6 +67,7 @@ pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<O
         // If a shared lock is possible, no holder is exclusive. Then somebody only asks, or a program holds a shared lock;
         // the next look still finds that one.
         let is_asked = mode == Mode::Exclusive
+            && !last.is_awaited
             && !outcome::is_locked(&file).map_err(|error| outcome::lock_failed(target, error))?;
         if is_asked {
             return Ok(Outcome::Unclear(Contended::by_lock(file)));

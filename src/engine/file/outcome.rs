@@ -55,11 +55,14 @@ pub(super) struct Contended {
     /// The PID in a record whose holder keeps no lock on the file. Only the end of that process tells that the lock is
     /// free.
     pub(super) foreign: Option<u32>,
+    /// Whether the try is part of a wait. Then it need not find out who is in the way: whoever it is, his end wakes the
+    /// waiter.
+    pub(super) is_awaited: bool,
 }
 
 impl Contended {
     pub(super) fn by_lock(file: Arc<OpenFile>) -> Self {
-        Self { kept: Some((file, Owner::this_process())), foreign: None }
+        Self { kept: Some((file, Owner::this_process())), ..Self::default() }
     }
 
     /// Held by the process with this PID, which keeps no lock on the file.

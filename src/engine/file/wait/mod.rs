@@ -60,6 +60,7 @@ impl FileWaiter {
                 }
                 lost_races += 1;
             }
+            last.is_awaited = true;
             match attempt(&lock, mode, turn, last, wake_up).get().await? {
                 Tried::Acquired { turn, held, taken_over } => {
                     let held = Box::new(FileHeld::new(held, lock));
