@@ -18,6 +18,7 @@ mod fairness;
 mod handover;
 mod outcome;
 mod pending;
+mod readers;
 mod tasks;
 mod timeout;
 mod uncontended;
@@ -32,6 +33,7 @@ fn main() {
         ["--hold", url] => handover::hold(url),
         ["--ring"] => handover::ring(),
         ["--compete", kind, hold, path] => fairness::compete(kind, hold, path),
+        ["--read", kind, path] => readers::read(kind, path),
         ["--pend", kind, dir] => pending::pend(kind, dir),
         ["--time-out", url] => timeout::time_out(url),
         ["--releases", count] => wakeups::releases(count.parse().unwrap()).iter().for_each(|row| println!("{row}")),
@@ -45,13 +47,14 @@ fn main() {
 /// A group's name, and the function that measures its rows. The argument asks for few rounds.
 type Group = (&'static str, fn(bool) -> Vec<Row>);
 
-const GROUPS: [Group; 7] = [
+const GROUPS: [Group; 8] = [
     ("uncontended", uncontended::rows),
     ("handover", handover::rows),
     ("tasks", tasks::rows),
     ("pending", pending::rows),
     ("timeout", timeout::rows),
     ("fairness", fairness::rows),
+    ("readers", readers::rows),
     ("wakeups", wakeups::rows),
 ];
 

@@ -1,4 +1,4 @@
-//! A hundred tasks of one process compete for one lock.
+//! A hundred tasks of one process compete for one lock, or read under it together.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,8 @@ const TASKS: usize = 100;
 enum Lock {
     Mutex(Arc<tokio::sync::Mutex<()>>),
     File(LockFile),
+    RwLock(Arc<tokio::sync::RwLock<()>>),
+    Shared(LockFile),
 }
 
 /// The number of acquisitions of each task in this time.
@@ -26,6 +28,15 @@ async fn compete(lock: Lock, time: Duration) -> Vec<u64> {
                 while Instant::now() < end {
                     match &lock {
                         Lock::Mutex(mutex) => drop(Arc::clone(mutex).lock_owned().await),
+                        // Readers that never await while they read do not meet on so few threads.
+                        Lock::RwLock(lock) => {
+                            let _guard = Arc::clone(lock).read_owned().await;
+                            tokio::task::yield_now().await;
+                        }
+                        Lock::Shared(file) => {
+                            let _guard = file.obtain().await.unwrap();
+                            tokio::task::yield_now().await;
+                        }
                         Lock::File(file) => drop(file.obtain().await.unwrap()),
                     }
                     count += 1;
@@ -49,8 +60,10 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
         Lock::Mutex(Arc::default()),
         Lock::File(LockFile::flock(dir.path().join("f")).unwrap()),
         Lock::File(LockFile::shlock(dir.path().join("s")).unwrap()),
+        Lock::RwLock(Arc::default()),
+        Lock::Shared(LockFile::flock(dir.path().join("r")).unwrap().shared().unwrap()),
     ];
-    let mut counts = [const { [0; TASKS] }; 3];
+    let mut counts = [const { [0; TASKS] }; 5];
     runtime.block_on(async {
         for _ in 0..rounds {
             for (lock, counts) in locks.iter().zip(&mut counts) {
@@ -61,7 +74,7 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
     });
     let total = |counts: &[u64; TASKS]| counts.iter().sum::<u64>() as f64;
     let spread = |counts: &[u64; TASKS]| *counts.iter().max().unwrap() as f64 / *counts.iter().min().unwrap() as f64;
-    let [mutex, flock, shlock] = &counts;
+    let [mutex, flock, shlock, rwlock, shared] = &counts;
     let throughput = |kind: &str, counts: &[u64; TASKS], goal: f64| {
         let details = format!("{:.0} a second", total(counts) / (time * rounds).as_secs_f64());
         let what = format!("{kind}: throughput of 100 tasks on one lock");
@@ -74,10 +87,22 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
         let details = format!("tokio::sync::Mutex: {:.3}", spread(mutex));
         Row::new(format!("{kind}: most to least among them"), "times", spread(counts), Goal::AtMost(1.05), details)
     };
+    let reading = {
+        let details = format!("{:.0} a second", total(shared) / (time * rounds).as_secs_f64());
+        let what = "flock: throughput of 100 reading tasks on one lock";
+        Row::new(
+            what,
+            "tokio::sync::RwLock, one yield while held",
+            total(shared) / total(rwlock),
+            Goal::AtLeast(0.5),
+            details,
+        )
+    };
     vec![
         throughput("flock", flock, 0.8),
         fairness("flock", flock),
         throughput("shlock", shlock, 0.5),
         fairness("shlock", shlock),
+        reading,
     ]
 }
