@@ -13,7 +13,7 @@ const TASKS: usize = 100;
 enum Lock {
     Mutex(Arc<tokio::sync::Mutex<()>>),
     File(LockFile),
-    RwLock(Arc<tokio::sync::RwLock<()>>),
+    Reading(Arc<tokio::sync::RwLock<()>>),
     Shared(LockFile),
 }
 
@@ -29,7 +29,7 @@ async fn compete(lock: Lock, time: Duration) -> Vec<u64> {
                     match &lock {
                         Lock::Mutex(mutex) => drop(Arc::clone(mutex).lock_owned().await),
                         // Readers that never await while they read do not meet on so few threads.
-                        Lock::RwLock(lock) => {
+                        Lock::Reading(lock) => {
                             let _guard = Arc::clone(lock).read_owned().await;
                             tokio::task::yield_now().await;
                         }
@@ -60,7 +60,7 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
         Lock::Mutex(Arc::default()),
         Lock::File(LockFile::flock(dir.path().join("f")).unwrap()),
         Lock::File(LockFile::shlock(dir.path().join("s")).unwrap()),
-        Lock::RwLock(Arc::default()),
+        Lock::Reading(Arc::default()),
         Lock::Shared(LockFile::flock(dir.path().join("r")).unwrap().shared().unwrap()),
     ];
     let mut counts = [const { [0; TASKS] }; 5];

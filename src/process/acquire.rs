@@ -23,18 +23,44 @@ use crate::words::mode::Mode;
 
 /// Tries once. `None` if somebody holds the lock, or another task of this process waits for it.
 pub(crate) async fn attempt(lock: &Lock, mode: Mode) -> Result<Option<Acquisition>, LockError> {
-    again_after_a_fork(|| attempt_here(lock, mode, true)).await
+    attempt_with(lock, mode, true).await
 }
 
 /// The same for a caller that blocks its runtime: it waits for no other task. `None` also while a task of this process
-/// releases the lock.
+/// releases the lock, or tries for it.
 pub(crate) async fn attempt_at_once(lock: &Lock, mode: Mode) -> Result<Option<Acquisition>, LockError> {
-    again_after_a_fork(|| attempt_here(lock, mode, false)).await
+    attempt_with(lock, mode, false).await
+}
+
+async fn attempt_with(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<Acquisition>, LockError> {
+    // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
+    tokio::task::consume_budget().await;
+    match read_along(lock, mode) {
+        Some(acquisition) => Ok(Some(acquisition)),
+        None => again_after_a_fork(|| attempt_here(lock, mode, may_wait)).await,
+    }
 }
 
 /// Waits in the queue of this process, then until the engine has the lock.
 pub(crate) async fn obtain(lock: &Lock, mode: Mode) -> Result<Acquisition, LockError> {
-    again_after_a_fork(|| obtain_here(lock, mode)).await
+    tokio::task::consume_budget().await;
+    match read_along(lock, mode) {
+        Some(acquisition) => Ok(acquisition),
+        None => again_after_a_fork(|| obtain_here(lock, mode)).await,
+    }
+}
+
+/// The shortest way of a reader: others read already. Nothing here waits.
+fn read_along(lock: &Lock, mode: Mode) -> Option<Acquisition> {
+    if mode == Mode::Exclusive {
+        return None;
+    }
+    let turn = lock.slot().try_turn(mode)?;
+    let now = Instant::now();
+    match rest_of_writers_turn(lock, &turn, now.into_std()) {
+        None => Acquisition::join(lock, turn, now, now.into_std()).ok(),
+        Some(_) => None,
+    }
 }
 
 /// Runs `work`. If the process forks meanwhile, the child begins again: the turn, the watch and the open file that the
@@ -68,8 +94,6 @@ impl<F> Drop for OfThisProcess<F> {
 }
 
 async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<Acquisition>, LockError> {
-    // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
-    tokio::task::consume_budget().await;
     let turn = match lock.slot().try_turn(mode) {
         Some(turn) => turn,
         // Who has just dropped a guard can have the lock at once.
@@ -82,7 +106,8 @@ async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<
         Found::Turn(turn) => turn,
     };
     if mode == Mode::Shared {
-        if !turn.take_lead_unless_waiting().await {
+        let leads = turn.try_lead() || (may_wait && turn.take_lead_unless_waiting().await);
+        if !leads {
             return Ok(None);
         }
         turn = match lead(lock, turn, started).await? {
@@ -98,7 +123,6 @@ async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<
 
 async fn obtain_here(lock: &Lock, mode: Mode) -> Result<Acquisition, LockError> {
     let mut report = Report::new(begin());
-    tokio::task::consume_budget().await;
     let turn = report.during(lock, pin!(lock.slot().turn(mode))).await;
     let mut turn = match find_here(lock, turn, report.started()).await {
         Found::Lock(acquisition) => return Ok(acquisition),
@@ -168,8 +192,9 @@ async fn find_here(lock: &Lock, mut turn: Turn<Hold>, started: Instant) -> Found
 
 /// For how long a reader lets writers of other processes try first.
 fn rest_of_writers_turn(lock: &Lock, turn: &Turn<Hold>, now: std::time::Instant) -> Option<Duration> {
+    let rest = writers_turn::rest(now)?;
     let is_due = lock.target.kind.is_between_processes() && turn.slot().readers().read_often(now);
-    if is_due { writers_turn::rest(now) } else { None }
+    is_due.then_some(rest)
 }
 
 /// The same as [`find_here`] for the reader that has just got the lead.

@@ -1,7 +1,7 @@
 //! The readers of one lock in this process. They hold it together: the first one gets it from the engine, the others
 //! share it, and the last one releases it.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -16,7 +16,6 @@ use super::writers_turn;
 pub(super) struct Readers<T> {
     /// What the readers hold; gone with the last of them.
     held: Mutex<Weak<T>>,
-    count: AtomicUsize,
     /// When a reader last got the lock from the engine.
     since: Moment,
     /// The tasks that have obtained the lock. Not kept if nobody would hear a warning.
@@ -39,7 +38,6 @@ impl<T> Readers<T> {
     pub(super) fn new() -> Self {
         Self {
             held: Mutex::new(Weak::new()),
-            count: AtomicUsize::new(0),
             since: Moment::default(),
             workers: Mutex::default(),
             lead: Arc::default(),
@@ -73,21 +71,19 @@ impl<T> Readers<T> {
     }
 
     pub(super) fn is_reading(&self) -> bool {
-        self.count.load(Ordering::Acquire) > 0
+        self.held_or_gone().strong_count() > 0
     }
 
-    pub(super) fn begin(&self, worker: Option<Worker>) {
-        self.count.fetch_add(1, Ordering::AcqRel);
-        worker.into_iter().for_each(|worker| self.workers().push(worker));
+    /// The task has obtained the lock.
+    pub(super) fn enter(&self, worker: Worker) {
+        self.workers().push(worker);
     }
 
-    pub(super) fn end(&self, worker: Option<Worker>) {
-        self.count.fetch_sub(1, Ordering::AcqRel);
-        if let Some(worker) = worker {
-            let mut workers = self.workers();
-            let place = workers.iter().position(|&known| known == worker);
-            place.into_iter().for_each(|place| _ = workers.swap_remove(place));
-        }
+    /// The task does not hold the lock any more.
+    pub(super) fn leave(&self, worker: Worker) {
+        let mut workers = self.workers();
+        let place = workers.iter().position(|&known| known == worker);
+        place.into_iter().for_each(|place| _ = workers.swap_remove(place));
     }
 
     pub(super) fn is_held_by(&self, worker: Worker) -> bool {
@@ -97,7 +93,7 @@ impl<T> Readers<T> {
     /// Whether the readers of this process could keep a writer of another process out for long.
     pub(super) fn read_often(&self, now: Instant) -> bool {
         let is_recent = |since: Instant| now.saturating_duration_since(since) < writers_turn::PERIOD;
-        self.is_reading() || self.since.get().is_some_and(is_recent)
+        self.since.get().is_some_and(is_recent) || self.is_reading()
     }
 
     fn lead_with(self: &Arc<Self>, guard: OwnedMutexGuard<()>) -> Lead<T> {
@@ -165,8 +161,9 @@ mod tests {
         assert_eq!(Arc::into_inner(first), None);
         let third = readers.held().unwrap();
         assert_eq!(Arc::into_inner(second), None);
+        assert!(readers.is_reading());
         assert_eq!(Arc::into_inner(third), Some(1));
-        assert_eq!(readers.held(), None);
+        assert!(readers.held().is_none() && !readers.is_reading());
     }
 
     #[tokio::test]
@@ -204,12 +201,12 @@ mod tests {
     fn who_reads_is_known_until_he_ends() {
         let readers = readers();
         let worker = Worker::current();
-        readers.begin(Some(worker));
-        readers.begin(Some(worker));
-        readers.end(Some(worker));
-        assert!(readers.is_held_by(worker) && readers.is_reading());
-        readers.end(Some(worker));
-        assert!(!readers.is_held_by(worker) && !readers.is_reading());
+        readers.enter(worker);
+        readers.enter(worker);
+        readers.leave(worker);
+        assert!(readers.is_held_by(worker));
+        readers.leave(worker);
+        assert!(!readers.is_held_by(worker));
     }
 
     #[test]
@@ -217,11 +214,12 @@ mod tests {
         let readers = readers();
         let now = Instant::now();
         assert!(!readers.read_often(now));
-        readers.share(&Arc::new(1), now);
-        assert!(readers.read_often(now + writers_turn::PERIOD / 2));
+        let held = Arc::new(1);
+        readers.share(&held, now);
         let later = now + writers_turn::PERIOD + Duration::from_millis(1);
-        assert!(!readers.read_often(later));
-        readers.begin(None);
         assert!(readers.read_often(later));
+        drop(held);
+        assert!(readers.read_often(now + writers_turn::PERIOD / 2));
+        assert!(!readers.read_often(later));
     }
 }

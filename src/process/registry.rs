@@ -274,22 +274,22 @@ impl<T: Release> Turn<T> {
         self.slot.hand_off.accept()
     }
 
-    /// Gets the lead, so that this task may try for the lock that the readers share.
+    /// Gets the lead, so that this task may try for the lock that the readers share. `false` if another reader has it.
+    pub(super) fn try_lead(&mut self) -> bool {
+        self.lead = self.slot.readers().try_lead().map(Box::new);
+        self.lead.is_some()
+    }
+
+    /// Gets the lead as soon as no other reader has it.
     pub(super) async fn take_lead(&mut self) {
-        let readers = self.slot.readers();
-        self.lead = match readers.try_lead() {
-            Some(lead) => Some(Box::new(lead)),
-            None => Some(Box::new(readers.lead().await)),
-        };
+        if !self.try_lead() {
+            self.lead = Some(Box::new(self.slot.readers().lead().await));
+        }
     }
 
     /// The same for a task that does not wait for other processes. `false` if the reader with the lead does.
     pub(super) async fn take_lead_unless_waiting(&mut self) -> bool {
-        let readers = self.slot.readers();
-        self.lead = match readers.try_lead() {
-            Some(lead) => Some(Box::new(lead)),
-            None => readers.lead_unless_waiting().await.map(Box::new),
-        };
+        self.lead = self.slot.readers().lead_unless_waiting().await.map(Box::new);
         self.lead.is_some()
     }
 
@@ -307,7 +307,7 @@ impl<T: Release> Turn<T> {
         let worker = trace::warnings_are_heard().then(Worker::current);
         match self.mode() {
             Mode::Shared => {
-                self.slot.readers().begin(worker);
+                worker.inspect(|&worker| self.slot.readers().enter(worker));
                 self.reader = worker;
                 // The others can share the lock now.
                 self.lead = None;
@@ -323,7 +323,7 @@ impl<T: Release> Turn<T> {
 
     pub(super) fn set_free(&mut self) {
         match self.mode() {
-            Mode::Shared => self.slot.readers().end(self.reader.take()),
+            Mode::Shared => _ = self.reader.take().inspect(|&worker| self.slot.readers().leave(worker)),
             Mode::Exclusive => self.slot.held_since.clear(),
         }
     }

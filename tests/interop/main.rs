@@ -125,6 +125,71 @@ sys.stdin.read()
     Peer::python(PROGRAM, &path).finish();
 }
 
+/// Whether flock(1) gets the lock at once, in this mode.
+fn flock1_gets(mode: &str, path: &Path) -> bool {
+    succeeds(Command::new("flock").args(["-n", mode]).arg(path).arg("true"))
+}
+
+#[tokio::test]
+async fn shared_locks_of_flock1_and_ours() {
+    let (_dir, path) = place();
+    let writer = LockFile::flock(&path).unwrap();
+    let reader = writer.shared().unwrap();
+
+    let guard = take(&reader).await;
+    assert!(flock1_gets("-s", &path) && !flock1_gets("-x", &path));
+    guard.release().await.unwrap();
+    let guard = take(&writer).await;
+    assert!(!flock1_gets("-s", &path));
+    guard.release().await.unwrap();
+    assert!(flock1_gets("-x", &path));
+
+    let peer = Peer::start(Command::new("flock").arg("-s").arg(&path).args(["-c", "echo held; cat"]));
+    let guard = take(&reader).await;
+    assert!(writer.attempt().await.unwrap().is_none());
+    let mut holders: Vec<u32> = writer.holders().await.unwrap().iter().map(|holder| holder.pid()).collect();
+    holders.sort_unstable();
+    let mut expected = vec![peer.0.id(), std::process::id()];
+    // The shell that flock(1) has started inherits the lock.
+    holders.retain(|pid| expected.contains(pid));
+    expected.sort_unstable();
+    assert_eq!(holders, expected);
+    drop(guard);
+    peer.finish();
+    writer.obtain().await.unwrap().release().await.unwrap();
+
+    let peer = Peer::flock1(&path);
+    assert!(reader.attempt().await.unwrap().is_none());
+    peer.finish();
+    reader.obtain().await.unwrap().release().await.unwrap();
+}
+
+#[tokio::test]
+async fn shared_locks_of_python_and_ours() {
+    const PROGRAM: &str = "
+import fcntl, sys
+f = open(sys.argv[1], 'a')
+fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+print('held', flush=True)
+sys.stdin.read()
+";
+    let (_dir, path) = place();
+    let writer = LockFile::flock(&path).unwrap();
+    let reader = writer.shared().unwrap();
+    let peer = Peer::python(PROGRAM, &path);
+    drop(take(&reader).await);
+    assert!(writer.attempt().await.unwrap().is_none());
+    peer.kill();
+    let guard = take(&reader).await;
+    Peer::python(PROGRAM, &path).finish();
+    drop(guard);
+    let guard = take(&writer).await;
+    assert!(!succeeds(
+        Command::new("python3").args(["-c", PROGRAM]).arg(&path).stderr(Stdio::null()).stdin(Stdio::null())
+    ));
+    drop(guard);
+}
+
 /// The `flock` child of the shell takes the lock and dies. The kernel's list of locks still has its PID.
 #[tokio::test]
 async fn a_holder_that_inherited_the_lock_is_named() {

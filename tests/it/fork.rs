@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile, LockGuard};
 
-use crate::kinds::FILE_KINDS;
+use crate::kinds::{FILE_KINDS, SHARED_KINDS};
 use crate::support::{HANG, Holder, in_own_process, poll_once};
 
 /// A forked child that runs a closure and ends. It talks to its parent by two pipes.
@@ -286,5 +286,38 @@ fn a_killed_holders_lock_is_free_although_a_child_of_it_lives() {
         drop(guard);
         // The child of the dead holder ends when this pipe ends.
         drop(holder.to_child.take());
+    }
+}
+
+/// The child has copies of the readers' guards. Its readers and its writers begin from nothing.
+#[test]
+fn a_childs_copies_of_readers_release_nothing() {
+    if !in_own_process("fork::a_childs_copies_of_readers_release_nothing") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (number, modes) in SHARED_KINDS.iter().enumerate() {
+        let path = dir.path().join(number.to_string());
+        let (writer, reader) = ((modes.writer)(&path), (modes.reader)(&path));
+        let ours = runtime();
+        let mut copies = Some([0, 1].map(|_| ours.block_on(reader.attempt()).unwrap().unwrap()));
+        Forked::new(|_| {
+            let guards = copies.take().unwrap();
+            assert!(!reader.locked() && !guards[0].is_held());
+            let runtime = runtime();
+            let guard = runtime.block_on(reader.attempt()).unwrap().expect("the parent only reads");
+            drop(guards);
+            assert!(guard.is_held());
+            assert!(runtime.block_on(writer.attempt()).unwrap().is_none(), "a writer beside its parent's readers");
+            drop(guard);
+            assert!(runtime.block_on(writer.attempt()).unwrap().is_none(), "the child has freed its parent's lock");
+        })
+        .finish();
+        let [first, second] = copies.unwrap();
+        assert!(first.is_held() && second.is_held());
+        assert!(ours.block_on(writer.attempt()).unwrap().is_none());
+        ours.block_on(first.release()).unwrap();
+        ours.block_on(second.release()).unwrap();
+        drop(ours.block_on(writer.attempt()).unwrap().unwrap());
     }
 }

@@ -30,6 +30,7 @@ enum Field {
     Violations,
     /// 1 once the instance has started its work.
     Ready,
+    Reads,
 }
 
 const ROW: u64 = 64;
@@ -41,6 +42,7 @@ pub(crate) struct Tally {
     pub(crate) undecided: u64,
     pub(crate) takeovers: u64,
     pub(crate) violations: u64,
+    pub(crate) reads: u64,
 }
 
 impl std::ops::AddAssign for Tally {
@@ -49,6 +51,7 @@ impl std::ops::AddAssign for Tally {
         self.undecided += other.undecided;
         self.takeovers += other.takeovers;
         self.violations += other.violations;
+        self.reads += other.reads;
     }
 }
 
@@ -56,6 +59,7 @@ impl Arena {
     /// Sets up a fresh directory.
     pub(crate) fn create(dir: &Path) -> Self {
         std::fs::create_dir(dir.join("locks")).unwrap();
+        std::fs::create_dir(dir.join("readers")).unwrap();
         std::fs::write(dir.join("counter"), [0; 8]).unwrap();
         std::fs::write(dir.join("rows"), []).unwrap();
         let arena = Self::open(dir);
@@ -103,6 +107,11 @@ impl Arena {
         Some(number.to_str().unwrap().parse().unwrap())
     }
 
+    /// The directory with the markers of those who read.
+    fn readers(&self) -> PathBuf {
+        self.dir.join("readers")
+    }
+
     fn marker(&self) -> PathBuf {
         self.dir.join("marker")
     }
@@ -120,6 +129,7 @@ impl Arena {
             undecided: self.read(instance, Field::Undecided),
             takeovers: self.read(instance, Field::Takeovers),
             violations: self.read(instance, Field::Violations),
+            reads: self.read(instance, Field::Reads),
         }
     }
 
@@ -182,6 +192,7 @@ impl Instance {
     /// The critical section under the lock. Both witnesses check it.
     pub(crate) async fn section(&self) {
         let marked = self.enter();
+        self.look_for_readers();
         let count = self.arena.counter();
         let acquired = self.arena.read(self.number, Field::Acquired);
         dawdle().await;
@@ -191,8 +202,44 @@ impl Instance {
         let decided = [(acquired + 1).to_le_bytes(), [0; 8]].concat();
         self.arena.rows.write_all_at(&decided, self.number * ROW + Field::Acquired as u64 * 8).unwrap();
         dawdle().await;
+        self.look_for_readers();
         if marked {
             self.leave();
+        }
+    }
+
+    /// The critical section under a shared lock. No writer may be there, and none may write meanwhile.
+    pub(crate) async fn reading(&self) {
+        let marker = self.arena.readers().join(format!("{}-{}", self.number, fastrand::u64(..)));
+        symlink(self.number.to_string(), &marker).unwrap();
+        self.look_for_a_writer();
+        let count = self.arena.counter();
+        dawdle().await;
+        dawdle().await;
+        if self.arena.counter() != count {
+            self.violation();
+        }
+        self.look_for_a_writer();
+        std::fs::remove_file(&marker).unwrap();
+        self.count(Field::Reads);
+    }
+
+    fn look_for_a_writer(&self) {
+        // The next writer removes the marker of a killed one.
+        if self.arena.marked().is_some_and(|writer| self.arena.read(writer, Field::Condemned) == 0) {
+            self.violation();
+        }
+    }
+
+    /// Removes the markers of killed readers.
+    fn look_for_readers(&self) {
+        for marker in std::fs::read_dir(self.arena.readers()).unwrap() {
+            let marker = marker.unwrap().path();
+            let reader = std::fs::read_link(&marker).ok().map(|number| number.to_str().unwrap().parse().unwrap());
+            match reader {
+                Some(reader) if self.arena.read(reader, Field::Condemned) == 1 => _ = std::fs::remove_file(marker),
+                _ => self.violation(),
+            }
         }
     }
 

@@ -23,7 +23,7 @@ const fn delayed(role: Role) -> Member {
     Member { role, delayed: true }
 }
 
-const CAMPAIGNS: [Campaign; 6] = [
+const CAMPAIGNS: [Campaign; 7] = [
     Campaign {
         name: "shlock alone",
         crew: &[
@@ -83,6 +83,18 @@ const CAMPAIGNS: [Campaign; 6] = [
         share: 60,
     },
     Campaign {
+        name: "shared flock with flock(1)",
+        crew: &[
+            member(Role::SharedFlock),
+            member(Role::SharedFlock),
+            member(Role::SharedFlock),
+            delayed(Role::SharedFlock),
+            member(Role::Flock1),
+            member(Role::Flock1),
+        ],
+        share: 20,
+    },
+    Campaign {
         name: "naive PEAK, to be caught",
         crew: &[
             member(Role::Peak),
@@ -136,9 +148,10 @@ fn print(name: &str, outcome: &Outcome) {
     let by_role: Vec<_> =
         outcome.acquired_by_role.iter().map(|(role, count)| format!("{} {count}", role.name())).collect();
     println!(
-        "{name}: {} acquisitions ({}), {} pauses, {} kills, {} takeovers, {} violations (of them {} lost updates), {:.1} s",
+        "{name}: {} acquisitions ({}), {} reads, {} pauses, {} kills, {} takeovers, {} violations (of them {} lost updates), {:.1} s",
         outcome.seen.acquired,
         by_role.join(", "),
+        outcome.seen.reads,
         outcome.pauses,
         outcome.kills,
         outcome.seen.takeovers,
@@ -150,6 +163,7 @@ fn print(name: &str, outcome: &Outcome) {
 
 fn judge(campaign: &Campaign, dir: &Path, outcome: &Outcome) {
     assert!(outcome.kills > 0 && outcome.seen.takeovers > 0, "no process was killed in the critical section");
+    assert_eq!(outcome.seen.reads > 0, campaign.crew.iter().any(|member| member.role == Role::SharedFlock));
     for (role, acquired) in &outcome.acquired_by_role {
         assert!(*acquired > 0, "{role:?} never got the lock");
     }

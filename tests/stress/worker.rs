@@ -20,6 +20,8 @@ pub(crate) enum Role {
     /// Ours, in processes that fork, end their runtimes and remove their lock files.
     ShlockInChaos,
     FlockInChaos,
+    /// Ours, sometimes shared.
+    SharedFlock,
     /// INN's shlock(1).
     InnShlock,
     /// flock(1) of util-linux.
@@ -29,8 +31,16 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    const ALL: [Self; 7] =
-        [Self::Shlock, Self::Flock, Self::ShlockInChaos, Self::FlockInChaos, Self::InnShlock, Self::Flock1, Self::Peak];
+    const ALL: [Self; 8] = [
+        Self::Shlock,
+        Self::Flock,
+        Self::ShlockInChaos,
+        Self::FlockInChaos,
+        Self::SharedFlock,
+        Self::InnShlock,
+        Self::Flock1,
+        Self::Peak,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -38,6 +48,7 @@ impl Role {
             Self::Flock => "our flock",
             Self::ShlockInChaos => "our shlock in chaos",
             Self::FlockInChaos => "our flock in chaos",
+            Self::SharedFlock => "our shared flock",
             Self::InnShlock => "shlock(1)",
             Self::Flock1 => "flock(1)",
             Self::Peak => "naive PEAK",
@@ -56,10 +67,11 @@ pub(crate) fn work(role: &str, dir: &Path, number: u64) {
     instance.begin();
     runtime().block_on(async {
         match role {
-            Role::Shlock => ours(instance, |path| LockFile::shlock(path).unwrap()).await,
-            Role::Flock => ours(instance, |path| LockFile::flock(path).unwrap()).await,
+            Role::Shlock => ours(instance, |path| LockFile::shlock(path).unwrap(), 0).await,
+            Role::Flock => ours(instance, |path| LockFile::flock(path).unwrap(), 0).await,
             Role::ShlockInChaos => chaos(&instance, |path| LockFile::shlock(path).unwrap()).await,
             Role::FlockInChaos => chaos(&instance, |path| LockFile::flock(path).unwrap()).await,
+            Role::SharedFlock => ours(instance, |path| LockFile::flock(path).unwrap(), 60).await,
             Role::InnShlock => inn_shlock(&instance, dir).await,
             Role::Flock1 => flock1(&instance, dir),
             Role::Peak => peak(&instance, dir).await,
@@ -80,16 +92,18 @@ async fn chaos(instance: &Instance, open: fn(&Path) -> LockFile) {
     reap(rustix::process::WaitOptions::empty());
 }
 
-/// Some processes have two tasks. Each task has its own handle on the same lock.
-async fn ours(instance: Instance, open: fn(&Path) -> LockFile) {
+/// Some processes have two tasks. Each task has its own handle on the same lock. Of a hundred turns, `reads` only read.
+async fn ours(instance: Instance, open: fn(&Path) -> LockFile, reads: u8) {
     let instance = Rc::new(instance);
     let local = tokio::task::LocalSet::new();
     let start = |_| {
         let instance = Rc::clone(&instance);
         local.spawn_local(async move {
-            let lock = open(&instance.arena.lock());
+            let writer = open(&instance.arena.lock());
+            let reader = (reads > 0).then(|| writer.shared().unwrap());
             while !instance.arena.is_over() {
-                take_a_turn(&lock, &instance).await;
+                let lock = reader.as_ref().filter(|_| fastrand::u8(..100) < reads).unwrap_or(&writer);
+                take_a_turn(lock, &instance).await;
             }
         })
     };
@@ -104,7 +118,10 @@ pub(crate) async fn take_a_turn(lock: &LockFile, instance: &Instance) {
     let Some(guard) = take(lock).await else {
         return pause();
     };
-    instance.section().await;
+    match guard.is_shared() {
+        true => instance.reading().await,
+        false => instance.section().await,
+    }
     if !guard.is_held() {
         instance.violation();
     }
