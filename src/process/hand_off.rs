@@ -127,7 +127,7 @@ impl<T> HandOff<T> {
 
 #[cfg(all(test, loom))]
 mod tests {
-    use loom::sync::{Arc, MutexGuard};
+    use loom::sync::{Arc, MutexGuard, RwLock, RwLockWriteGuard};
     use loom::thread;
 
     use super::*;
@@ -234,6 +234,92 @@ mod tests {
                 assert_eq!(lock.held.fetch_sub(1, SeqCst), 1);
             }
             waiter.join().unwrap();
+            assert_eq!(lock.held.load(SeqCst), 0, "stranded");
+        });
+    }
+
+    /// A lock with turns for readers and a writer. The first holder is a writer, and readers wait.
+    struct SharedLock {
+        turn: RwLock<()>,
+        lead: Mutex<()>,
+        hand_off: HandOff<()>,
+        /// How often it is held exclusively in the system.
+        held: AtomicUsize,
+    }
+
+    impl SharedLock {
+        fn new(waiting: usize) -> Arc<Self> {
+            let (turn, lead) = (RwLock::new(()), Mutex::new(()));
+            let lock = Self { turn, lead, hand_off: HandOff::new(), held: AtomicUsize::new(1) };
+            (0..waiting).for_each(|_| lock.hand_off.begin_wait());
+            Arc::new(lock)
+        }
+
+        fn release<Turn>(&self, left: Option<((), Turn)>) {
+            if let Some(((), turn)) = left {
+                assert_eq!(self.held.fetch_sub(1, SeqCst), 1);
+                drop(turn);
+            }
+        }
+
+        fn end(&self, turn: RwLockWriteGuard<'_, ()>) {
+            let left = match self.hand_off.somebody_waits() {
+                true => self.hand_off.offer((), turn, Instant::now(), || true, || self.turn.try_write().ok()),
+                false => Some(((), turn)),
+            };
+            self.release(left);
+        }
+
+        /// What a reader does when it gets the turn: the one with the lead releases what is offered.
+        fn read(&self) {
+            let _turn = self.turn.read().unwrap();
+            self.hand_off.end_wait();
+            let _lead = self.lead.lock().unwrap();
+            if self.hand_off.accept().is_some() {
+                assert_eq!(self.held.fetch_sub(1, SeqCst), 1);
+            }
+            assert_eq!(self.held.load(SeqCst), 0, "a reader beside a writer");
+        }
+
+        /// A writer that waits, and goes away.
+        fn quit(&self) {
+            self.release(self.hand_off.cancel_wait(|| self.turn.try_write().ok()));
+        }
+    }
+
+    #[test]
+    fn one_of_two_readers_releases_what_a_writer_offers() {
+        loom::model(|| {
+            let lock = SharedLock::new(2);
+            let turn = lock.turn.write().unwrap();
+            let readers = [0, 1].map(|_| {
+                let lock = Arc::clone(&lock);
+                thread::spawn(move || lock.read())
+            });
+            lock.end(turn);
+            for reader in readers {
+                reader.join().unwrap();
+            }
+            assert_eq!(lock.held.load(SeqCst), 0, "stranded");
+        });
+    }
+
+    #[test]
+    fn a_reader_and_a_writer_that_goes_away_leave_no_offer_behind() {
+        loom::model(|| {
+            let lock = SharedLock::new(2);
+            let turn = lock.turn.write().unwrap();
+            let reader = thread::spawn({
+                let lock = Arc::clone(&lock);
+                move || lock.read()
+            });
+            let quitter = thread::spawn({
+                let lock = Arc::clone(&lock);
+                move || lock.quit()
+            });
+            lock.end(turn);
+            reader.join().unwrap();
+            quitter.join().unwrap();
             assert_eq!(lock.held.load(SeqCst), 0, "stranded");
         });
     }
