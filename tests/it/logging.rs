@@ -349,3 +349,31 @@ async fn only_a_task_that_waits_for_its_own_lock_gets_a_warning() {
     recorder.only("this very task");
     drop(guard);
 }
+
+/// A lock does not change its mode: the writer would wait for itself as a reader.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_waits_to_write_gets_a_warning() {
+    if !in_own_process("logging::a_reader_that_waits_to_write_gets_a_warning") {
+        return;
+    }
+    let (recorder, _listening) = Recorder::listen();
+    let writer = LockFile::null();
+    let reader = writer.shared().unwrap();
+    let guards = [reader.obtain().await.unwrap(), reader.obtain().await.unwrap()];
+    let write = || writer.obtain_timeout(Duration::from_secs(2));
+    assert!(write().await.is_err());
+    assert_eq!(recorder.only("this very task").level, Level::WARN);
+    let [first, second] = guards;
+    drop(first);
+    let reading = tokio::spawn({
+        let reader = reader.clone();
+        async move { reader.obtain().await.unwrap() }
+    });
+    let other = reading.await.unwrap();
+    assert!(write().await.is_err());
+    assert_eq!(recorder.about("this very task").len(), 2);
+    drop(second);
+    assert!(write().await.is_err());
+    assert_eq!(recorder.about("this very task").len(), 2, "another task reads");
+    drop(other);
+}
