@@ -163,7 +163,8 @@ impl LockGuard {
     /// permissions allow that. `None` for the other kinds, and in a forked child.
     ///
     /// Use this file and do not open the path again: the path may lead to another file by now. The position is at the
-    /// start of the file, and belongs to this guard alone unless the lock is shared.
+    /// start of the file, and belongs to this guard alone. But the readers of one process
+    /// have one file together: if the lock is shared, read at an offset, and do not move the position.
     ///
     /// Change the file in place, with [`set_len`](File::set_len). Do not rename another file over it: the lock stays
     /// with the old file, and the guard reports it as [lost](Self::lost). Use

@@ -1,5 +1,6 @@
 //! Readers and writers of one lock within one process.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -264,6 +265,29 @@ async fn a_shared_handle_reports_its_mode_and_its_url() {
         assert_eq!(reader.url().to_string(), format!("{}?shared", writer.url()));
         assert_eq!(LockFile::open(&reader.url().to_string()).unwrap().url(), reader.url());
         assert!(format!("{reader:?}").contains("shared: true"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn handles_of_different_modes_are_different() {
+    each_shared_kind(|writer, reader| async move {
+        assert!(writer != reader && reader == writer.shared().unwrap());
+        assert_eq!(HashSet::from([writer.clone(), reader.clone(), writer, reader]).len(), 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_thread_of_the_runtime_can_try_to_read() {
+    each_shared_kind(|writer, reader| async move {
+        let first = reader.blocking_attempt().unwrap().unwrap();
+        let second = reader.blocking_attempt().unwrap().unwrap();
+        assert!(writer.blocking_attempt().unwrap().is_none());
+        drop((first, second));
+        let guard = writer.obtain().await.unwrap();
+        assert!(reader.blocking_attempt().unwrap().is_none());
+        drop(guard);
     })
     .await;
 }
