@@ -15,7 +15,7 @@ use crate::words::error::LockError;
 use crate::words::mode::Mode;
 
 /// How often a try looks again at something that need not be a holder, before it takes it for one.
-const SECOND_LOOKS: u32 = 5;
+const SECOND_LOOKS: u32 = 12;
 
 /// The shortest pause before such a look; the longest is twice as long.
 const SECOND_LOOK: Duration = Duration::from_millis(1);
