@@ -291,8 +291,8 @@ fn a_killed_holders_lock_is_free_although_a_child_of_it_lives() {
 
 /// The child has copies of the readers' guards. Its readers and its writers begin from nothing.
 #[test]
-fn a_childs_copies_of_readers_release_nothing() {
-    if !in_own_process("fork::a_childs_copies_of_readers_release_nothing") {
+fn copies_of_readers_in_a_child_release_nothing() {
+    if !in_own_process("fork::copies_of_readers_in_a_child_release_nothing") {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
