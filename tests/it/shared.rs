@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio_lockfile::{LockError, LockFile, LockKind};
+use tokio_lockfile::{LockError, LockFile};
 
 use crate::support::{each_shared_kind, poll_once, take};
 
@@ -309,7 +309,7 @@ fn a_shlock_cannot_be_shared() {
     let lock = LockFile::shlock("/run/x.lock").unwrap();
     let by_url = |url| LockFile::open(url).unwrap_err();
     for error in [lock.shared().unwrap_err(), by_url("shlockfile:/run/x.lock?shared"), by_url("lockfile:/x?shared")] {
-        assert!(matches!(error, LockError::Unsupported { kind: LockKind::Shlock, .. }), "{error:?}");
+        assert!(matches!(error, LockError::Unsupported { kind: tokio_lockfile::LockKind::Shlock, .. }), "{error:?}");
         assert!(error.to_string().contains("use the flock kind"), "{error}");
     }
     assert!(!lock.is_shared());
