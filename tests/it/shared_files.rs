@@ -4,8 +4,6 @@
 use std::fs::{File, TryLockError};
 use std::path::Path;
 
-use tokio_lockfile::LockFile;
-
 use crate::support::{Holder, each_shared_file_kind, poll_once, take};
 
 #[tokio::test]
@@ -116,7 +114,7 @@ async fn locks_of_std_and_ours_exclude_each_other_in_both_modes() {
 
 #[cfg(unix)]
 mod unix {
-    use tokio_lockfile::{LockError, LostReason};
+    use tokio_lockfile::{LockError, LockFile, LostReason};
 
     use super::*;
 
@@ -196,6 +194,8 @@ mod linux {
     use std::collections::BTreeSet;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio_lockfile::LockFile;
 
     use super::*;
     use crate::support::in_own_process;
