@@ -17,7 +17,7 @@ use super::{time_slice, writers_turn};
 use crate::engine::contract::Attempt;
 use crate::sys::process::Owner;
 use crate::util::blocking;
-use crate::util::timer::sleep;
+use crate::util::timer::{sleep, timeout};
 use crate::words::error::LockError;
 use crate::words::mode::Mode;
 
@@ -93,6 +93,9 @@ impl<F> Drop for OfThisProcess<F> {
     }
 }
 
+/// How long an attempt waits for the try of another reader of this process, which seldom takes a millisecond.
+const PATIENCE: Duration = Duration::from_millis(50);
+
 async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<Acquisition>, LockError> {
     let turn = match lock.slot().try_turn(mode) {
         Some(turn) => turn,
@@ -106,7 +109,9 @@ async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<
         Found::Turn(turn) => turn,
     };
     if mode == Mode::Shared {
-        let leads = turn.try_lead() || (may_wait && turn.take_lead_unless_waiting().await);
+        // The reader that has the lead may not be polled.
+        let leads =
+            turn.try_lead() || (may_wait && timeout(PATIENCE, turn.take_lead_unless_waiting()).await.unwrap_or(false));
         if !leads {
             return Ok(None);
         }

@@ -9,6 +9,17 @@ use tokio_lockfile::{LockError, LockFile};
 
 use crate::support::{each_shared_kind, poll_once, take};
 
+/// The first reader's try may be under way on the blocking pool or on a server. Nobody polls it.
+#[tokio::test]
+async fn an_attempt_does_not_wait_for_a_reader_that_is_not_polled() {
+    each_shared_kind(|_writer, reader| async move {
+        let mut first = Box::pin(reader.obtain());
+        let _ = poll_once(first.as_mut()).await;
+        let _ = reader.attempt().await.unwrap();
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn readers_go_side_by_side_and_a_writer_alone() {
     each_shared_kind(|writer, reader| async move {

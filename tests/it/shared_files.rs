@@ -96,18 +96,18 @@ async fn locks_of_std_and_ours_exclude_each_other_in_both_modes() {
         let guard = take(&reader).await;
         assert!(try_std(&path, File::try_lock).is_none());
         drop(try_std(&path, File::try_lock_shared).unwrap());
-        drop(guard);
+        guard.release().await.unwrap();
         let guard = take(&writer).await;
         assert!(try_std(&path, File::try_lock_shared).is_none());
-        drop(guard);
+        guard.release().await.unwrap();
         let theirs = try_std(&path, File::try_lock_shared).unwrap();
-        drop(take(&reader).await);
+        take(&reader).await.release().await.unwrap();
         assert!(writer.attempt().await.unwrap().is_none());
         drop(theirs);
         let theirs = try_std(&path, File::try_lock).unwrap();
         assert!(reader.attempt().await.unwrap().is_none());
         drop(theirs);
-        drop(take(&writer).await);
+        take(&writer).await.release().await.unwrap();
     })
     .await;
 }
