@@ -102,7 +102,7 @@ pub use singleton::{Restart, Singleton, SingletonError};
 pub use sys::process::pid_exists;
 pub use words::error::{LockError, LostReason};
 pub use words::holder::Holder;
-pub use words::kind::LockKind;
+pub use words::kind::{LockKind, UnknownLockKind};
 pub use words::url::LockUrl;
 
 // The tests of the behaviour that all kinds share, here over the engine in memory.

@@ -50,3 +50,32 @@ impl std::fmt::Display for LockKind {
         })
     }
 }
+
+/// From the name that [`Display`](std::fmt::Display) shows. `"shlock".parse()` is [`Shlock`](LockKind::Shlock).
+impl std::str::FromStr for LockKind {
+    type Err = UnknownLockKind;
+
+    fn from_str(name: &str) -> Result<Self, UnknownLockKind> {
+        let kinds = [Self::Shlock, Self::Flock, Self::WinFlock, Self::Null];
+        kinds.into_iter().find(|kind| kind.to_string() == name).ok_or_else(|| UnknownLockKind(name.to_owned()))
+    }
+}
+
+/// The text is not the name of a [`LockKind`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no kind of lock; the kinds are shlock, flock, winflock and null")]
+pub struct UnknownLockKind(String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_parsed_from_its_name() {
+        for kind in [LockKind::Shlock, LockKind::Flock, LockKind::WinFlock, LockKind::Null] {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        let error = "Flock".parse::<LockKind>().unwrap_err();
+        assert!(error.to_string().contains("\"Flock\""), "{error}");
+    }
+}
