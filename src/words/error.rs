@@ -23,7 +23,7 @@ pub enum LockError {
     #[error("invalid lock URL {url:?}: {reason}")]
     #[non_exhaustive]
     InvalidUrl {
-        /// The given text.
+        /// The given text, with `***` in the place of what may be a password.
         url: String,
         /// What is wrong with it.
         reason: String,

@@ -6,6 +6,7 @@ pub(crate) mod holder;
 pub(crate) mod kind;
 pub(crate) mod mode;
 pub(crate) mod options;
+pub(crate) mod redact;
 pub(crate) mod target;
 pub(crate) mod trace;
 pub(crate) mod url;

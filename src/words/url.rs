@@ -10,6 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 use super::error::LockError;
 use super::kind::LockKind;
 use super::mode::Mode;
+use super::redact::redact;
 
 /// The characters of a path that are percent-encoded. These are all characters except the unreserved characters of RFC
 /// 3986, the separator, and a few that need no encoding in a path.
@@ -95,14 +96,16 @@ impl FromStr for LockUrl {
     type Err = LockError;
 
     /// # Errors
-    /// [`LockError::InvalidUrl`], which names the mistake.
+    /// [`LockError::InvalidUrl`], which names the mistake. It shows no password that the text may contain.
     fn from_str(url: &str) -> Result<Self, LockError> {
-        parse(url).map_err(|reason| LockError::InvalidUrl { url: url.to_owned(), reason })
+        parse(url).map_err(|reason| LockError::InvalidUrl { url: redact(url), reason })
     }
 }
 
 fn parse(url: &str) -> Result<LockUrl, String> {
-    let Some((scheme, rest)) = url.split_once(':') else {
+    // Anything else in front of a colon may be a password.
+    let is_scheme = |scheme: &str| scheme.chars().all(|char| char.is_ascii_alphanumeric() || "+-.".contains(char));
+    let Some((scheme, rest)) = url.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) else {
         return Err("it has no scheme, such as lockfile:".into());
     };
     let Some(&(_, scheme)) = SCHEMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(scheme)) else {
@@ -125,6 +128,8 @@ fn parse(url: &str) -> Result<LockUrl, String> {
         Some(rest) => {
             let (host, _) = rest.split_once('/').unwrap_or((rest, ""));
             if !(host.is_empty() || host.eq_ignore_ascii_case("localhost")) {
+                // In front of the host there may be a password, or in the place of its port.
+                let host = host.rsplit('@').next().and_then(|host| host.split(':').next()).unwrap_or_default();
                 return Err(format!("it names another host, {host:?}; a lock file is on this one"));
             }
             &rest[host.len()..]
@@ -263,6 +268,21 @@ mod tests {
             assert_eq!(printed.parse::<LockUrl>().unwrap(), parsed);
         }
         assert_ne!("flockfile:/a".parse::<LockUrl>().unwrap(), "flockfile:/a?shared".parse().unwrap());
+    }
+
+    #[test]
+    fn an_error_does_not_show_the_password() {
+        for url in [
+            "postgres://app:S3cretPw@db/app",
+            "lockfile://app:S3cretPw@host/x",
+            "lockfile://app:S3cretPw/x",
+            "host=db password=S3cretPw options=a:b",
+            "nothing://app:S3cretPw@db/app",
+        ] {
+            let error = crate::LockFile::open(url).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains("S3cretPw"), "{url}: {shown}");
+        }
     }
 
     #[cfg(unix)]

@@ -264,7 +264,8 @@ fn any_string_is_a_url_that_prints_as_an_equal_one_or_an_error() {
                 // Equal paths may have different bytes; the bytes must stay the same, too.
                 prop_assert_eq!(again.to_string(), printed);
             }
-            Err(LockError::InvalidUrl { url: named, .. }) => prop_assert_eq!(named, &url),
+            // What may be a password is not shown.
+            Err(LockError::InvalidUrl { url: named, .. }) => prop_assert!(*named == url || named.contains("***")),
             Err(other) => prop_assert!(false, "{:?}", other),
         }
         if let Ok(lock) = LockFile::open(&url) {
