@@ -213,7 +213,12 @@ fn ten_thousand_cancelled_waits_leave_nothing() {
     });
     // The blocking pool ends its threads after ten idle seconds. No other thread may be left.
     drop(runtime);
-    assert_eq!(threads(), threads_before);
+    // The watchdog ends at its next look.
+    let began = Instant::now();
+    while threads() > threads_before {
+        assert!(began.elapsed() < HANG, "a thread is left");
+        std::thread::yield_now();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
