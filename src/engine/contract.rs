@@ -112,7 +112,7 @@ pub(crate) trait Held: fmt::Debug + Send + Sync {
     fn is_of_this_process(&self) -> bool;
 
     /// Releases the lock, and reports whether it was ours to the end. The release is under way when this returns: the
-    /// caller may block its runtime, or drop the future.
+    /// caller, who is in a runtime, may block it or drop the future.
     fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>>;
 
     /// Whether [`release`](Self::release) answers later, because it needs a network or a disk that may hang.

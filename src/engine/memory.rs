@@ -250,10 +250,7 @@ impl Held for MemoryHeld {
 
     fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
         let target = target.clone();
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return Answer::Ready(self.release_now(&target));
-        };
-        let request = runtime.spawn(async move {
+        let request = tokio::spawn(async move {
             travel().await;
             self.release_now(&target)
         });

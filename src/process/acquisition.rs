@@ -144,19 +144,20 @@ impl Acquisition {
         let Some((grip, ending)) = acquisition.into_parts() else { return Ok(()) };
         let checked = if grip.has_others() { grip.check(&ending.target) } else { Ok(()) };
         let Some(hold) = grip.into_last() else { return ending.end_beside_others(checked) };
+        let Ok(runtime) = Handle::try_current() else {
+            let result = hold.held.release_now(&ending.target);
+            return ending.end(result);
+        };
         match hold.held.release(&ending.target) {
             Answer::Ready(result) => ending.end(result),
             Answer::Later(releasing) => {
                 let target = Arc::clone(&ending.target);
                 let ending = ending.later();
-                let releasing = async move { ending.end(releasing.await) };
-                match Handle::try_current() {
-                    // In a task of its own, so that it comes to its end.
-                    Ok(runtime) => runtime.spawn(releasing).await.unwrap_or_else(|error| {
-                        Err(LockError::io(&target.path, "release", std::io::Error::other(error)))
-                    }),
-                    Err(_) => releasing.await,
-                }
+                // In a task of its own, so that it comes to its end.
+                runtime
+                    .spawn(async move { ending.end(releasing.await) })
+                    .await
+                    .unwrap_or_else(|error| Err(LockError::io(&target.path, "release", std::io::Error::other(error))))
             }
         }
     }
@@ -177,16 +178,16 @@ impl Acquisition {
             let _ = ending.end(Ok(()));
             return;
         }
-        match (hold.held.release(&ending.target), Handle::try_current()) {
-            (Answer::Ready(result), _) => _ = ending.end(result),
-            (Answer::Later(releasing), Ok(runtime)) => {
+        let Ok(runtime) = Handle::try_current() else {
+            let result = hold.held.release_now(&ending.target);
+            let _ = ending.end(result);
+            return;
+        };
+        match hold.held.release(&ending.target) {
+            Answer::Ready(result) => _ = ending.end(result),
+            Answer::Later(releasing) => {
                 let ending = ending.later();
                 drop(runtime.spawn(async move { _ = ending.end(releasing.await) }));
-            }
-            // Dropping the future releases the lock.
-            (Answer::Later(releasing), Err(_)) => {
-                drop(releasing);
-                let _ = ending.end(Ok(()));
             }
         }
     }

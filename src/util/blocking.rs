@@ -26,21 +26,12 @@ pub(crate) async fn run_and_tidy_up<T: Send + 'static, Rest>(
     start(work)?.finish().await
 }
 
-/// As [`run`], but `work` begins at once, also if the caller blocks the runtime before it polls the future. Where there is
-/// no runtime, it is done before this returns.
+/// As [`run`], but `work` begins at once, also if the caller blocks the runtime before it polls the future.
 pub(crate) fn begin<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = io::Result<T>> + Send + 'static {
-    let begun = match Handle::try_current() {
-        Ok(_) => start(|| (work(), ())).map(Ok),
-        Err(_) => Ok(Err(work())),
-    };
-    async move {
-        match begun? {
-            Ok(started) => started.finish().await,
-            Err(done) => Ok(done),
-        }
-    }
+    let started = start(|| (work(), ()));
+    async move { started?.finish().await }
 }
 
 /// Work that has begun.
