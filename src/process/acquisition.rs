@@ -270,8 +270,7 @@ impl Ending {
         match &result {
             Ok(()) => trace::released(&self.target, self.since),
             Err(LockError::Lost { .. }) if self.is_loss_logged => {}
-            Err(LockError::Lost { reason, .. }) => trace::lost(&self.target, *reason),
-            Err(error) => trace::release_failed(&self.target, error),
+            Err(error) => trace::not_released(&self.target, error),
         }
         result
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::moment::Moment;
 use super::registry::Release;
 use crate::engine::contract::Held;
-use crate::words::error::{LockError, LostReason};
+use crate::words::error::LostReason;
 use crate::words::target::Target;
 use crate::words::trace;
 
@@ -108,13 +108,11 @@ impl Hold {
         let (ours, theirs) = (&self.target.path, &target.path);
         Arc::ptr_eq(ours, theirs) || ours.as_os_str() == theirs.as_os_str()
     }
-}
 
-impl Hold {
     /// The same as [`release`](Release::release), where that needs a disk or a network.
     pub(super) async fn release_slowly(self) {
         let released = self.held.release(&self.target).get().await;
-        log(&self.target, released);
+        released.unwrap_or_else(|error| trace::not_released(&self.target, &error));
     }
 }
 
@@ -124,14 +122,7 @@ impl Release for Hold {
         if !self.held.is_of_this_process() {
             return;
         }
-        log(&self.target, self.held.release_now(&self.target));
-    }
-}
-
-fn log(target: &Target, released: Result<(), LockError>) {
-    match released {
-        Ok(()) => {}
-        Err(LockError::Lost { reason, .. }) => trace::lost(target, reason),
-        Err(error) => trace::release_failed(target, &error),
+        let released = self.held.release_now(&self.target);
+        released.unwrap_or_else(|error| trace::not_released(&self.target, &error));
     }
 }

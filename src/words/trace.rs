@@ -87,6 +87,14 @@ pub(crate) fn work_failed(target: &Target, error: &dyn std::fmt::Display) {
     warn!(target: TARGET, path = %Escaped(&*target.path), %error, "the work under the lock failed; standing by again");
 }
 
-pub(crate) fn release_failed(target: &Target, error: &LockError) {
+/// A release that was not in order.
+pub(crate) fn not_released(target: &Target, error: &LockError) {
+    match error {
+        LockError::Lost { reason, .. } => lost(target, *reason),
+        error => release_failed(target, error),
+    }
+}
+
+fn release_failed(target: &Target, error: &LockError) {
     warn!(target: TARGET, path = %Escaped(&*target.path), error = %error, "the lock could not be released properly");
 }

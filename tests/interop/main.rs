@@ -103,26 +103,33 @@ async fn flock1_and_ours() {
     lock.obtain().await.unwrap().release().await.unwrap();
 }
 
-#[tokio::test]
-async fn python_flock_and_ours() {
-    const PROGRAM: &str = "
+/// A program that takes the lock in this mode and keeps it until its input ends.
+fn python_flock(mode: &str) -> String {
+    format!(
+        "
 import fcntl, sys
 f = open(sys.argv[1], 'a')
-fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+fcntl.flock(f, fcntl.{mode} | fcntl.LOCK_NB)
 print('held', flush=True)
 sys.stdin.read()
-";
+"
+    )
+}
+
+#[tokio::test]
+async fn python_flock_and_ours() {
+    let program = &python_flock("LOCK_EX");
     let (_dir, path) = place();
     let lock = LockFile::flock(&path).unwrap();
-    let peer = Peer::python(PROGRAM, &path);
+    let peer = Peer::python(program, &path);
     assert!(lock.attempt().await.unwrap().is_none());
     peer.kill();
     let guard = take(&lock).await;
     assert!(!succeeds(
-        Command::new("python3").args(["-c", PROGRAM]).arg(&path).stderr(Stdio::null()).stdin(Stdio::null())
+        Command::new("python3").args(["-c", program]).arg(&path).stderr(Stdio::null()).stdin(Stdio::null())
     ));
     drop(guard);
-    Peer::python(PROGRAM, &path).finish();
+    Peer::python(program, &path).finish();
 }
 
 /// Whether flock(1) gets the lock at once, in this mode.
@@ -166,26 +173,20 @@ async fn shared_locks_of_flock1_and_ours() {
 
 #[tokio::test]
 async fn shared_locks_of_python_and_ours() {
-    const PROGRAM: &str = "
-import fcntl, sys
-f = open(sys.argv[1], 'a')
-fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-print('held', flush=True)
-sys.stdin.read()
-";
+    let program = &python_flock("LOCK_SH");
     let (_dir, path) = place();
     let writer = LockFile::flock(&path).unwrap();
     let reader = writer.shared().unwrap();
-    let peer = Peer::python(PROGRAM, &path);
+    let peer = Peer::python(program, &path);
     drop(take(&reader).await);
     assert!(writer.attempt().await.unwrap().is_none());
     peer.kill();
     let guard = take(&reader).await;
-    Peer::python(PROGRAM, &path).finish();
+    Peer::python(program, &path).finish();
     drop(guard);
     let guard = take(&writer).await;
     assert!(!succeeds(
-        Command::new("python3").args(["-c", PROGRAM]).arg(&path).stderr(Stdio::null()).stdin(Stdio::null())
+        Command::new("python3").args(["-c", program]).arg(&path).stderr(Stdio::null()).stdin(Stdio::null())
     ));
     drop(guard);
 }
