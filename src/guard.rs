@@ -195,10 +195,10 @@ impl LockGuard {
         self.acquisition().file()
     }
 
-    /// The path of the lock file. `None` for a null lock.
+    /// The path of the lock file. `None` for a null lock and for a lock on a server.
     pub fn path(&self) -> Option<&Path> {
         let target = self.acquisition().target();
-        (target.kind != LockKind::Null).then_some(&*target.path)
+        target.is_file().then_some(&*target.path)
     }
 
     /// The kind of the lock.
@@ -209,7 +209,7 @@ impl LockGuard {
     /// The URL that opens this lock, as [`LockFile::url`](crate::LockFile::url).
     pub fn url(&self) -> LockUrl {
         let target = self.acquisition().target();
-        LockUrl::new(target.kind, &target.path, self.acquisition().mode())
+        LockUrl::new(target, self.acquisition().mode())
     }
 
     fn acquisition(&self) -> &Acquisition {

@@ -86,7 +86,8 @@ impl LockFile {
 
     /// Makes a new lock for the tasks of this process. Clones of the handle are the same lock.
     pub fn null() -> Self {
-        Self::null_with(Path::new(""), Options::default())
+        let target = Target::null(Path::new(""), Options::default());
+        Self::exclusive(target).expect("nothing can be wrong with a null lock")
     }
 
     /// Makes the lock that a URL names. See [`LockUrl`] for the forms of a URL.
@@ -98,22 +99,15 @@ impl LockFile {
     }
 
     pub(crate) fn with(kind: LockKind, path: &Path, options: Options) -> Result<Self, LockError> {
-        Ok(Self::exclusive(Target::file(kind, path, options)?))
+        Self::exclusive(Target::file(kind, path, options)?)
     }
 
-    fn null_with(name: &Path, options: Options) -> Self {
-        Self::exclusive(Target::null(name, options))
-    }
-
-    fn exclusive(target: Target) -> Self {
-        Self { lock: Arc::new(Lock::new(target)), mode: Mode::Exclusive }
+    fn exclusive(target: Target) -> Result<Self, LockError> {
+        Ok(Self { lock: Arc::new(Lock::new(target)?), mode: Mode::Exclusive })
     }
 
     pub(crate) fn from_url(url: &LockUrl, options: Options) -> Result<Self, LockError> {
-        let lock = match url.kind() {
-            LockKind::Null => Self::null_with(url.path(), options),
-            kind => Self::with(kind, url.path(), options)?,
-        };
+        let lock = Self::exclusive(url.target(options)?)?;
         match url.mode() {
             Mode::Exclusive => Ok(lock),
             Mode::Shared => lock.shared(),
@@ -150,7 +144,10 @@ impl LockFile {
     pub fn shared(&self) -> Result<Self, LockError> {
         let target = self.target();
         if !target.kind.can_be_shared() {
-            let reason = "its one name has one holder, so it cannot be shared; use the flock kind";
+            let reason = match target.kind {
+                LockKind::Shlock => "its one name has one holder, so it cannot be shared; use the flock kind",
+                _ => "locks of this kind cannot be shared",
+            };
             return Err(LockError::unsupported(&target.path, target.kind, reason));
         }
         Ok(Self { lock: Arc::clone(&self.lock), mode: Mode::Shared })
@@ -253,7 +250,7 @@ impl LockFile {
     /// # let held = LockFile::new(&path)?.obtain().await?;
     /// let error = LockFile::new(&path)?.obtain_timeout(Duration::from_millis(10)).await.unwrap_err();
     /// assert!(matches!(error, LockError::TimedOut { .. }));
-    /// // timed out after 10ms waiting for /run/nightly.lock, held by pid 4321 (backupd), for 3m 12s
+    /// // timed out after 10ms waiting for /run/nightly.lock, held by pid 4321 (backupd) for 3m 12s
     /// println!("{error}");
     /// # Ok(()) }
     /// ```
@@ -408,7 +405,7 @@ impl LockFile {
     /// # let lock = LockFile::null();
     /// let reader = lock.shared()?.obtain().await?;
     /// for holder in lock.holders().await? {
-    ///     println!("read by {holder}"); // read by pid 4321 (backupd), for 3m 12s
+    ///     println!("read by {holder}"); // read by pid 4321 (backupd) for 3m 12s
     /// }
     /// # drop(reader);
     /// # Ok(()) }
@@ -417,9 +414,9 @@ impl LockFile {
         self.lock.holders().await
     }
 
-    /// The absolute path of the lock file. `None` for a null lock.
+    /// The absolute path of the lock file. `None` for a null lock and for a lock on a server.
     pub fn path(&self) -> Option<&Path> {
-        (self.target().kind != LockKind::Null).then_some(&*self.target().path)
+        self.target().is_file().then_some(&*self.target().path)
     }
 
     /// The kind of the lock.
@@ -427,9 +424,10 @@ impl LockFile {
         self.target().kind
     }
 
-    /// The URL that opens this lock. Its scheme names the kind of the lock, and `?shared` a shared handle.
+    /// The URL that opens this lock. Its scheme names the kind of the lock, and `?shared` a shared handle. The URL keeps the
+    /// password of a server, but never shows it.
     pub fn url(&self) -> LockUrl {
-        LockUrl::new(self.target().kind, &self.target().path, self.mode)
+        LockUrl::new(self.target(), self.mode)
     }
 
     pub(crate) fn target(&self) -> &Target {

@@ -7,24 +7,31 @@ mod file;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod memory;
 mod null;
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+#[allow(dead_code, reason = "until the engines are there")]
+mod server;
 
 #[cfg(unix)]
 pub use file::check_lock;
 
+use std::fmt::Debug;
 use std::sync::Arc;
 
+use crate::words::error::LockError;
 use crate::words::kind::LockKind;
 use crate::words::target::Target;
 use contract::Engine;
 
-/// The engine of a lock. This may look at the file system, but touches no network.
-pub(crate) fn of<Turn: std::fmt::Debug + Send + 'static>(target: &Arc<Target>) -> Box<dyn Engine<Turn>> {
+/// The engine of a lock. This may look at the file system, but touches no network. Fails if the engine finds a mistake in
+/// the URL.
+pub(crate) fn of<Turn: Debug + Send + 'static>(target: &Arc<Target>) -> Result<Box<dyn Engine<Turn>>, LockError> {
     #[cfg(all(test, not(loom)))]
     if let Some(engine) = memory::Memory::named_by(target) {
-        return Box::new(engine);
+        return Ok(Box::new(engine));
     }
-    match target.kind {
+    Ok(match target.kind {
         LockKind::Null => Box::new(null::Null::new(target)),
         LockKind::Shlock | LockKind::Flock | LockKind::WinFlock => Box::new(file::FileLock::new(target)),
-    }
+        LockKind::Postgres | LockKind::Etcd => unreachable!("Target::server() refuses a kind that is not built in"),
+    })
 }

@@ -34,12 +34,12 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    pub(crate) fn new(target: Target) -> Self {
+    pub(crate) fn new(target: Target) -> Result<Self, LockError> {
         let target = Arc::new(target);
-        let engine = engine::of(&target);
+        let engine = engine::of(&target)?;
         let lock = Self { target, engine, slot: PerProcess::new() };
         lock.slot();
-        lock
+        Ok(lock)
     }
 
     /// What this process knows of the lock.
@@ -74,10 +74,11 @@ impl Lock {
     /// Who holds the lock, in any process. More than one if it is shared.
     pub(crate) async fn holders(&self) -> Result<Vec<Holder>, LockError> {
         let here = self.slot().held_since();
-        let mut holders = match self.target.kind {
-            LockKind::Null => Vec::new(),
-            _ => self.engine.holders().await?,
-        };
+        let mut holders = self.engine.holders().await?;
+        if self.target.server.is_some() {
+            // A server knows all, and a PID says little without its host.
+            return Ok(holders);
+        }
         let Some(since) = here.filter(|_| self.are_we_missing(&holders)) else { return Ok(holders) };
         let us = blocking::run(move || process::this_process(since)).await;
         let us = us.map_err(|error| LockError::io(&self.target.path, "look at", error))?;

@@ -264,6 +264,13 @@ pub(crate) fn uptime() -> Duration {
     Duration::ZERO
 }
 
+/// The time on a clock that nobody sets and that goes on while the machine is suspended, since the first question.
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+pub(crate) fn time_since_boot() -> Duration {
+    static FIRST: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
+    FIRST.elapsed()
+}
+
 /// The PID of this process.
 pub(crate) fn current_pid() -> u32 {
     std::process::id()

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::escape::Escaped;
 use super::holder::{Brief, Holder};
 use super::kind::LockKind;
+use super::server_url::ServerUrl;
 
 /// The reason why a lock could not be taken, kept or released.
 ///
@@ -80,7 +81,7 @@ pub enum LockError {
     #[error("timed out after {limit:?} waiting for {}{}", Subject(path), Brief(holder.as_deref()))]
     #[non_exhaustive]
     TimedOut {
-        /// Path of the lock file, or name of the null lock. The name may be empty.
+        /// Path of the lock file, URL of the lock on a server, or name of the null lock. The name may be empty.
         path: PathBuf,
         /// The given limit.
         limit: Duration,
@@ -88,7 +89,8 @@ pub enum LockError {
         holder: Option<Box<Holder>>,
     },
 
-    /// Somebody removed or replaced the lock file while the lock was held. Another process may hold the lock now.
+    /// Somebody removed or replaced the lock file while the lock was held, or the server gave it up. Another process may
+    /// hold the lock now.
     #[error("lost the lock {path:?}: {reason}")]
     #[non_exhaustive]
     Lost {
@@ -109,6 +111,19 @@ pub enum LockError {
         /// The cause.
         error: io::Error,
     },
+
+    /// The server of the lock does not answer as it should. A lock that somebody else holds never causes this error.
+    #[error("cannot {action} {url}: {source}")]
+    #[non_exhaustive]
+    Engine {
+        /// URL of the lock, without its password.
+        url: String,
+        /// The action that failed. It completes "cannot … URL".
+        action: &'static str,
+        /// The cause.
+        // The raw name tells thiserror that the text of this error says the cause.
+        r#source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// The lock, as an error message names it.
@@ -116,10 +131,11 @@ struct Subject<'a>(&'a Path);
 
 impl fmt::Display for Subject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.is_absolute() {
-            true => Escaped(self.0).fmt(f),
-            false if self.0.as_os_str().is_empty() => f.write_str("a null lock"),
-            false => write!(f, "the null lock {:?}", self.0),
+        match self.0.to_str() {
+            _ if self.0.is_absolute() => Escaped(self.0).fmt(f),
+            Some("") => f.write_str("a null lock"),
+            Some(url) if url.contains("://") => f.write_str(url),
+            _ => write!(f, "the null lock {:?}", self.0),
         }
     }
 }
@@ -137,11 +153,16 @@ impl fmt::Display for Left {
 }
 
 impl LockError {
-    /// The path that this error concerns. `None` for [`InvalidUrl`](Self::InvalidUrl) and for null locks.
+    /// The path that this error concerns. `None` for [`InvalidUrl`](Self::InvalidUrl), for null locks, and for locks on a
+    /// server.
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::InvalidUrl { .. } => None,
-            Self::TimedOut { path, .. } if !path.is_absolute() => None,
+            Self::InvalidUrl { .. } | Self::Engine { .. } => None,
+            Self::TimedOut { path, .. } | Self::Lost { path, .. } | Self::Unsupported { path, .. }
+                if !path.is_absolute() =>
+            {
+                None
+            }
             Self::InvalidPath { path, .. }
             | Self::Unsupported { path, .. }
             | Self::NotALockFile { path, .. }
@@ -153,11 +174,12 @@ impl LockError {
     }
 
     /// The error of the failed system call. `None` unless this is [`Io`](Self::Io), or [`Unsupported`](Self::Unsupported)
-    /// because of such an error.
+    /// or [`Engine`](Self::Engine) because of such an error.
     pub fn io_error(&self) -> Option<&io::Error> {
         match self {
             Self::Io { error, .. } => Some(error),
             Self::Unsupported { error, .. } => error.as_ref(),
+            Self::Engine { source, .. } => source.downcast_ref(),
             _ => None,
         }
     }
@@ -179,6 +201,20 @@ impl LockError {
         Self::Unsupported { path: path.to_owned(), kind, reason, error: Some(error) }
     }
 
+    #[allow(dead_code, reason = "for the engines, which are features")]
+    pub(crate) fn invalid_url(url: &ServerUrl, reason: impl Into<String>) -> Self {
+        Self::InvalidUrl { url: url.to_string(), reason: reason.into() }
+    }
+
+    #[allow(dead_code, reason = "for the engines, which are features")]
+    pub(crate) fn engine(
+        url: &ServerUrl,
+        action: &'static str,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Engine { url: url.to_string(), action, source: source.into() }
+    }
+
     pub(crate) fn lost(path: &Path, reason: LostReason) -> Self {
         Self::Lost { path: path.to_owned(), reason }
     }
@@ -196,6 +232,7 @@ impl From<LockError> for io::Error {
             LockError::TimedOut { .. } => io::ErrorKind::TimedOut,
             LockError::Lost { .. } => io::ErrorKind::StaleNetworkFileHandle,
             LockError::Io { error, .. } => error.kind(),
+            LockError::Engine { .. } => error.io_error().map_or(io::ErrorKind::Other, io::Error::kind),
         };
         Self::new(kind, error)
     }
@@ -209,6 +246,10 @@ pub enum LostReason {
     Removed,
     /// Another file is at the path.
     Replaced,
+    /// The server ended our session or took the lock away.
+    Disconnected,
+    /// The server did not answer within the lease, so it may give the lock to another.
+    Expired,
 }
 
 impl fmt::Display for LostReason {
@@ -216,6 +257,27 @@ impl fmt::Display for LostReason {
         f.write_str(match self {
             Self::Removed => "the lock file was removed",
             Self::Replaced => "the lock file was replaced by another",
+            Self::Disconnected => "the server ended the session that held it",
+            Self::Expired => "the server did not answer in time",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error as _;
+
+    use super::*;
+
+    #[test]
+    fn an_engines_error_says_its_cause_once() {
+        let cause = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let said = cause.to_string();
+        let url = "postgres://db/app?lock=x".into();
+        let error = LockError::Engine { url, action: "connect to", source: cause.into() };
+        assert_eq!(error.to_string(), format!("cannot connect to postgres://db/app?lock=x: {said}"));
+        assert!(error.source().is_none());
+        assert_eq!(error.path(), None);
+        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::ConnectionRefused);
     }
 }

@@ -14,12 +14,19 @@ use super::escape::Escaped;
 pub struct Holder {
     pid: u32,
     name: Option<String>,
+    host: Option<String>,
     since: Option<SystemTime>,
 }
 
 impl Holder {
     pub(crate) fn new(pid: u32, name: Option<String>, since: Option<SystemTime>) -> Self {
-        Self { pid, name, since }
+        Self { pid, name, host: None, since }
+    }
+
+    /// The same on the host of this name or address, as a server tells it.
+    #[allow(dead_code, reason = "for the engines, which are features")]
+    pub(crate) fn on_host(self, host: Option<String>) -> Self {
+        Self { host, ..self }
     }
 
     /// PID of the holder. 0 if somebody holds the lock but nothing tells who it is.
@@ -33,14 +40,19 @@ impl Holder {
         self.name.as_deref()
     }
 
-    /// When the holder took the lock, if the lock file tells. It is wall-clock time: show it, but do not base a decision
+    /// Name or address of the holder's host, if the lock is on a server that tells it. `None` for locks on files.
+    pub fn host(&self) -> Option<&str> {
+        self.host.as_deref()
+    }
+
+    /// When the holder took the lock, if the lock file or the server tells. It is wall-clock time: show it, but do not base a decision
     /// on it.
     pub fn since(&self) -> Option<SystemTime> {
         self.since
     }
 }
 
-/// `pid 4321 (backupd), for 3m 12s`
+/// `pid 4321 (backupd) for 3m 12s`, on a server `pid 4321 (backupd) on db1 for 3m 12s`. A time below one second is left out.
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.pid {
@@ -50,10 +62,13 @@ impl fmt::Display for Holder {
         if let Some(name) = &self.name {
             write!(f, " ({})", Escaped(&**name))?;
         }
-        if let Some(held) = self.since.and_then(|since| since.elapsed().ok()) {
-            write!(f, ", for {}", Span(held))?;
+        if let Some(host) = &self.host {
+            write!(f, " on {}", Escaped(&**host))?;
         }
-        Ok(())
+        match self.since.and_then(|since| since.elapsed().ok()) {
+            Some(held) if held >= Duration::from_secs(1) => write!(f, " for {}", Span(held)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -96,8 +111,11 @@ mod tests {
     #[test]
     fn reads_like_a_sentence() {
         assert_eq!(holder(None).to_string(), "pid 4321 (backupd)");
-        assert_eq!(holder(Some(192)).to_string(), "pid 4321 (backupd), for 3m 12s");
-        assert_eq!(holder(Some(7_260)).to_string(), "pid 4321 (backupd), for 2h 1m");
-        assert_eq!(holder(Some(180_000)).to_string(), "pid 4321 (backupd), for 2d 2h");
+        assert_eq!(holder(Some(0)).to_string(), "pid 4321 (backupd)");
+        assert_eq!(holder(Some(192)).to_string(), "pid 4321 (backupd) for 3m 12s");
+        assert_eq!(holder(Some(7_260)).to_string(), "pid 4321 (backupd) for 2h 1m");
+        assert_eq!(holder(Some(180_000)).to_string(), "pid 4321 (backupd) for 2d 2h");
+        let remote = holder(Some(192)).on_host(Some("db1".into()));
+        assert_eq!(remote.to_string(), "pid 4321 (backupd) on db1 for 3m 12s");
     }
 }

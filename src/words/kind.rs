@@ -12,9 +12,15 @@ pub enum LockKind {
     WinFlock,
     /// Excludes only tasks of this process. Everywhere.
     Null,
+    /// An advisory lock of a session in a PostgreSQL database. With the feature `postgres`.
+    Postgres,
+    /// A key under a lease in an etcd cluster. With the feature `etcd`.
+    Etcd,
 }
 
 impl LockKind {
+    const ALL: [Self; 6] = [Self::Shlock, Self::Flock, Self::WinFlock, Self::Null, Self::Postgres, Self::Etcd];
+
     /// What [`LockFile::new`](crate::LockFile::new) and the URL scheme `lockfile:` mean here.
     pub(crate) const PLATFORM_DEFAULT: Self = if cfg!(windows) { Self::WinFlock } else { Self::Shlock };
 
@@ -28,7 +34,7 @@ impl LockKind {
 
     /// Whether readers can hold the lock together.
     pub(crate) const fn can_be_shared(self) -> bool {
-        !matches!(self, Self::Shlock)
+        !matches!(self, Self::Shlock | Self::Etcd)
     }
 
     pub(crate) const fn is_supported(self) -> bool {
@@ -36,6 +42,16 @@ impl LockKind {
             Self::Shlock | Self::Flock => cfg!(unix),
             Self::WinFlock => cfg!(windows),
             Self::Null => true,
+            Self::Postgres | Self::Etcd => self.missing_feature().is_none(),
+        }
+    }
+
+    /// The feature of this crate that would build this kind in.
+    pub(crate) const fn missing_feature(self) -> Option<&'static str> {
+        match self {
+            Self::Postgres => Some("postgres"),
+            Self::Etcd => Some("etcd"),
+            Self::Shlock | Self::Flock | Self::WinFlock | Self::Null => None,
         }
     }
 }
@@ -47,6 +63,8 @@ impl std::fmt::Display for LockKind {
             Self::Flock => "flock",
             Self::WinFlock => "winflock",
             Self::Null => "null",
+            Self::Postgres => "postgres",
+            Self::Etcd => "etcd",
         })
     }
 }
@@ -56,14 +74,13 @@ impl std::str::FromStr for LockKind {
     type Err = UnknownLockKind;
 
     fn from_str(name: &str) -> Result<Self, UnknownLockKind> {
-        let kinds = [Self::Shlock, Self::Flock, Self::WinFlock, Self::Null];
-        kinds.into_iter().find(|kind| kind.to_string() == name).ok_or_else(|| UnknownLockKind(name.to_owned()))
+        Self::ALL.into_iter().find(|kind| kind.to_string() == name).ok_or_else(|| UnknownLockKind(name.to_owned()))
     }
 }
 
 /// The text is not the name of a [`LockKind`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no kind of lock; the kinds are shlock, flock, winflock and null")]
+#[error("{0:?} is no kind of lock; the kinds are shlock, flock, winflock, null, postgres and etcd")]
 pub struct UnknownLockKind(String);
 
 #[cfg(test)]
@@ -72,7 +89,7 @@ mod tests {
 
     #[test]
     fn a_kind_is_parsed_from_its_name() {
-        for kind in [LockKind::Shlock, LockKind::Flock, LockKind::WinFlock, LockKind::Null] {
+        for kind in LockKind::ALL {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
         let error = "Flock".parse::<LockKind>().unwrap_err();

@@ -6,13 +6,17 @@ use std::sync::Arc;
 use super::error::LockError;
 use super::kind::LockKind;
 use super::options::Options;
+use super::server_url::ServerUrl;
 
 /// The kind and the name of a lock, and the options of the handle. An engine needs no more to try for the lock.
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) kind: LockKind,
-    /// The absolute path. For a null lock it is the name, which may be empty.
+    /// The absolute path. For a null lock it is the name, which may be empty. For a lock on a server it is the URL without
+    /// its password.
     pub(crate) path: Arc<Path>,
+    /// Where the lock is, if it is on a server.
+    pub(crate) server: Option<Arc<ServerUrl>>,
     pub(crate) options: Options,
 }
 
@@ -38,12 +42,29 @@ impl Target {
             return Err(invalid("it does not end in a file name"));
         }
         let absolute = std::path::absolute(path).map_err(|error| LockError::io(path, "make absolute", error))?;
-        Ok(Self { kind, path: absolute.into(), options })
+        Ok(Self { kind, path: absolute.into(), server: None, options })
     }
 
     /// A null lock. Each null lock without a name is a lock of its own.
     pub(crate) fn null(name: &Path, options: Options) -> Self {
-        Self { kind: LockKind::Null, path: name.into(), options }
+        Self { kind: LockKind::Null, path: name.into(), server: None, options }
+    }
+
+    /// A lock on a server. Touches no network.
+    pub(crate) fn server(url: &Arc<ServerUrl>, options: Options) -> Result<Self, LockError> {
+        let path: Arc<Path> = Path::new(&url.to_string()).into();
+        match url.kind.missing_feature() {
+            None => Ok(Self { kind: url.kind, path, server: Some(Arc::clone(url)), options }),
+            Some(feature) => {
+                let reason = format!("this kind is not built in; enable the feature {feature:?} of tokio-lockfile");
+                Err(LockError::unsupported(&path, url.kind, reason))
+            }
+        }
+    }
+
+    /// Whether a file is the lock.
+    pub(crate) fn is_file(&self) -> bool {
+        self.kind != LockKind::Null && self.server.is_none()
     }
 
     /// The directory and the file name of the absolute path.

@@ -2,15 +2,20 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
 use super::error::LockError;
 use super::kind::LockKind;
 use super::mode::Mode;
+use super::options::Options;
+use super::percent;
 use super::redact::redact;
+use super::server_url::{self, ServerUrl};
+use super::target::Target;
 
 /// The characters of a path that are percent-encoded. These are all characters except the unreserved characters of RFC
 /// 3986, the separator, and a few that need no encoding in a path.
@@ -34,6 +39,11 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// `nulllockfile:` is a new lock each time it is opened. `nulllockfile:NAME` is one lock for each name in this process.
 /// With `?shared` at its end a URL opens the [shared](crate::LockFile::shared) handle.
 ///
+/// The URL of a lock on a server is `SCHEME://user:password@host:port/path?name=value`. Several hosts stand with commas
+/// between them. The schemes are `postgres` (also `postgresql`) and `etcd`. The crate's features of the same names build
+/// these kinds in. No text of a URL shows the password, and two URLs that differ only in their passwords are equal. So the
+/// printed text of such a URL opens the same lock only if the password comes from elsewhere.
+///
 /// With the feature `serde`, a URL is a string in a configuration file.
 ///
 /// ```
@@ -44,9 +54,14 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LockUrl {
-    scheme: Scheme,
-    path: PathBuf,
+    address: Address,
     mode: Mode,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Address {
+    File { scheme: Scheme, path: PathBuf },
+    Server(Arc<ServerUrl>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,25 +85,37 @@ const SCHEMES: [(&str, Scheme); 6] = [
 
 impl LockUrl {
     /// The URL of a lock. Its scheme names the kind.
-    pub(crate) fn new(kind: LockKind, path: &Path, mode: Mode) -> Self {
-        Self { scheme: Scheme::Explicit(kind), path: path.to_owned(), mode }
+    pub(crate) fn new(target: &Target, mode: Mode) -> Self {
+        let address = match &target.server {
+            Some(server) => Address::Server(Arc::clone(server)),
+            None => Address::File { scheme: Scheme::Explicit(target.kind), path: target.path.to_path_buf() },
+        };
+        Self { address, mode }
     }
 
-    pub(crate) fn kind(&self) -> LockKind {
-        match self.scheme {
-            Scheme::PlatformDefault => LockKind::PLATFORM_DEFAULT,
-            Scheme::Native => LockKind::NATIVE,
-            Scheme::Explicit(kind) => kind,
+    /// The lock that the URL names.
+    pub(crate) fn target(&self, options: Options) -> Result<Target, LockError> {
+        match &self.address {
+            Address::Server(server) => Target::server(server, options),
+            Address::File { scheme, path } => match scheme.kind() {
+                LockKind::Null => Ok(Target::null(path, options)),
+                kind => Target::file(kind, path, options),
+            },
         }
     }
 
     pub(crate) fn mode(&self) -> Mode {
         self.mode
     }
+}
 
-    /// The path, or the name of a null lock.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
+impl Scheme {
+    fn kind(self) -> LockKind {
+        match self {
+            Self::PlatformDefault => LockKind::PLATFORM_DEFAULT,
+            Self::Native => LockKind::NATIVE,
+            Self::Explicit(kind) => kind,
+        }
     }
 }
 
@@ -108,8 +135,11 @@ fn parse(url: &str) -> Result<LockUrl, String> {
     let Some((scheme, rest)) = url.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) else {
         return Err("it has no scheme, such as lockfile:".into());
     };
+    if let Some(parsed) = server_url::parse(scheme, rest) {
+        return parsed.map(|(server, mode)| LockUrl { address: Address::Server(server.into()), mode });
+    }
     let Some(&(_, scheme)) = SCHEMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(scheme)) else {
-        let known: Vec<&str> = SCHEMES.iter().map(|&(name, _)| name).collect();
+        let known: Vec<&str> = SCHEMES.iter().map(|&(name, _)| name).chain(server_url::SCHEMES).collect();
         return Err(format!("the scheme {scheme:?} is none of {}", known.join(", ")));
     };
     if rest.contains('#') {
@@ -140,16 +170,11 @@ fn parse(url: &str) -> Result<LockUrl, String> {
     if path.is_empty() && !is_null {
         return Err("its path is empty".into());
     }
-    Ok(LockUrl { scheme, path: path.into(), mode })
+    Ok(LockUrl { address: Address::File { scheme, path: path.into() }, mode })
 }
 
 fn decode(path: &str) -> Result<OsString, String> {
-    for (at, _) in path.match_indices('%') {
-        let digits = path.as_bytes().get(at + 1..at + 3);
-        if !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit)) {
-            return Err("a % is not followed by two hexadecimal digits; write % itself as %25".into());
-        }
-    }
+    percent::check(path)?;
     let bytes: Vec<u8> = percent_decode_str(path).collect();
     if bytes.contains(&0) {
         return Err("its path contains a NUL byte".into());
@@ -192,11 +217,15 @@ fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
     }
 }
 
-/// Prints `SCHEME:///abs` or `SCHEME:relative`, percent-encoded, and `?shared` behind it for a shared handle. The printed text parses to an equal URL.
+/// Prints `SCHEME:///abs` or `SCHEME:relative`, percent-encoded, and `?shared` behind it for a shared handle. Prints the URL
+/// of a lock on a server without its password. The printed text parses to an equal URL.
 impl fmt::Display for LockUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (scheme, _) = SCHEMES.iter().find(|(_, scheme)| *scheme == self.scheme).expect("all schemes have a name");
-        let path = bytes(self.path.as_os_str());
+        let (scheme, path) = match &self.address {
+            Address::Server(server) => return server.in_mode(self.mode).fmt(f),
+            Address::File { scheme, path } => (scheme, bytes(path.as_os_str())),
+        };
+        let (scheme, _) = SCHEMES.iter().find(|(_, other)| other == scheme).expect("all schemes have a name");
         let authority = if path.starts_with(b"/") { "//" } else { "" };
         write!(f, "{scheme}:{authority}{}", percent_encode(&path, ESCAPED))?;
         match self.mode {
@@ -208,7 +237,25 @@ impl fmt::Display for LockUrl {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    impl LockUrl {
+        fn path(&self) -> &Path {
+            match &self.address {
+                Address::File { path, .. } => path,
+                Address::Server(server) => panic!("{server}"),
+            }
+        }
+
+        pub(crate) fn server(&self) -> Option<&ServerUrl> {
+            match &self.address {
+                Address::File { .. } => None,
+                Address::Server(server) => Some(server),
+            }
+        }
+    }
 
     fn reason(url: &str) -> String {
         match url.parse::<LockUrl>() {

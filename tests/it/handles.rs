@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
-use tokio_lockfile::{LockError, LockFile, LockGuard, LockUrl, Semaphore, Singleton};
+use tokio_lockfile::{LockError, LockFile, LockGuard, LockKind, LockUrl, Semaphore, Singleton};
 
 use crate::support::{FILE_KINDS, HANG, take};
 
@@ -147,4 +147,20 @@ fn a_url_is_a_string_in_a_configuration() {
     assert!(error.contains("invalid lock URL \"file:/x\""), "{error}");
     let error = serde_json::from_str::<LockUrl>("7").unwrap_err().to_string();
     assert!(error.contains("a lock URL"), "{error}");
+}
+
+/// The URL is understood in every build, so that the answer can say what is missing.
+#[test]
+fn a_kind_that_is_not_built_in_names_its_feature() {
+    let kinds = [
+        (cfg!(feature = "postgres"), LockKind::Postgres, "postgres://app:S3cretPw@db/app?lock=x"),
+        (cfg!(feature = "etcd"), LockKind::Etcd, "etcd://app:S3cretPw@db/x"),
+    ];
+    for (_, kind, url) in kinds.into_iter().filter(|(is_built_in, ..)| !is_built_in) {
+        let error = LockFile::open(url).unwrap_err();
+        assert!(matches!(&error, LockError::Unsupported { kind: named, .. } if named == &kind), "{error:?}");
+        assert!(error.to_string().contains(&format!("feature \"{kind}\"")), "{error}");
+        assert!(!format!("{error} {error:?}").contains("S3cretPw"), "{error:?}");
+        assert_eq!(error.path(), None);
+    }
 }

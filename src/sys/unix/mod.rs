@@ -256,6 +256,18 @@ pub(crate) fn uptime() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
+/// The time on a clock that nobody sets and that goes on while the machine is suspended.
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+pub(crate) fn time_since_boot() -> Duration {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let clock = rustix::time::ClockId::Boottime;
+    // FreeBSD's goes on in suspension. That of macOS does too (clock_gettime(3)).
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let clock = rustix::time::ClockId::Monotonic;
+    let now = rustix::time::clock_gettime(clock);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+}
+
 fn try_lock(call: impl Fn() -> Result<(), TryLockError>) -> io::Result<bool> {
     loop {
         match call() {

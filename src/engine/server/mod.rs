@@ -1,0 +1,4 @@
+//! What the engines on servers have in common.
+
+pub(super) mod driver;
+pub(super) mod lease;

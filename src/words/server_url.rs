@@ -1,0 +1,318 @@
+//! The URL of a lock on a server: `SCHEME://user:password@host:port,host:port/path?name=value&…`.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use super::kind::LockKind;
+use super::mode::Mode;
+use super::percent;
+
+/// All characters except the unreserved ones of RFC 3986.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+const ESCAPED_IN_PATH: &AsciiSet = &ESCAPED.remove(b'/');
+
+/// The parameter that opens a shared handle. It has no value.
+const SHARED: &str = "shared";
+
+/// Where a lock on a server is, and how to get there. The engine of its kind knows what the parts mean.
+///
+/// Neither `Debug` nor `Display` shows the password, and two URLs that differ only in the password are equal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct ServerUrl {
+    pub(crate) kind: LockKind,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Secret,
+    /// In the given order. May be empty.
+    pub(crate) hosts: Vec<Host>,
+    /// Decoded, without the slash in front.
+    pub(crate) path: String,
+    /// Names and decoded values, in the given order. Only known names, each once.
+    pub(crate) parameters: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Host {
+    /// Decoded. An IPv6 address is without its brackets.
+    pub(crate) name: String,
+    pub(crate) port: Option<u16>,
+}
+
+/// A password, if there is one. It plays no part in what a URL names.
+#[derive(Clone)]
+pub(crate) struct Secret(Option<String>);
+
+impl Secret {
+    #[allow(dead_code, reason = "for the engines, which are features")]
+    pub(crate) fn reveal(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, _other: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Secret {}
+
+impl Hash for Secret {
+    fn hash<H: Hasher>(&self, _state: &mut H) {}
+}
+
+/// The kind of a scheme, and the parameters that its URLs may have.
+fn known(scheme: &str) -> Option<(LockKind, &'static [&'static str])> {
+    let scheme = scheme.to_ascii_lowercase();
+    match &*scheme {
+        "postgres" | "postgresql" => Some((LockKind::Postgres, POSTGRES_PARAMETERS)),
+        "etcd" => Some((LockKind::Etcd, ETCD_PARAMETERS)),
+        _ => None,
+    }
+}
+
+const POSTGRES_PARAMETERS: &[&str] = &["lock", "key", "ttl", "sslmode", "sslrootcert", "connect_timeout", "fence"];
+const ETCD_PARAMETERS: &[&str] = &["ttl", "tls", "cacert", "connect_timeout"];
+
+/// The schemes, for a message.
+pub(super) const SCHEMES: [&str; 3] = ["postgres", "postgresql", "etcd"];
+
+/// Parses what is behind `scheme:`. `None` if the scheme is not that of a server.
+pub(super) fn parse(scheme: &str, rest: &str) -> Option<Result<(ServerUrl, Mode), String>> {
+    let (kind, parameters) = known(scheme)?;
+    Some(parse_known(kind, parameters, rest))
+}
+
+fn parse_known(kind: LockKind, known: &[&str], rest: &str) -> Result<(ServerUrl, Mode), String> {
+    if rest.contains('#') {
+        return Err("it has a fragment; write a # as %23".into());
+    }
+    let Some(rest) = rest.strip_prefix("//") else {
+        return Err(format!("it names no host; it begins with {kind}://"));
+    };
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    // Behind the host, an @ means that a character in front of it ended the password too early.
+    if path.contains('@') || query.contains('@') {
+        return Err("it has an @ behind the host; write / ? and @ in a password as %2F, %3F and %40".into());
+    }
+    let (user, password, hosts) = parse_authority(authority)?;
+    let (parameters, mode) = parse_query(query, known)?;
+    let path = decode(path, "path")?;
+    Ok((ServerUrl { kind, user, password, hosts, path, parameters }, mode))
+}
+
+type Authority = (Option<String>, Secret, Vec<Host>);
+
+fn parse_authority(authority: &str) -> Result<Authority, String> {
+    let (user, hosts) = match authority.split_once('@') {
+        None => (None, authority),
+        Some((_, hosts)) if hosts.contains('@') => {
+            return Err("it has two @ in front of the host; write an @ in a user's name or password as %40".into());
+        }
+        Some((user, hosts)) => (Some(user), hosts),
+    };
+    let (user, password) =
+        match user.map(|user| user.split_once(':').map_or((user, None), |(user, pw)| (user, Some(pw)))) {
+            None => (None, None),
+            Some((user, password)) => (Some(decode(user, "user")?), password),
+        };
+    let password = password.map(|password| decode(password, "password")).transpose()?;
+    let hosts = match hosts {
+        "" => Vec::new(),
+        hosts => hosts.split(',').map(parse_host).collect::<Result<_, _>>()?,
+    };
+    Ok((user.filter(|user| !user.is_empty()), Secret(password), hosts))
+}
+
+fn parse_host(host: &str) -> Result<Host, String> {
+    let unclosed = "the [ of an IPv6 address is not closed";
+    let (name, port) = match host.strip_prefix('[') {
+        Some(address) => {
+            let (address, port) = address.split_once(']').ok_or(unclosed)?;
+            let port = if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or(unclosed)?) };
+            (address.to_owned(), port)
+        }
+        None => {
+            let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+            (decode(name, "host")?, port)
+        }
+    };
+    if name.is_empty() {
+        return Err("a host's name is empty".into());
+    }
+    // What stands there may be a password, so the message does not repeat it.
+    let port = port.map(|port| match port.parse() {
+        Ok(0) | Err(_) => Err("a host's port is not a number from 1 to 65535"),
+        Ok(port) => Ok(port),
+    });
+    Ok(Host { name, port: port.transpose()? })
+}
+
+fn parse_query(query: &str, known: &[&str]) -> Result<(Vec<(String, String)>, Mode), String> {
+    let mut parameters: Vec<(String, String)> = Vec::new();
+    let mut mode = Mode::Exclusive;
+    for parameter in query.split('&').filter(|_| !query.is_empty()) {
+        if parameter == SHARED {
+            mode = Mode::Shared;
+            continue;
+        }
+        let (name, value) = match parameter.split_once('=') {
+            Some((name, value)) if known.contains(&name) => (name, value),
+            None if known.contains(&parameter) => return Err(format!("the parameter {parameter} has no value")),
+            Some((SHARED, _)) => return Err(format!("the parameter {SHARED} has a value")),
+            Some((name, _)) => return Err(unknown(name, known)),
+            None => return Err(unknown(parameter, known)),
+        };
+        if parameters.iter().any(|(other, _)| other == name) {
+            return Err(format!("it has the parameter {name} twice"));
+        }
+        parameters.push((name.to_owned(), decode(value, name)?));
+    }
+    Ok((parameters, mode))
+}
+
+fn unknown(name: &str, known: &[&str]) -> String {
+    format!("the parameter {name:?} is none of {} and {SHARED}", known.join(", "))
+}
+
+fn decode(text: &str, what: &str) -> Result<String, String> {
+    percent::check(text)?;
+    let decoded = percent_decode_str(text).decode_utf8().map_err(|_| format!("its {what} is not UTF-8"))?;
+    if decoded.contains('\0') {
+        return Err(format!("its {what} contains a NUL byte"));
+    }
+    Ok(decoded.into_owned())
+}
+
+impl ServerUrl {
+    /// The value of a parameter.
+    #[allow(dead_code, reason = "for the engines, which are features")]
+    pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
+        self.parameters.iter().find(|(other, _)| other == name).map(|(_, value)| &**value)
+    }
+
+    /// The text of the URL with the parameter of the mode.
+    pub(crate) fn in_mode(&self, mode: Mode) -> impl fmt::Display {
+        let separator = if self.parameters.is_empty() { '?' } else { '&' };
+        match mode {
+            Mode::Exclusive => self.to_string(),
+            Mode::Shared => format!("{self}{separator}{SHARED}"),
+        }
+    }
+}
+
+/// The URL without its password.
+impl fmt::Display for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://", self.kind)?;
+        if let Some(user) = &self.user {
+            write!(f, "{}@", utf8_percent_encode(user, ESCAPED))?;
+        }
+        for (at, host) in self.hosts.iter().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            write!(f, "{comma}{host}")?;
+        }
+        write!(f, "/{}", utf8_percent_encode(&self.path, ESCAPED_IN_PATH))?;
+        for (at, (name, value)) in self.parameters.iter().enumerate() {
+            let separator = if at == 0 { '?' } else { '&' };
+            write!(f, "{separator}{name}={}", utf8_percent_encode(value, ESCAPED))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name.contains(':') {
+            true => write!(f, "[{}]", self.name)?,
+            false => write!(f, "{}", utf8_percent_encode(&self.name, ESCAPED))?,
+        }
+        match self.port {
+            Some(port) => write!(f, ":{port}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::words::error::LockError;
+    use crate::words::mode::Mode;
+    use crate::words::url::LockUrl;
+
+    fn reason(url: &str) -> String {
+        match url.parse::<LockUrl>() {
+            Err(LockError::InvalidUrl { reason, url: named }) => {
+                assert!(!named.contains("S3cretPw") && !reason.contains("S3cretPw"), "{named}: {reason}");
+                reason
+            }
+            other => panic!("{url}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_parts_of_a_url() {
+        let url: LockUrl =
+            "postgresql://a%40b:S3cret%2FPw@db,[::1]:5433/my%20app?lock=n%26m&ttl=3s&shared".parse().unwrap();
+        assert_eq!(url.mode(), Mode::Shared);
+        let server = url.server().unwrap();
+        assert_eq!(server.user.as_deref(), Some("a@b"));
+        assert_eq!(server.password.reveal(), Some("S3cret/Pw"));
+        assert_eq!(server.hosts[0].port, None);
+        assert_eq!((&*server.hosts[1].name, server.hosts[1].port), ("::1", Some(5433)));
+        assert_eq!(server.path, "my app");
+        assert_eq!(server.parameter("lock"), Some("n&m"));
+        assert_eq!(url.to_string(), "postgres://a%40b@db,[::1]:5433/my%20app?lock=n%26m&ttl=3s&shared");
+        assert!(!format!("{url:?}").contains("S3cret"));
+    }
+
+    #[test]
+    fn the_printed_url_is_the_same_lock() {
+        for url in [
+            "postgres://app:S3cretPw@db/app?lock=x",
+            "postgres:///app?key=-1&shared",
+            "postgres://%2Frun%2Fpostgresql/app?lock=x",
+            "etcd://root:S3cretPw@h1:2379,h2:2379/jobs/nightly?shared",
+            "ETCD://h1/x",
+        ] {
+            let parsed: LockUrl = url.parse().unwrap();
+            let printed = parsed.to_string();
+            assert!(!printed.contains("S3cretPw"), "{printed}");
+            let again: LockUrl = printed.parse().unwrap();
+            assert_eq!(parsed, again, "{url}");
+            assert_eq!(printed, again.to_string());
+        }
+    }
+
+    #[test]
+    fn each_mistake_has_its_own_answer() {
+        assert!(reason("postgres:db/app").contains("postgres://"));
+        assert!(reason("postgres://db/app?lock=x#y").contains("fragment"));
+        assert!(reason("postgres://app:12/S3cretPw@db/app").contains("%2F"));
+        assert!(reason("postgres://app:12?S3cretPw@db/app").contains("%3F"));
+        assert!(reason("postgres://app:x@S3cretPw@db/app").contains("two @"));
+        assert!(reason("postgres://app:S3cretPw/app").contains("port"));
+        assert!(reason("postgres://db:0/app").contains("port"));
+        assert!(reason("postgres://db,/app").contains("empty"));
+        assert!(reason("postgres://[::1/app").contains("not closed"));
+        assert!(reason("postgres://[::1]5/app").contains("not closed"));
+        assert!(reason("postgres://db/app?password=S3cretPw").contains("\"password\""));
+        assert!(reason("postgres://db/app?lock").contains("no value"));
+        assert!(reason("postgres://db/app?lock=x&lock=y").contains("twice"));
+        assert!(reason("postgres://db/app?lock=x&").contains("\"\""));
+        assert!(reason("postgres://db/app?shared=1").contains("has a value"));
+        assert!(reason("etcd://db/app?lock=x").contains("\"lock\""));
+        assert!(reason("etcd://db/%ff").contains("UTF-8"));
+        assert!(reason("etcd://db/%zz").contains("hexadecimal"));
+        assert!(reason("etcd://db/%00").contains("NUL"));
+    }
+}
