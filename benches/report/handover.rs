@@ -14,6 +14,7 @@ use tokio_lockfile::LockFile;
 
 use crate::bare::{self, Watch};
 use crate::outcome::{Goal, Row, Times};
+use crate::picture::Panel;
 
 /// The idle time before the release, in every row. After it, processors are in a sleep state and caches are cold.
 const IDLE: Duration = Duration::from_millis(2);
@@ -102,6 +103,8 @@ enum Waiter {
     Bare,
     /// async-fd-lock: a thread of the blocking pool waits in flock(2).
     AsyncFdLock,
+    /// A look every 50 ms, as Python's filelock does it.
+    Polling,
 }
 
 impl Waiter {
@@ -128,15 +131,26 @@ impl Waiter {
                 drop(guard);
                 obtained_at
             }
+            Self::Polling => {
+                let file = bare::open(&path);
+                while !bare::try_flock(&file) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                now()
+            }
         }
     }
 }
 
 /// One hand-over: the waiter sleeps, and the holder releases the lock.
 async fn hand_over(holder: &mut Holder, lock: &LockFile, waiter: Waiter) -> Duration {
+    hand_over_after(IDLE, holder, lock, waiter).await
+}
+
+async fn hand_over_after(idle: Duration, holder: &mut Holder, lock: &LockFile, waiter: Waiter) -> Duration {
     holder.take();
     let waiting = tokio::spawn(waiter.wait(lock.clone()));
-    tokio::time::sleep(IDLE).await;
+    tokio::time::sleep(idle).await;
     holder.send();
     let obtained_at = waiting.await.unwrap();
     obtained_at.saturating_sub(holder.receive())
@@ -196,9 +210,14 @@ async fn released(dir: &Path, rounds: usize) -> Vec<Row> {
     let (flock, shlock) = (LockFile::flock(dir.join("f")).unwrap(), LockFile::shlock(dir.join("s")).unwrap());
     let (mut flock_holder, mut shlock_holder) = (Holder::start(&flock), Holder::start(&shlock));
     let mut ringer = Ringer::start();
-    let mut times: [Times; 5] = Default::default();
-    let [ours_f, bare_f, async_fd_lock, ours_s, pipe] = &mut times;
-    for _ in 0..rounds {
+    let mut times: [Times; 6] = Default::default();
+    let [ours_f, bare_f, async_fd_lock, ours_s, pipe, polling] = &mut times;
+    for round in 0..rounds {
+        if round % 5 == 0 {
+            // The first look and the release would come at fixed times.
+            let shift = Duration::from_millis(fastrand::u64(0..50));
+            polling.push(hand_over_after(shift, &mut flock_holder, &flock, Waiter::Polling).await);
+        }
         ours_f.push(hand_over(&mut flock_holder, &flock, Waiter::Ours).await);
         bare_f.push(hand_over(&mut flock_holder, &flock, Waiter::Bare).await);
         async_fd_lock.push(hand_over(&mut flock_holder, &flock, Waiter::AsyncFdLock).await);
@@ -215,6 +234,10 @@ async fn released(dir: &Path, rounds: usize) -> Vec<Row> {
             Goal::AtMost(1.5),
             ours_f.to_string(),
         )
+        .ours(Panel::HandOver, "flock", ours_f.seconds())
+        .ours(Panel::HandOver, "shlock", ours_s.seconds())
+        .other(Panel::HandOver, "async-fd-lock", async_fd_lock.seconds())
+        .other(Panel::HandOver, "a look every 50 ms", polling.seconds())
         .if_missed(
             "after the wake-up ours passes the event from the task that reads it to the one that waits, looks whether \
              the file is still the lock's, reads what is in it and writes its record: seven calls, with a processor \
@@ -227,6 +250,13 @@ async fn released(dir: &Path, rounds: usize) -> Vec<Row> {
             async_fd_lock.over(bare_f),
             Goal::None,
             async_fd_lock.to_string(),
+        ),
+        Row::new(
+            "a look every 50 ms, as Python's filelock: the same",
+            inotify,
+            polling.over(bare_f),
+            Goal::None,
+            polling.to_string(),
         ),
         Row::new(
             "shlock: hand-over between processes",
@@ -245,12 +275,17 @@ async fn released(dir: &Path, rounds: usize) -> Vec<Row> {
 /// The time from SIGKILL to the acquisition.
 async fn killed(dir: &Path, rounds: usize) -> Vec<Row> {
     let (flock, shlock) = (LockFile::flock(dir.join("kf")).unwrap(), LockFile::shlock(dir.join("ks")).unwrap());
-    let mut times: [Times; 4] = Default::default();
-    let [ours_f, event_f, ours_s, event_s] = &mut times;
-    for _ in 0..rounds {
-        ours_f.push(take_over(&flock).await);
+    let mut times: [Times; 6] = Default::default();
+    let [ours_f, event_f, ours_s, event_s, async_fd_lock, polling] = &mut times;
+    for round in 0..rounds {
+        if round % 3 == 0 {
+            async_fd_lock.push(take_over(&flock, Waiter::AsyncFdLock, IDLE).await);
+            let shift = Duration::from_millis(fastrand::u64(0..50));
+            polling.push(take_over(&flock, Waiter::Polling, shift).await);
+        }
+        ours_f.push(take_over(&flock, Waiter::Ours, IDLE).await);
         event_f.push(see_the_end(&flock, |_, _| now()).await);
-        ours_s.push(take_over(&shlock).await);
+        ours_s.push(take_over(&shlock, Waiter::Ours, IDLE).await);
         let steps = |file: &std::fs::File, path: &Path| {
             // The event comes a moment before the kernel releases the lock. Perhaps this task even runs on the
             // processor that the kernel needs for the release.
@@ -269,16 +304,20 @@ async fn killed(dir: &Path, rounds: usize) -> Vec<Row> {
         Row::new(what, beside, ours.over(reference), Goal::AtMost(goal), format!("{ours}; reference {reference}"))
     };
     vec![
-        row("flock: from SIGKILL to takeover", "the close event at a bare reader", ours_f, event_f, 1.25),
+        row("flock: from SIGKILL to takeover", "the close event at a bare reader", ours_f, event_f, 1.25)
+            .ours(Panel::Crash, "flock", ours_f.seconds())
+            .ours(Panel::Crash, "shlock", ours_s.seconds())
+            .other(Panel::Crash, "async-fd-lock", async_fd_lock.seconds())
+            .other(Panel::Crash, "a look every 50 ms", polling.seconds()),
         row("shlock: from SIGKILL to takeover", "that, and the raw steps of the break", ours_s, event_s, 1.3),
     ]
 }
 
-async fn take_over(lock: &LockFile) -> Duration {
+async fn take_over(lock: &LockFile, waiter: Waiter, idle: Duration) -> Duration {
     let mut holder = Holder::start(lock);
     holder.take();
-    let waiting = tokio::spawn(Waiter::Ours.wait(lock.clone()));
-    tokio::time::sleep(IDLE).await;
+    let waiting = tokio::spawn(waiter.wait(lock.clone()));
+    tokio::time::sleep(idle).await;
     let killed_at = now();
     holder.0.kill().unwrap();
     waiting.await.unwrap().saturating_sub(killed_at)

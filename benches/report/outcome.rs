@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::picture::Panel;
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
     AtMost(f64),
@@ -22,15 +24,41 @@ pub(crate) struct Row {
     pub(crate) details: String,
     /// Why the goal may be missed.
     pub(crate) excuse: &'static str,
+    /// What the picture shows of it.
+    pub(crate) bars: Vec<Bar>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Bar {
+    pub(crate) panel: Panel,
+    pub(crate) label: &'static str,
+    pub(crate) is_ours: bool,
+    /// In seconds, or a count.
+    pub(crate) value: f64,
 }
 
 impl Row {
     pub(crate) fn new(what: impl Into<String>, beside: &'static str, value: f64, goal: Goal, details: String) -> Self {
-        Self { what: what.into(), beside, value, goal, details, excuse: "" }
+        Self { what: what.into(), beside, value, goal, details, excuse: "", bars: Vec::new() }
     }
 
     pub(crate) fn if_missed(mut self, excuse: &'static str) -> Self {
         self.excuse = excuse;
+        self
+    }
+
+    /// Shows this library's value in the picture.
+    pub(crate) fn ours(self, panel: Panel, label: &'static str, value: f64) -> Self {
+        self.bar(Bar { panel, label, is_ours: true, value })
+    }
+
+    /// Shows another's value in the picture.
+    pub(crate) fn other(self, panel: Panel, label: &'static str, value: f64) -> Self {
+        self.bar(Bar { panel, label, is_ours: false, value })
+    }
+
+    fn bar(mut self, bar: Bar) -> Self {
+        self.bars.push(bar);
         self
     }
 
@@ -81,6 +109,11 @@ impl Times {
 
     pub(crate) fn median(&self) -> Duration {
         self.quantile(0.5)
+    }
+
+    /// The median in seconds.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.median().as_secs_f64()
     }
 
     /// The ratio of this median to the other median.

@@ -6,11 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use async_fd_lock::LockWrite;
 use rustix::time::{ClockId, clock_gettime};
 use tokio_lockfile::LockFile;
 
 use crate::bare;
 use crate::outcome::{Goal, Row};
+use crate::picture::Panel;
+
+/// A crate whose waits are threads of the blocking pool. The pool has 512 threads, and the other waits stand behind them.
+const PEER: &str = "async-fd-lock";
 
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -48,19 +53,23 @@ pub(crate) fn pend(kind: &str, dir: &str) {
     let names = std::fs::read_dir(dir).unwrap().count();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let make = |path| if kind == "flock" { LockFile::flock(path) } else { LockFile::shlock(path) }.unwrap();
+        let make = |path| if kind == "shlock" { LockFile::shlock(path) } else { LockFile::flock(path) }.unwrap();
         let locks: Vec<LockFile> = paths(dir.as_ref(), names).into_iter().map(make).collect();
         let before = status("VmRSS");
         let bare: Vec<_> = locks.iter().map(|_| tokio::spawn(Box::pin(std::future::pending::<()>()))).collect();
         tokio::task::yield_now().await;
         let with_bare = status("VmRSS");
-        let waits: Vec<_> = locks
-            .iter()
-            .map(|lock| {
-                let lock = lock.clone();
-                tokio::spawn(Box::pin(async move { drop(lock.obtain().await.unwrap()) }))
-            })
-            .collect();
+        let wait = |lock: &LockFile| {
+            let lock = lock.clone();
+            match kind {
+                PEER => tokio::spawn(Box::pin(async move {
+                    let file = tokio::fs::File::from_std(bare::open(lock.path().unwrap()));
+                    drop(file.lock_write().await.unwrap());
+                })),
+                _ => tokio::spawn(Box::pin(async move { drop(lock.obtain().await.unwrap()) })),
+            }
+        };
+        let waits: Vec<_> = locks.iter().map(wait).collect();
         settle().await;
         let each = (status("VmRSS") - with_bare - (with_bare - before)) / names as f64;
         let threads = status("Threads") - 1.0;
@@ -80,15 +89,40 @@ pub(crate) fn pend(kind: &str, dir: &str) {
 
 pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
     let count = if is_quick { 100 } else { 10_000 };
-    ["flock", "shlock"].iter().flat_map(|kind| measure(kind, count)).collect()
+    let mut rows = measure("flock", count);
+    rows.extend(measure("shlock", count));
+    let ours = rows.iter().filter(|row| row.beside == "threads").map(|row| row.value).fold(0.0, f64::max);
+    let [_, threads, ..] = wait_for_all(PEER, count);
+    let what = format!("{PEER}: {count} pending waits, threads more");
+    let details = "the blocking pool has no more".to_owned();
+    let row = Row::new(what, "threads", threads, Goal::None, details);
+    rows.push(row.ours(Panel::Waits, "flock, shlock", ours).other(Panel::Waits, PEER, threads));
+    rows
 }
 
 fn measure(kind: &str, count: usize) -> Vec<Row> {
+    let [each, threads, cpu, seconds] = wait_for_all(kind, count);
+    let row = |what: &str, unit, value, goal| {
+        Row::new(format!("{kind}: {count} pending waits, {what}"), unit, value, Goal::AtMost(goal), String::new())
+    };
+    vec![
+        row("each", "KiB above a bare boxed future", each, 0.7),
+        row("threads more", "threads", threads, 1.0),
+        row("CPU in 5 s idle", "milliseconds", cpu, 10.0).if_missed(
+            "five hundred waits have looked in that time for releases that make no event; where the machine is busy, \
+             each look costs more.",
+        ),
+        row("all served after release", "seconds", seconds, 2.0),
+    ]
+}
+
+/// What the process that waits has printed.
+fn wait_for_all(kind: &str, count: usize) -> [f64; 4] {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let held: Vec<(PathBuf, File)> = paths(dir.path(), count)
         .into_iter()
         .map(|path| match kind {
-            "flock" => {
+            "flock" | PEER => {
                 let file = bare::open(&path);
                 assert!(bare::try_flock(&file));
                 (path, file)
@@ -119,17 +153,5 @@ fn measure(kind: &str, count: usize) -> Vec<Row> {
     stdout.read_to_string(&mut line).unwrap();
     assert!(child.wait().unwrap().success());
     let numbers: Vec<f64> = line.split_whitespace().map(|number| number.parse().unwrap()).collect();
-    let [each, threads, cpu, seconds] = numbers[..] else { panic!("{line}") };
-    let row = |what: &str, unit, value, goal| {
-        Row::new(format!("{kind}: {count} pending waits, {what}"), unit, value, Goal::AtMost(goal), String::new())
-    };
-    vec![
-        row("each", "KiB above a bare boxed future", each, 0.7),
-        row("threads more", "threads", threads, 1.0),
-        row("CPU in 5 s idle", "milliseconds", cpu, 10.0).if_missed(
-            "five hundred waits have looked in that time for releases that make no event; where the machine is busy, \
-             each look costs more.",
-        ),
-        row("all served after release", "seconds", seconds, 2.0),
-    ]
+    numbers.try_into().unwrap_or_else(|_| panic!("{line}"))
 }

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::Instant;
 
+use async_fd_lock::LockWrite;
 use tokio_lockfile::LockFile;
 
 use crate::bare;
 use crate::outcome::{Goal, Row, Times};
+use crate::picture::Panel;
 
 pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
     let rounds = if is_quick { 200 } else { 20_000 };
@@ -54,11 +56,11 @@ async fn measure_span(rounds: usize) -> Row {
 async fn measure(place: &str, dir: &Path, rounds: usize) -> Vec<Row> {
     let path = |name: &str| dir.join(name);
     let (ours_flock, ours_shlock) = (path("flock"), path("shlock"));
-    let [raw_flock, raw_shlock, open_only, of_std, of_fs4, of_fd_lock] =
-        ["raw-flock", "raw-shlock", "open", "std", "fs4", "fd-lock"].map(path);
+    let [raw_flock, raw_shlock, open_only, of_std, of_fs4, of_fd_lock, of_async_fd_lock] =
+        ["raw-flock", "raw-shlock", "open", "std", "fs4", "fd-lock", "async-fd-lock"].map(path);
     let (flock, shlock) = (LockFile::flock(ours_flock).unwrap(), LockFile::shlock(ours_shlock).unwrap());
-    let mut times: [Times; 9] = Default::default();
-    let [hop, raw_f, our_f, raw_s, our_s, bare, std_, fs4_, fd_lock_] = &mut times;
+    let mut times: [Times; 10] = Default::default();
+    let [hop, raw_f, our_f, raw_s, our_s, bare, std_, fs4_, fd_lock_, async_fd_lock_] = &mut times;
     for _ in 0..rounds {
         let started = Instant::now();
         tokio::task::spawn_blocking(|| ()).await.unwrap();
@@ -95,11 +97,15 @@ async fn measure(place: &str, dir: &Path, rounds: usize) -> Vec<Row> {
         let started = Instant::now();
         drop(fd_lock::RwLock::new(bare::open(&of_fd_lock)).try_write().unwrap());
         fd_lock_.push(started.elapsed());
+
+        let started = Instant::now();
+        drop(tokio::fs::File::from_std(bare::open(&of_async_fd_lock)).lock_write().await.unwrap());
+        async_fd_lock_.push(started.elapsed());
     }
     let row = |what: &str, beside, value: &Times, reference: &Times, goal| {
         Row::new(format!("{what}, {place}"), beside, value.over(reference), goal, value.to_string())
     };
-    vec![
+    let mut rows = vec![
         row("flock: attempt, drop", "its raw calls, inline", our_f, raw_f, Goal::AtMost(1.15))
             .if_missed("beyond the raw calls, what the file holds is read before it is written over."),
         row("shlock: attempt, drop", "its raw calls, in one hop", our_s, raw_s, Goal::AtMost(1.2)),
@@ -107,6 +113,26 @@ async fn measure(place: &str, dir: &Path, rounds: usize) -> Vec<Row> {
         row("std: open, try_lock, drop", "open, flock, close", std_, bare, Goal::None),
         row("fs4: the same", "open, flock, close", fs4_, bare, Goal::None),
         row("fd-lock: the same", "open, flock, close", fd_lock_, bare, Goal::None),
+        row("async-fd-lock: the same", "open, flock, close", async_fd_lock_, bare, Goal::None),
         row("an empty spawn_blocking", "open, flock, close", hop, bare, Goal::None),
-    ]
+    ];
+    if place == "disk" {
+        let bars = [
+            ("flock", true, our_f),
+            ("shlock", true, our_s),
+            ("std File::try_lock", false, std_),
+            ("fs4", false, fs4_),
+            ("fd-lock", false, fd_lock_),
+            ("async-fd-lock", false, async_fd_lock_),
+        ];
+        let row = rows.remove(0);
+        rows.insert(
+            0,
+            bars.into_iter().fold(row, |row, (label, is_ours, times)| match is_ours {
+                true => row.ours(Panel::Free, label, times.seconds()),
+                false => row.other(Panel::Free, label, times.seconds()),
+            }),
+        );
+    }
+    rows
 }
