@@ -40,20 +40,25 @@
 //!
 //! Events and spans of [`tracing`] have the target `tokio_lockfile`.
 //!
-//! | Message | Level | Fields besides `path` |
+//! | Message | Level | Fields besides `path` and `kind` |
 //! |---|---|---|
-//! | acquired | DEBUG | `kind`, `waited` |
-//! | acquired by takeover: the last holder died with the lock | WARN | `kind`, `waited`, `holder.pid` |
+//! | acquired | DEBUG; INFO if the log has reported the wait | `waited_ms` |
+//! | acquired by takeover: the last holder died with the lock | WARN | `waited_ms`, `holder.pid` |
+//! | waiting for the lock: after 1 s, 3 s, 7 s, … | INFO | `waited_ms`, `holder.pid`, `holder.name` |
+//! | this very task has obtained the lock it waits for | WARN | `waited_ms` |
 //! | another process has a record lock (fcntl) on the lock file | WARN | `holder.pid` |
-//! | waiting for the lock: after 1 s, 3 s, 7 s, … | INFO | `waited`, `holder.pid`, `holder.name` |
-//! | this very task has obtained the lock it waits for | WARN | `waited` |
-//! | released | DEBUG | `held_for` |
+//! | released | DEBUG | `held_ms` |
 //! | lost the lock while it was held | WARN | `reason` |
 //! | the lock could not be released properly | WARN | `error` |
-//! | the work under the lock failed; standing by again | WARN | `error` |
+//! | a [`Singleton`] stands by | INFO | |
+//! | leads | INFO | `waited_ms` |
+//! | stepped down | INFO | `held_ms`, `reason` |
+//! | the work under the lock failed; standing by again | WARN | `held_ms`, `error` |
+//! | the lock failed; standing by again | WARN | `error` |
 //!
-//! The span `obtain` (DEBUG; `path`, `kind`) covers a wait. The crate looks up a holder for an event only if a
-//! subscriber is interested in that event.
+//! Times are whole milliseconds. The span `obtain` (DEBUG; `path`, `kind`) covers a wait. An event inside that span does not
+//! repeat the fields of the span. The crate looks up a holder for an event only if a subscriber is interested in that
+//! event.
 //!
 //! # Features
 //!
@@ -70,6 +75,7 @@
 // What users call.
 mod builder;
 mod guard;
+mod leadership;
 mod lock;
 mod semaphore;
 mod singleton;
@@ -96,6 +102,7 @@ pub use builder::LockFileBuilder;
 #[cfg(unix)]
 pub use engine::check_lock;
 pub use guard::LockGuard;
+pub use leadership::Leadership;
 pub use lock::LockFile;
 pub use semaphore::Semaphore;
 pub use singleton::{Restart, Singleton, SingletonError};

@@ -11,20 +11,21 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::guard::LockGuard;
+use crate::leadership::Leadership;
 use crate::lock::LockFile;
 use crate::util::backoff::Backoff;
 use crate::util::timer::sleep;
 use crate::words::error::LockError;
 use crate::words::trace;
 
-/// What a [`Singleton`] does when its work fails or panics.
+/// What a [`Singleton`] does when its work fails or panics, or its lock fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Restart {
     /// Releases the lock so that another process can take it, pauses, and waits for the lock again.
     #[default]
     OnFailure,
-    /// Ends, and passes the failure to the caller.
+    /// Ends, and passes the failure to the caller. A loss or any other error of the lock is a failure too.
     Never,
 }
 
@@ -32,7 +33,7 @@ pub enum Restart {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SingletonError<E> {
-    /// The lock could not be obtained, or its loss was found only after the work was done.
+    /// The lock cannot work, or it failed and the restart policy is [`Restart::Never`].
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The work failed, and the restart policy is [`Restart::Never`].
@@ -41,7 +42,7 @@ pub enum SingletonError<E> {
 }
 
 /// Runs a service with many replicas, of which only one works at a time. Each replica waits for the lock and works
-/// while it holds the lock. When it loses the lock or the work fails, it waits for the lock again.
+/// while it holds the lock. When it loses the lock, or the work or the lock fails, it waits for the lock again.
 ///
 /// ```
 /// use std::time::Duration;
@@ -70,15 +71,25 @@ pub struct Singleton {
     restart: Restart,
     pause: (Duration, Duration),
     grace: Duration,
+    leadership: Leadership,
 }
 
 /// How the work under one acquisition of the lock ended.
 enum Ended<T, E> {
     Done(T),
-    Failed(E),
-    Panicked(Box<dyn Any + Send>),
-    Lost,
     ShutDown,
+    SteppedDown,
+    Failed(Failure<E>),
+}
+
+/// What is passed to the caller, or makes this process pause and stand by again.
+enum Failure<E> {
+    /// The lock could not be obtained.
+    Lock(LockError),
+    /// The lock was lost or could not be released. The log tells that already.
+    Loss(LockError),
+    Work(E),
+    Panic(Box<dyn Any + Send>),
 }
 
 impl Singleton {
@@ -89,10 +100,11 @@ impl Singleton {
             restart: Restart::default(),
             pause: (Duration::from_secs(1), Duration::from_secs(60)),
             grace: Duration::ZERO,
+            leadership: Leadership::new(),
         }
     }
 
-    /// Sets what happens when the work fails or panics. The default is [`Restart::OnFailure`].
+    /// Sets what happens when the work fails or panics, or the lock fails. The default is [`Restart::OnFailure`].
     pub fn restart(mut self, restart: Restart) -> Self {
         self.restart = restart;
         self
@@ -106,11 +118,17 @@ impl Singleton {
         self
     }
 
-    /// Sets how long the work may continue after the shutdown signal, so that it can end by itself. After that time,
-    /// the work is dropped at its current `await`. The default is zero.
+    /// Sets how long the work may continue after the shutdown signal or a [`step_down`](Leadership::step_down), so that it
+    /// can end by itself. After that time, the work is dropped at its current `await`. The default is zero.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
         self
+    }
+
+    /// Makes a handle that shows whether this process leads, and that can make it step down. Clones of this singleton
+    /// share their leadership.
+    pub fn leadership(&self) -> Leadership {
+        self.leadership.handle()
     }
 
     /// Obtains the lock and runs the future that `work` returns. It repeats this until the work succeeds. `Some` is the
@@ -120,9 +138,14 @@ impl Singleton {
     /// signal is over, the work is dropped at its current `await`. Only then the lock is released. The destructors of
     /// the work must stop everything that the work has spawned as another task or with `spawn_blocking`.
     ///
+    /// The lock may fail for a time: its directory is missing, the disk is full, a server is away. The log tells it, and
+    /// after a [`pause`](Self::pause) this process stands by again, as after a failure of the work. The work runs again
+    /// also if it succeeded but the lock was lost before it was released.
+    ///
     /// # Errors
-    /// - [`SingletonError::Lock`] if the lock cannot be obtained for any reason except that it is held, or if its loss
-    ///   is found only at the end of the work.
+    /// - [`SingletonError::Lock`] if the lock can never work: [`InvalidUrl`](LockError::InvalidUrl),
+    ///   [`InvalidPath`](LockError::InvalidPath), [`Unsupported`](LockError::Unsupported) and
+    ///   [`NotALockFile`](LockError::NotALockFile). With [`Restart::Never`], every error and the loss of the lock.
     /// - [`SingletonError::Work`] if the work fails and the restart policy is [`Restart::Never`].
     ///
     /// # Cancel safety
@@ -133,8 +156,42 @@ impl Singleton {
     /// when the work panics. Then the lock is released.
     pub async fn run<W, F, T, E>(
         &self,
-        mut work: W,
+        work: W,
         shutdown: impl Future<Output = ()>,
+    ) -> Result<Option<T>, SingletonError<E>>
+    where
+        W: FnMut() -> F,
+        F: Future<Output = Result<T, E>>,
+        E: Display,
+    {
+        self.run_until(work, shutdown).await
+    }
+
+    /// Does the same as [`run`](Self::run). The shutdown signal may have any output, as `tokio::signal::ctrl_c()` has.
+    ///
+    /// # Errors
+    /// The errors are the same as for [`run`](Self::run).
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops the work and then releases the lock.
+    ///
+    /// # Panics
+    /// This panics under the same conditions as [`run`](Self::run).
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # use tokio_lockfile::{LockFile, Singleton};
+    /// # async fn lead() -> Result<(), std::io::Error> { Ok(()) }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let leader = Singleton::new(LockFile::new("/run/app/leader.lock")?);
+    /// leader.run_until(lead, tokio::signal::ctrl_c()).await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn run_until<W, F, T, E>(
+        &self,
+        mut work: W,
+        shutdown: impl Future,
     ) -> Result<Option<T>, SingletonError<E>>
     where
         W: FnMut() -> F,
@@ -144,22 +201,29 @@ impl Singleton {
         let mut shutdown = pin!(repeatedly(shutdown));
         let mut backoff = Backoff::new(self.pause);
         loop {
-            let guard = tokio::select! {
+            let mut began = Instant::now();
+            let obtained = tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(None),
-                guard = self.lock.obtain() => guard?,
+                obtained = self.stand_by() => obtained,
             };
-            let began = Instant::now();
-            match self.serve(guard, async { work().await }, shutdown.as_mut()).await? {
+            let ended = match obtained {
+                Ok(guard) => {
+                    began = Instant::now();
+                    self.lead(guard, async { work().await }, shutdown.as_mut()).await
+                }
+                Err(error) => Ended::Failed(Failure::Lock(error)),
+            };
+            let is_fresh = match ended {
                 Ended::Done(result) => return Ok(Some(result)),
                 Ended::ShutDown => return Ok(None),
-                Ended::Lost => {}
-                Ended::Failed(error) if self.restart == Restart::Never => return Err(SingletonError::Work(error)),
-                Ended::Panicked(panic) if self.restart == Restart::Never => resume_unwind(panic),
-                Ended::Failed(error) => trace::work_failed(self.lock.target(), &error),
-                Ended::Panicked(_) => trace::work_failed(self.lock.target(), &"it panicked"),
-            }
-            if began.elapsed() >= self.pause.1 {
+                Ended::SteppedDown => true,
+                Ended::Failed(failure) => {
+                    self.endure(failure, began.elapsed())?;
+                    began.elapsed() >= self.pause.1
+                }
+            };
+            if is_fresh {
                 backoff = Backoff::new(self.pause);
             }
             tokio::select! {
@@ -170,40 +234,103 @@ impl Singleton {
         }
     }
 
+    /// Obtains the lock, however long that takes.
+    async fn stand_by(&self) -> Result<LockGuard, LockError> {
+        let began = Instant::now();
+        let guard = match self.lock.attempt().await? {
+            Some(guard) => guard,
+            None => {
+                trace::stands_by(self.lock.target());
+                self.lock.obtain().await?
+            }
+        };
+        trace::leads(self.lock.target(), began.elapsed());
+        Ok(guard)
+    }
+
     /// Runs the work until it ends or must end, and releases the lock.
-    async fn serve<T, E>(
+    async fn lead<T, E>(
         &self,
         guard: LockGuard,
         work: impl Future<Output = Result<T, E>>,
         shutdown: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Ended<T, E>, LockError> {
+    ) -> Ended<T, E> {
+        let began = Instant::now();
         let ended = {
             let work = pin!(catch_panic(work));
-            let end_of_grace = async {
-                shutdown.await;
+            let term = self.leadership.begin(guard.fencing_token());
+            let told_to_end = async {
+                let ended = tokio::select! {
+                    biased;
+                    () = shutdown => Ended::ShutDown,
+                    () = term.asked_to_step_down() => Ended::SteppedDown,
+                };
                 sleep(self.grace).await;
+                ended
             };
             tokio::select! {
                 biased;
                 done = work => match done {
                     Ok(Ok(result)) => Ended::Done(result),
-                    Ok(Err(error)) => Ended::Failed(error),
-                    Err(panic) => Ended::Panicked(panic),
+                    Ok(Err(_)) if term.is_asked_to_step_down() => Ended::SteppedDown,
+                    Ok(Err(error)) => Ended::Failed(Failure::Work(error)),
+                    Err(panic) => Ended::Failed(Failure::Panic(panic)),
                 },
-                _ = guard.lost() => Ended::Lost,
-                () = end_of_grace => Ended::ShutDown,
+                reason = guard.lost() => {
+                    Ended::Failed(Failure::Loss(LockError::lost(&self.lock.target().path, reason)))
+                }
+                ended = told_to_end => ended,
             }
         };
-        // A result counts only if we held the lock to the end. After any other end, a failed release is only logged.
-        match (guard.release().await, &ended) {
-            (Err(error), Ended::Done(_)) => Err(error),
-            _ => Ok(ended),
+        let ended = match (guard.release().await, ended) {
+            // A result counts only if we held the lock to the end. After any other end, a failed release is only logged.
+            (Err(error), Ended::Done(_)) => Ended::Failed(Failure::Loss(error)),
+            (_, ended) => ended,
+        };
+        self.report_end(&ended, began.elapsed());
+        ended
+    }
+
+    fn report_end<T, E>(&self, ended: &Ended<T, E>, held: Duration) {
+        let reason = match ended {
+            Ended::Done(_) => "the work is done",
+            Ended::ShutDown => "shutting down",
+            Ended::SteppedDown => "asked to",
+            Ended::Failed(_) => return,
+        };
+        trace::stepped_down(self.lock.target(), held, reason);
+    }
+
+    /// Logs a failure, unless it ends the singleton. `lasted`: how long the work had run.
+    fn endure<E: Display>(&self, failure: Failure<E>, lasted: Duration) -> Result<(), SingletonError<E>> {
+        let (target, ends) = (self.lock.target(), self.restart == Restart::Never);
+        match failure {
+            Failure::Lock(error) | Failure::Loss(error) if ends || !can_pass(&error) => return Err(error.into()),
+            Failure::Work(error) if ends => return Err(SingletonError::Work(error)),
+            Failure::Panic(panic) if ends => resume_unwind(panic),
+            Failure::Lock(error) => trace::lock_failed(target, &error),
+            Failure::Loss(_) => {}
+            Failure::Work(error) => trace::work_failed(target, lasted, &error),
+            Failure::Panic(_) => trace::work_failed(target, lasted, &"it panicked"),
         }
+        Ok(())
     }
 }
 
+/// Whether the same lock may work later.
+fn can_pass(error: &LockError) -> bool {
+    let is_permanent = matches!(
+        error,
+        LockError::InvalidUrl { .. }
+            | LockError::InvalidPath { .. }
+            | LockError::Unsupported { .. }
+            | LockError::NotALockFile { .. }
+    );
+    !is_permanent
+}
+
 /// Returns a future for the same signal that may be awaited again after the signal has arrived.
-fn repeatedly(signal: impl Future<Output = ()>) -> impl Future<Output = ()> {
+fn repeatedly(signal: impl Future) -> impl Future<Output = ()> {
     let mut signal = Some(Box::pin(signal));
     poll_fn(move |context| {
         let has_come = signal.as_mut().is_none_or(|signal| signal.as_mut().poll(context).is_ready());

@@ -12,7 +12,7 @@ use super::acquisition::Acquisition;
 use super::hold::Hold;
 use super::lock::Lock;
 use super::registry::{Release, Turn};
-use super::report::Report;
+use super::report::{Report, Wait};
 use super::{time_slice, writers_turn};
 use crate::engine::contract::Attempt;
 use crate::sys::process::Owner;
@@ -58,7 +58,7 @@ fn read_along(lock: &Lock, mode: Mode) -> Option<Acquisition> {
     let turn = lock.slot().try_turn(mode)?;
     let now = Instant::now();
     match rest_of_writers_turn(lock, &turn, now.into_std()) {
-        None => Acquisition::join(lock, turn, now, now.into_std()).ok(),
+        None => Acquisition::join(lock, turn, Wait::begin(now), now.into_std()).ok(),
         Some(_) => None,
     }
 }
@@ -103,8 +103,8 @@ async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<
         None if may_wait && lock.slot().is_being_released() => lock.slot().turn(mode).await,
         None => return Ok(None),
     };
-    let started = begin();
-    let mut turn = match find_here(lock, turn, started).await {
+    let wait = Wait::begin(begin());
+    let mut turn = match find_here(lock, turn, wait).await {
         Found::Lock(acquisition) => return Ok(Some(acquisition)),
         Found::Turn(turn) => turn,
     };
@@ -115,13 +115,13 @@ async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<
         if !leads {
             return Ok(None);
         }
-        turn = match lead(lock, turn, started).await? {
+        turn = match lead(lock, turn, wait).await? {
             Found::Lock(acquisition) => return Ok(Some(acquisition)),
             Found::Turn(turn) => turn,
         };
     }
     match lock.engine.attempt(mode, turn).get().await? {
-        Attempt::Acquired(grant) => Ok(Some(Acquisition::new(lock, grant, started))),
+        Attempt::Acquired(grant) => Ok(Some(Acquisition::new(lock, grant, wait))),
         Attempt::Busy(..) => Ok(None),
     }
 }
@@ -129,13 +129,13 @@ async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<
 async fn obtain_here(lock: &Lock, mode: Mode) -> Result<Acquisition, LockError> {
     let mut report = Report::new(begin());
     let turn = report.during(lock, pin!(lock.slot().turn(mode))).await;
-    let mut turn = match find_here(lock, turn, report.started()).await {
+    let mut turn = match find_here(lock, turn, report.wait()).await {
         Found::Lock(acquisition) => return Ok(acquisition),
         Found::Turn(turn) => turn,
     };
     if mode == Mode::Shared {
         report.during(lock, pin!(turn.take_lead())).await;
-        turn = match lead(lock, turn, report.started()).await? {
+        turn = match lead(lock, turn, report.wait()).await? {
             Found::Lock(acquisition) => return Ok(acquisition),
             Found::Turn(turn) => turn,
         };
@@ -148,7 +148,7 @@ async fn obtain_here(lock: &Lock, mode: Mode) -> Result<Acquisition, LockError> 
             report.during(lock, waiter.wait(turn, had_rivals).as_mut()).await?
         }
     };
-    Ok(Acquisition::new(lock, grant, report.started()))
+    Ok(Acquisition::new(lock, grant, report.wait()))
 }
 
 /// The moment at which a wait begins. Panics where Tokio has no timers: at the first try, not when another process first
@@ -172,7 +172,7 @@ impl From<Result<Acquisition, Turn<Hold>>> for Found {
 
 /// What other readers of this process share, or what another task of this process has offered. Before that, other
 /// processes try first if it is their turn.
-async fn find_here(lock: &Lock, mut turn: Turn<Hold>, started: Instant) -> Found {
+async fn find_here(lock: &Lock, mut turn: Turn<Hold>, wait: Wait) -> Found {
     match turn.mode() {
         Mode::Shared => {
             let mut now = std::time::Instant::now();
@@ -180,11 +180,11 @@ async fn find_here(lock: &Lock, mut turn: Turn<Hold>, started: Instant) -> Found
                 sleep(rest).await;
                 now = std::time::Instant::now();
             }
-            Acquisition::join(lock, turn, started, now).into()
+            Acquisition::join(lock, turn, wait, now).into()
         }
         Mode::Exclusive => {
             if let Some(hold) = turn.accept() {
-                match Acquisition::accept(lock, turn, hold, started) {
+                match Acquisition::accept(lock, turn, hold, wait) {
                     Ok(acquisition) => return Found::Lock(acquisition),
                     Err(back) => turn = back,
                 }
@@ -203,8 +203,8 @@ fn rest_of_writers_turn(lock: &Lock, turn: &Turn<Hold>, now: std::time::Instant)
 }
 
 /// The same as [`find_here`] for the reader that has just got the lead.
-async fn lead(lock: &Lock, turn: Turn<Hold>, started: Instant) -> Result<Found, LockError> {
-    let turn = match Acquisition::join(lock, turn, started, std::time::Instant::now()) {
+async fn lead(lock: &Lock, turn: Turn<Hold>, wait: Wait) -> Result<Found, LockError> {
+    let turn = match Acquisition::join(lock, turn, wait, std::time::Instant::now()) {
         Ok(acquisition) => return Ok(Found::Lock(acquisition)),
         Err(turn) => turn,
     };

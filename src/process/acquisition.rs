@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use super::hold::{Grip, Hold};
 use super::lock::Lock;
 use super::registry::{Release, Turn};
+use super::report::Wait;
 use crate::engine::contract::{Answer, Contention, Grant};
 use crate::words::error::{LockError, LostReason};
 use crate::words::mode::Mode;
@@ -31,11 +32,11 @@ pub(crate) struct Acquisition {
 }
 
 impl Acquisition {
-    /// For the task that calls this. It has waited since `started`.
-    pub(super) fn new(lock: &Lock, grant: Grant<Turn<Hold>>, started: tokio::time::Instant) -> Self {
+    /// For the task that calls this.
+    pub(super) fn new(lock: &Lock, grant: Grant<Turn<Hold>>, wait: Wait) -> Self {
         match grant.taken_over {
-            Some(pid) => trace::taken_over(&lock.target, pid, started),
-            None => trace::acquired(&lock.target, started),
+            Some(pid) => trace::taken_over(&lock.target, pid, wait.started),
+            None => wait.log_acquired(&lock.target),
         }
         let mut turn = grant.turn;
         let now = Instant::now();
@@ -59,37 +60,26 @@ impl Acquisition {
         Self::begin(lock, turn, grip, now)
     }
 
-    /// Shares what other readers of this process hold, with the one that has waited since `started`. Returns the turn if
-    /// nobody reads, or if their lock has been lost.
-    pub(super) fn join(
-        lock: &Lock,
-        turn: Turn<Hold>,
-        started: tokio::time::Instant,
-        now: Instant,
-    ) -> Result<Self, Turn<Hold>> {
+    /// Shares what other readers of this process hold, with one more. Returns the turn if nobody reads, or if their lock
+    /// has been lost.
+    pub(super) fn join(lock: &Lock, turn: Turn<Hold>, wait: Wait, now: Instant) -> Result<Self, Turn<Hold>> {
         let held = turn.slot().readers().held();
         match held.filter(|hold| hold.verify_to_share(&lock.target, now)) {
             Some(hold) => {
-                trace::acquired(&lock.target, started);
+                wait.log_acquired(&lock.target);
                 Ok(Self::begin(lock, turn, Grip::Together(hold), now))
             }
             None => Err(turn),
         }
     }
 
-    /// Accepts what another task of this process has offered to the one that has waited since `started`. Returns the turn
-    /// if the lock has been lost.
-    pub(super) fn accept(
-        lock: &Lock,
-        turn: Turn<Hold>,
-        hold: Hold,
-        started: tokio::time::Instant,
-    ) -> Result<Self, Turn<Hold>> {
-        if !hold.verify_for(&lock.target, started.into_std()) {
+    /// Accepts what another task of this process has offered. Returns the turn if the lock has been lost.
+    pub(super) fn accept(lock: &Lock, turn: Turn<Hold>, hold: Hold, wait: Wait) -> Result<Self, Turn<Hold>> {
+        if !hold.verify_for(&lock.target, wait.started.into_std()) {
             hold.release();
             return Err(turn);
         }
-        trace::acquired(&lock.target, started);
+        wait.log_acquired(&lock.target);
         Ok(Self::begin(lock, turn, Grip::Alone(hold), Instant::now()))
     }
 

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::lock::Lock;
 use super::worker::Worker;
 use crate::util::timer::sleep;
+use crate::words::target::Target;
 use crate::words::trace;
 
 /// The time before the first report. The intervals after it double.
@@ -19,8 +20,27 @@ const LAST: Duration = Duration::from_secs(600);
 /// How old the knowledge of the holder may be. All waits for one lock share it.
 const FRESHNESS: Duration = Duration::from_millis(500);
 
+/// How long a task has waited for a lock.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wait {
+    pub(super) started: Instant,
+    /// Whether the log tells of it.
+    pub(super) is_reported: bool,
+}
+
+impl Wait {
+    pub(super) fn begin(started: Instant) -> Self {
+        Self { started, is_reported: false }
+    }
+
+    /// Logs that the wait has ended with the lock.
+    pub(super) fn log_acquired(&self, target: &Target) {
+        trace::acquired(target, self.started, self.is_reported);
+    }
+}
+
 pub(super) struct Report {
-    started: Instant,
+    wait: Wait,
     interval: Duration,
     /// When the next report is due, since the start.
     due: Duration,
@@ -31,11 +51,11 @@ pub(super) struct Report {
 impl Report {
     pub(super) fn new(started: Instant) -> Self {
         let worker = trace::warnings_are_heard().then(Worker::current);
-        Self { started, interval: FIRST, due: FIRST, worker }
+        Self { wait: Wait::begin(started), interval: FIRST, due: FIRST, worker }
     }
 
-    pub(super) fn started(&self) -> Instant {
-        self.started
+    pub(super) fn wait(&self) -> Wait {
+        self.wait
     }
 
     /// Awaits `future`, which is part of the wait, and reports meanwhile.
@@ -54,15 +74,16 @@ impl Report {
 
     /// Cancel safe: a report that was not made stays due.
     async fn report_when_due(&mut self, lock: &Lock) {
-        sleep(self.due.saturating_sub(self.started.elapsed())).await;
+        sleep(self.due.saturating_sub(self.wait.started.elapsed())).await;
         if trace::waiting_is_heard() {
             let holder = lock.describe_holder(FRESHNESS).await;
-            trace::waiting(lock.target(), self.started.elapsed(), holder.as_ref());
+            trace::waiting(lock.target(), self.wait.started.elapsed(), holder.as_ref());
+            self.wait.is_reported = true;
         }
         if self.worker.is_some_and(|worker| lock.slot().is_held_by(worker)) {
-            trace::waits_for_itself(lock.target(), self.started.elapsed());
+            trace::waits_for_itself(lock.target(), self.wait.started.elapsed());
         }
         self.interval = (self.interval * 2).min(LAST);
-        self.due = self.started.elapsed() + self.interval;
+        self.due = self.wait.started.elapsed() + self.interval;
     }
 }

@@ -5,7 +5,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::escape::Escaped;
 use super::holder::{Brief, Holder};
 use super::kind::LockKind;
 use super::server_url::ServerUrl;
@@ -132,7 +131,7 @@ struct Subject<'a>(&'a Path);
 impl fmt::Display for Subject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.to_str() {
-            _ if self.0.is_absolute() => Escaped(self.0).fmt(f),
+            _ if self.0.is_absolute() => write!(f, "{:?}", self.0),
             Some("") => f.write_str("a null lock"),
             Some(url) if url.contains("://") => f.write_str(url),
             _ => write!(f, "the null lock {:?}", self.0),

@@ -1,20 +1,26 @@
 //! What is logged. The names of spans, events and fields are only here. The crate's front page lists them.
 
+use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::field::{DisplayValue, display};
 use tracing::{Level, Span, debug, debug_span, enabled, info, warn};
 
 use super::error::{LockError, LostReason};
 use super::escape::Escaped;
 use super::holder::{Brief, Holder};
+use super::kind::LockKind;
 use super::target::Target;
 
 const TARGET: &str = "tokio_lockfile";
 
+const OBTAIN: &str = "obtain";
+
 /// Around a wait.
 pub(crate) fn obtain_span(target: &Target) -> Span {
-    debug_span!(target: TARGET, "obtain", path = %Escaped(&*target.path), kind = %target.kind)
+    debug_span!(target: TARGET, OBTAIN, path = %Escaped(&*target.path), kind = %target.kind)
 }
 
 pub(crate) fn waiting_is_heard() -> bool {
@@ -25,13 +31,33 @@ pub(crate) fn warnings_are_heard() -> bool {
     enabled!(target: TARGET, Level::WARN)
 }
 
+/// The path, for an event that may be inside the `obtain` span, which shows it already.
+fn path(target: &Target) -> Option<DisplayValue<Escaped<&Path>>> {
+    (!is_in_obtain_span()).then(|| display(Escaped(&*target.path)))
+}
+
+/// The kind, likewise.
+fn kind(target: &Target) -> Option<DisplayValue<LockKind>> {
+    (!is_in_obtain_span()).then(|| display(target.kind))
+}
+
+fn is_in_obtain_span() -> bool {
+    Span::current().metadata().is_some_and(|span| span.target() == TARGET && span.name() == OBTAIN)
+}
+
+/// Whole milliseconds, as a number that can be aggregated.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>) {
     info!(
         target: TARGET,
-        path = %Escaped(&*target.path),
-        waited = ?waited,
+        path = path(target),
+        kind = kind(target),
+        waited_ms = millis(waited),
         holder.pid = holder.map(Holder::pid),
-        holder.name = holder.and_then(Holder::name).map(|name| tracing::field::display(Escaped(name))),
+        holder.name = holder.and_then(Holder::name).map(|name| display(Escaped(name))),
         "waiting for the lock{}", Brief(holder),
     );
 }
@@ -39,8 +65,8 @@ pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>
 pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
     warn!(
         target: TARGET,
-        path = %Escaped(&*target.path),
-        waited = ?waited,
+        path = path(target),
+        waited_ms = millis(waited),
         "this very task has obtained the lock it waits for: a deadlock, unless another task or another branch of this one releases it",
     );
 }
@@ -48,43 +74,48 @@ pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
 pub(crate) fn record_lock(target: &Target, pid: u32) {
     warn!(
         target: TARGET,
-        path = %Escaped(&*target.path),
+        path = path(target),
         holder.pid = pid,
         "another process has a record lock (fcntl) on the lock file, which does not exclude this lock",
     );
 }
 
-pub(crate) fn acquired(target: &Target, started: Instant) {
-    debug!(
-        target: TARGET,
-        path = %Escaped(&*target.path),
-        kind = %target.kind,
-        waited = ?started.elapsed(),
-        "acquired",
-    );
+/// `is_reported`: whether the log says that a task waits.
+pub(crate) fn acquired(target: &Target, started: Instant, is_reported: bool) {
+    macro_rules! acquired {
+        ($level:ident) => {
+            $level!(
+                target: TARGET,
+                path = path(target),
+                kind = kind(target),
+                waited_ms = millis(started.elapsed()),
+                "acquired",
+            )
+        };
+    }
+    match is_reported {
+        true => acquired!(info),
+        false => acquired!(debug),
+    }
 }
 
 pub(crate) fn taken_over(target: &Target, pid: u32, started: Instant) {
     warn!(
         target: TARGET,
-        path = %Escaped(&*target.path),
-        kind = %target.kind,
-        waited = ?started.elapsed(),
+        path = path(target),
+        kind = kind(target),
+        waited_ms = millis(started.elapsed()),
         holder.pid = pid,
         "acquired by takeover: the last holder died with the lock",
     );
 }
 
 pub(crate) fn released(target: &Target, since: std::time::Instant) {
-    debug!(target: TARGET, path = %Escaped(&*target.path), held_for = ?since.elapsed(), "released");
+    debug!(target: TARGET, path = %Escaped(&*target.path), held_ms = millis(since.elapsed()), "released");
 }
 
 pub(crate) fn lost(target: &Target, reason: LostReason) {
     warn!(target: TARGET, path = %Escaped(&*target.path), reason = %reason, "lost the lock while it was held");
-}
-
-pub(crate) fn work_failed(target: &Target, error: &dyn std::fmt::Display) {
-    warn!(target: TARGET, path = %Escaped(&*target.path), %error, "the work under the lock failed; standing by again");
 }
 
 /// A release that was not in order.
@@ -97,4 +128,36 @@ pub(crate) fn not_released(target: &Target, error: &LockError) {
 
 fn release_failed(target: &Target, error: &LockError) {
     warn!(target: TARGET, path = %Escaped(&*target.path), error = %error, "the lock could not be released properly");
+}
+
+pub(crate) fn stands_by(target: &Target) {
+    info!(target: TARGET, path = %Escaped(&*target.path), kind = %target.kind, "stands by");
+}
+
+pub(crate) fn leads(target: &Target, waited: Duration) {
+    info!(
+        target: TARGET,
+        path = %Escaped(&*target.path),
+        kind = %target.kind,
+        waited_ms = millis(waited),
+        "leads",
+    );
+}
+
+pub(crate) fn stepped_down(target: &Target, held: Duration, reason: &str) {
+    info!(target: TARGET, path = %Escaped(&*target.path), held_ms = millis(held), %reason, "stepped down");
+}
+
+pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Display) {
+    warn!(
+        target: TARGET,
+        path = %Escaped(&*target.path),
+        held_ms = millis(held),
+        %error,
+        "the work under the lock failed; standing by again",
+    );
+}
+
+pub(crate) fn lock_failed(target: &Target, error: &LockError) {
+    warn!(target: TARGET, path = %Escaped(&*target.path), %error, "the lock failed; standing by again");
 }

@@ -13,6 +13,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::Attributes;
 use tracing::subscriber::DefaultGuard;
 use tracing::{Event, Id, Level, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 
 use crate::support::{Holder, each_file_kind, in_own_process, take};
@@ -24,11 +25,18 @@ struct Entry {
     target: String,
     /// With `message` among them.
     fields: BTreeMap<String, String>,
+    /// Those of them that are numbers.
+    numbers: BTreeMap<String, u64>,
     /// The span that contains it.
     span: Option<&'static str>,
 }
 
 impl Visit for Entry {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.numbers.insert(field.name().into(), value);
+        self.record_debug(field, &value);
+    }
+
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.fields.insert(field.name().into(), format!("{value:?}"));
     }
@@ -57,7 +65,8 @@ impl<S: Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>> Layer
 }
 
 fn entry(metadata: &tracing::Metadata<'_>, span: Option<&'static str>) -> Entry {
-    Entry { level: *metadata.level(), target: metadata.target().into(), fields: BTreeMap::new(), span }
+    let (fields, numbers) = (BTreeMap::new(), BTreeMap::new());
+    Entry { level: *metadata.level(), target: metadata.target().into(), fields, numbers, span }
 }
 
 impl Recorder {
@@ -93,17 +102,64 @@ async fn acquired_and_released() {
         guard.release().await.unwrap();
         let (acquired, released) = (recorder.only("acquired"), recorder.only("released"));
         assert_eq!((acquired.level, released.level), (Level::DEBUG, Level::DEBUG));
-        for (entry, names) in
-            [(&acquired, &["kind", "message", "path", "waited"][..]), (&released, &["held_for", "message", "path"])]
-        {
-            assert_eq!(entry.fields["path"], path.display().to_string());
-            assert_eq!(entry.fields.keys().collect::<Vec<_>>(), names);
-        }
+        // The span has the path and the kind.
+        assert_eq!(acquired.fields.keys().collect::<Vec<_>>(), ["message", "waited_ms"]);
+        assert_eq!(released.fields.keys().collect::<Vec<_>>(), ["held_ms", "message", "path"]);
+        assert_eq!(released.fields["path"], path.display().to_string());
+        assert!(acquired.numbers.contains_key("waited_ms") && released.numbers.contains_key("held_ms"));
         assert_eq!((acquired.span, released.span), (Some("obtain"), None));
         let spans = recorder.spans.lock().unwrap();
         let [("obtain", span)] = &spans[..] else { panic!("{spans:?}") };
         assert_eq!(span.level, Level::DEBUG);
         assert_eq!(span.fields.keys().collect::<Vec<_>>(), ["kind", "path"]);
+        assert_eq!(span.fields["path"], path.display().to_string());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_event_outside_the_span_shows_the_lock() {
+    if !in_own_process("logging::an_event_outside_the_span_shows_the_lock") {
+        return;
+    }
+    each_file_kind(|kind, path| async move {
+        let (recorder, _listening) = Recorder::listen();
+        take(&kind(&path)).await.release().await.unwrap();
+        let acquired = recorder.only("acquired");
+        assert_eq!(acquired.fields.keys().collect::<Vec<_>>(), ["kind", "message", "path", "waited_ms"]);
+        assert_eq!(acquired.fields["path"], path.display().to_string());
+    })
+    .await;
+}
+
+/// The span is at DEBUG.
+#[tokio::test(start_paused = true)]
+async fn a_log_without_spans_shows_the_lock_and_the_end_of_a_reported_wait() {
+    if !in_own_process("logging::a_log_without_spans_shows_the_lock_and_the_end_of_a_reported_wait") {
+        return;
+    }
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let guard = take(&lock).await;
+        let recorder = Recorder::default();
+        let subscriber = tracing_subscriber::registry().with(LevelFilter::INFO).with(recorder.clone());
+        let _listening = tracing::subscriber::set_default(subscriber);
+        let next = tokio::spawn({
+            let lock = lock.clone();
+            async move { lock.obtain().await.unwrap() }
+        });
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        drop(guard);
+        next.await.unwrap().release().await.unwrap();
+        let [after_a_second, after_three] = &recorder.about("waiting")[..] else { panic!("{recorder:?}") };
+        let acquired = recorder.only("acquired");
+        for entry in [after_a_second, after_three, &acquired] {
+            assert_eq!((entry.level, entry.span), (Level::INFO, None));
+            assert_eq!(entry.fields["path"], path.display().to_string());
+            assert_eq!(entry.fields["kind"], lock.kind().to_string());
+        }
+        assert!(after_three.numbers["waited_ms"] >= 3_000 && acquired.numbers["waited_ms"] >= 5_000);
+        assert_eq!(recorder.about("").len(), 3, "{recorder:?}");
     })
     .await;
 }
@@ -248,6 +304,63 @@ async fn a_singletons_failed_work_is_a_warning() {
     assert!(matches!(done, Ok(Some(()))));
     let failed = recorder.only("the work under the lock failed");
     assert_eq!((failed.level, failed.fields["error"].as_str()), (Level::WARN, "no disk"));
+    assert!(failed.numbers.contains_key("held_ms"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_singletons_failed_lock_is_a_warning() {
+    if !in_own_process("logging::a_singletons_failed_lock_is_a_warning") {
+        return;
+    }
+    let (recorder, _listening) = Recorder::listen();
+    let dir = tempfile::tempdir().unwrap();
+    let lock = LockFile::native(dir.path().join("missing").join("x.lock")).unwrap();
+    let work = || std::future::ready(Ok::<_, String>(()));
+    let leader = Singleton::new(lock).pause(Duration::from_secs(60), Duration::from_secs(60));
+    let done = leader.run(work, tokio::time::sleep(Duration::from_secs(10))).await;
+    assert!(matches!(done, Ok(None)));
+    let failed = recorder.only("the lock failed");
+    assert_eq!(failed.level, Level::WARN);
+    assert!(failed.fields["error"].contains("missing"), "{failed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_singleton_says_when_it_leads_and_for_how_long() {
+    if !in_own_process("logging::a_singleton_says_when_it_leads_and_for_how_long") {
+        return;
+    }
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let guard = take(&lock).await;
+        let (recorder, _listening) = Recorder::listen();
+        let leader = Singleton::new(lock);
+        let leadership = leader.leadership();
+        let work = || async {
+            tokio::time::sleep(Duration::from_secs(7)).await;
+            leadership.step_down();
+            std::future::pending::<Result<(), String>>().await
+        };
+        // It leads from 5 s on, steps down at 12 s, and leads again a second later.
+        let others = async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            guard.release().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        };
+        assert_eq!(leader.run(work, others).await.unwrap(), None);
+
+        recorder.only("stands by");
+        let [first, _second] = &recorder.about("leads")[..] else { panic!("{recorder:?}") };
+        assert!(first.numbers["waited_ms"] >= 5_000, "{first:?}");
+        let [asked, shut_down] = &recorder.about("stepped down")[..] else { panic!("{recorder:?}") };
+        assert!(asked.numbers["held_ms"] >= 7_000 && shut_down.numbers["held_ms"] >= 1_000, "{recorder:?}");
+        assert_eq!((&*asked.fields["reason"], &*shut_down.fields["reason"]), ("asked to", "shutting down"));
+        let said = [&recorder.only("stands by"), first, asked, shut_down];
+        assert!(
+            said.iter().all(|entry| entry.level == Level::INFO && entry.fields["path"] == path.display().to_string())
+        );
+        assert!(recorder.about("").iter().all(|entry| entry.level != Level::WARN), "{recorder:?}");
+    })
+    .await;
 }
 
 /// Each look for a holder takes a thread of the blocking pool.
@@ -306,7 +419,7 @@ async fn a_subscriber_that_panics_at_a_drop_leaves_the_lock_free() {
     struct Panicker;
     impl<S: Subscriber> Layer<S> for Panicker {
         fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-            if event.fields().any(|field| field.name() == "held_for") {
+            if event.fields().any(|field| field.name() == "held_ms") {
                 panic!("the subscriber panics on purpose: this is part of the test");
             }
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep};
-use tokio_lockfile::{LockFile, Restart, Singleton, SingletonError};
+use tokio_lockfile::{LockError, LockFile, Restart, Singleton, SingletonError};
 
 use crate::support::take;
 
@@ -18,6 +18,16 @@ impl Drop for Witness {
     fn drop(&mut self) {
         assert!(self.0.locked(), "released before the work has stopped");
         self.1.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(unix)]
+struct AtEnd<F: Fn()>(F);
+
+#[cfg(unix)]
+impl<F: Fn()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        self.0();
     }
 }
 
@@ -126,15 +136,18 @@ async fn a_lost_lock_stops_the_work_and_it_stands_by_again() {
     crate::support::each_file_kind(|kind, path| async move {
         let lock = kind(&path);
         let (terms, ends) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+        let quick = Singleton::new(lock.clone()).pause(Duration::from_millis(1), Duration::from_millis(1));
+        let leadership = quick.leadership();
         let work = || async {
             let _witness = Witness(lock.clone(), Arc::clone(&ends));
+            assert!(leadership.is_leader());
             if terms.fetch_add(1, Ordering::SeqCst) == 0 {
+                let _told = AtEnd(|| assert!(!leadership.is_leader(), "the other tasks are not told of the loss"));
                 std::fs::remove_file(&path).unwrap();
                 pending().await
             }
             Ok::<_, String>(())
         };
-        let quick = Singleton::new(lock.clone()).pause(Duration::from_millis(1), Duration::from_millis(1));
         assert_eq!(quick.run(work, pending()).await.unwrap(), Some(()));
         assert_eq!(ends.load(Ordering::SeqCst), 2);
     })
@@ -200,4 +213,145 @@ async fn work_that_fails_in_the_grace_period_is_not_restarted() {
     let patient = singleton(&lock).grace(Duration::from_secs(3600));
     assert_eq!(patient.run(work, shutdown).await.unwrap(), None);
     assert_eq!(terms.into_inner(), 1);
+}
+
+/// Virtual time passes only while nothing else is to be done. So after half a minute there have been some tries.
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_fails_for_a_time_does_not_end_the_singleton() {
+    crate::support::each_file_kind(|kind, path| async move {
+        let dir = path.parent().unwrap().join("later");
+        let lock = kind(&dir.join("x.lock"));
+        let task = tokio::spawn(async move {
+            singleton(&lock).run(|| async { Ok::<_, String>("served") }, pending()).await.unwrap()
+        });
+        sleep(Duration::from_secs(30)).await;
+        assert!(!task.is_finished());
+        std::fs::create_dir(&dir).unwrap();
+        assert_eq!(task.await.unwrap(), Some("served"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lock_that_fails_ends_a_singleton_that_is_not_restarted() {
+    crate::support::each_file_kind(|kind, path| async move {
+        let lock = kind(&path.parent().unwrap().join("missing").join("x.lock"));
+        let never = singleton(&lock).restart(Restart::Never);
+        let failed = never.run(|| async { Ok::<_, String>(()) }, pending()).await;
+        assert!(matches!(failed, Err(SingletonError::Lock(LockError::Io { .. }))), "{failed:?}");
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_can_never_work_ends_the_singleton() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes.txt");
+    std::fs::write(&path, "not a lock").unwrap();
+    let leader = singleton(&LockFile::shlock(&path).unwrap());
+    let ended = leader.run(|| async { Ok::<_, String>(()) }, pending());
+    let failed = tokio::time::timeout(crate::support::HANG, ended).await.expect("it goes on");
+    assert!(matches!(failed, Err(SingletonError::Lock(LockError::NotALockFile { .. }))), "{failed:?}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_lost_lock_ends_a_singleton_that_is_not_restarted() {
+    crate::support::each_file_kind(|kind, path| async move {
+        let never = singleton(&kind(&path)).restart(Restart::Never);
+        let work = || async {
+            std::fs::remove_file(&path).unwrap();
+            pending::<Result<(), String>>().await
+        };
+        let failed = never.run(work, pending()).await;
+        assert!(matches!(failed, Err(SingletonError::Lock(LockError::Lost { .. }))), "{failed:?}");
+    })
+    .await;
+}
+
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn a_result_counts_only_if_the_lock_was_held_to_the_end() {
+    crate::support::each_file_kind(|kind, path| async move {
+        let terms = AtomicUsize::new(0);
+        let work = || async {
+            let term = terms.fetch_add(1, Ordering::SeqCst);
+            if term == 0 {
+                std::fs::remove_file(&path).unwrap();
+            }
+            Ok::<_, String>(term)
+        };
+        assert_eq!(singleton(&kind(&path)).run(work, pending()).await.unwrap(), Some(1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_output_of_a_shutdown_signal_does_not_matter() {
+    let work = || pending::<Result<(), String>>();
+    let signal = async { Err::<(), _>(std::io::Error::other("no signals here")) };
+    assert_eq!(singleton(&LockFile::null()).run_until(work, signal).await.unwrap(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_steps_down_lets_another_lead_and_stands_by_again() {
+    let (lock, ends) = (LockFile::null(), Arc::new(AtomicUsize::new(0)));
+    let leader = singleton(&lock);
+    let mut leadership = leader.leadership();
+    assert!(!leadership.is_leader() && !leadership.step_down(), "nobody leads yet");
+    let task = tokio::spawn({
+        let (leader, lock, ends) = (leader.clone(), lock.clone(), Arc::clone(&ends));
+        let work = move || {
+            let witness = Witness(lock.clone(), Arc::clone(&ends));
+            async move {
+                let _witness = witness;
+                pending::<Result<(), String>>().await
+            }
+        };
+        async move { leader.run(work, pending()).await }
+    });
+    assert!(leadership.changed().await);
+    assert!(leader.leadership().is_leader(), "clones share their leadership");
+
+    let other = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.obtain().await.unwrap() }
+    });
+    tokio::task::yield_now().await;
+    assert!(leadership.step_down());
+    assert!(!leadership.changed().await);
+    let guard = other.await.unwrap();
+    assert_eq!(ends.load(Ordering::SeqCst), 1, "the work goes on");
+    sleep(Duration::from_secs(60)).await;
+    assert!(!leadership.is_leader());
+    drop(guard);
+    leadership.until_leader().await;
+    assert!(leadership.changed().await, "the last call showed the end of the first term");
+    sleep(Duration::from_secs(60)).await;
+    assert!(leadership.is_leader(), "it was asked to step down only once");
+    task.abort();
+    assert!(task.await.unwrap_err().is_cancelled());
+    assert!(!leadership.changed().await);
+    assert!(!lock.locked());
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_that_steps_down_may_end_by_itself() {
+    let leader = Singleton::new(LockFile::null()).grace(Duration::from_secs(3600)).restart(Restart::Never);
+    let (leadership, terms) = (leader.leadership(), AtomicUsize::new(0));
+    let work = || async {
+        leadership.until_leader().await;
+        match terms.fetch_add(1, Ordering::SeqCst) {
+            0 => {
+                assert!(leadership.step_down());
+                tokio::task::yield_now().await;
+                Err("to let another process lead")
+            }
+            _ => Ok("done"),
+        }
+    };
+    let began = Instant::now();
+    assert_eq!(leader.run(work, pending()).await.unwrap(), Some("done"));
+    assert!(began.elapsed() < Duration::from_secs(60), "it waited for the end of the grace");
 }
