@@ -7,6 +7,8 @@ mod file;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod memory;
 mod null;
+#[cfg(feature = "postgres")]
+mod postgres;
 #[cfg(any(feature = "postgres", feature = "etcd"))]
 #[allow(dead_code, reason = "until the engines are there")]
 mod server;
@@ -32,6 +34,9 @@ pub(crate) fn of<Turn: Debug + Send + 'static>(target: &Arc<Target>) -> Result<B
     Ok(match target.kind {
         LockKind::Null => Box::new(null::Null::new(target)),
         LockKind::Shlock | LockKind::Flock | LockKind::WinFlock => Box::new(file::FileLock::new(target)),
+        #[cfg(feature = "postgres")]
+        LockKind::Postgres => Box::new(postgres::Postgres::new(target)?),
+        #[allow(unreachable_patterns, reason = "a feature may build the kind in")]
         LockKind::Postgres | LockKind::Etcd => unreachable!("Target::server() refuses a kind that is not built in"),
     })
 }

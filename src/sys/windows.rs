@@ -271,6 +271,18 @@ pub(crate) fn time_since_boot() -> Duration {
     FIRST.elapsed()
 }
 
+/// There are no forked children here.
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+#[derive(Debug)]
+pub(crate) struct NotForChildren;
+
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+impl NotForChildren {
+    pub(crate) fn new<T>(_descriptor: &T) -> Self {
+        Self
+    }
+}
+
 /// The PID of this process.
 pub(crate) fn current_pid() -> u32 {
     std::process::id()

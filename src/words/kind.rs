@@ -49,9 +49,9 @@ impl LockKind {
     /// The feature of this crate that would build this kind in.
     pub(crate) const fn missing_feature(self) -> Option<&'static str> {
         match self {
-            Self::Postgres => Some("postgres"),
+            Self::Postgres if !cfg!(feature = "postgres") => Some("postgres"),
             Self::Etcd => Some("etcd"),
-            Self::Shlock | Self::Flock | Self::WinFlock | Self::Null => None,
+            _ => None,
         }
     }
 }

@@ -16,6 +16,10 @@ impl Moment {
     pub(crate) fn now() -> Self {
         Self(sys::time_since_boot())
     }
+
+    pub(crate) fn elapsed(self) -> Duration {
+        Self::now().0.saturating_sub(self.0)
+    }
 }
 
 /// The lease of one session. It only grows, until it is ended.

@@ -2,3 +2,4 @@
 
 pub(super) mod driver;
 pub(super) mod lease;
+pub(super) mod socket;

@@ -34,6 +34,8 @@ mod stat;
 
 pub(crate) use fork::current_pid;
 pub(crate) use mounts::{filesystem, filesystem_at};
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+pub(crate) use open_file::NotForChildren;
 pub(crate) use open_file::OpenFile;
 use stat::stat_at;
 pub(crate) use stat::{Stat, stat, stat_path};

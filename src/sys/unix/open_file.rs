@@ -15,6 +15,20 @@ pub(crate) struct OpenFile {
     file: File,
 }
 
+/// Makes a forked child give its copy of a descriptor up. To be dropped before the descriptor is closed.
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+#[derive(Debug)]
+pub(crate) struct NotForChildren(#[expect(dead_code, reason = "its drop is what counts")] Listed);
+
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+impl NotForChildren {
+    pub(crate) fn new(descriptor: &impl AsRawFd) -> Self {
+        // The handler must be there before the first descriptor is listed.
+        fork::current_pid();
+        Self(Listed::new(descriptor.as_raw_fd()))
+    }
+}
+
 impl Deref for OpenFile {
     type Target = File;
 

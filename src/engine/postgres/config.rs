@@ -1,0 +1,246 @@
+//! What the URL of a lock and the environment say. The variables are those of libpq.
+
+use std::fmt;
+use std::time::Duration;
+
+use super::key;
+use super::tls::{Root, Tls, TlsMode};
+use crate::words::error::LockError;
+use crate::words::server_url::ServerUrl;
+
+const TTL: Duration = Duration::from_secs(10);
+const SHORTEST_TTL: Duration = Duration::from_secs(1);
+const LONGEST_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const PORT: u16 = 5432;
+
+/// How to get to a server, and how sessions there behave. Locks with equal settings use each other's warm sessions.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Settings {
+    pub(super) hosts: Vec<Host>,
+    pub(super) user: String,
+    /// `None` if the password file is to be asked.
+    pub(super) password: Option<String>,
+    pub(super) database: String,
+    pub(super) tls: Tls,
+    pub(super) ttl: Duration,
+    pub(super) connect_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Host {
+    /// A name, an address, or the directory of a Unix socket.
+    pub(super) name: String,
+    pub(super) port: u16,
+}
+
+impl Host {
+    /// The directory of a Unix socket begins with a slash, as in libpq.
+    pub(super) fn is_directory(&self) -> bool {
+        self.name.starts_with('/')
+    }
+}
+
+/// Which lock in the database, and whether it has fencing tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LockNumber {
+    pub(super) key: i64,
+    pub(super) has_token: bool,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { hosts, user, database, ttl, .. } = self;
+        write!(f, "{user}@{hosts:?}/{database}, ttl {ttl:?}")
+    }
+}
+
+/// A variable of the environment.
+pub(super) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The variable of this process, if it is there and is not empty.
+pub(super) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Reads the parts of the URL; `environment` has what it leaves out.
+pub(super) fn read(url: &ServerUrl, environment: Environment<'_>) -> Result<(Settings, LockNumber), LockError> {
+    read_parts(url, environment).map_err(|reason| LockError::invalid_url(url, reason))
+}
+
+fn read_parts(url: &ServerUrl, environment: Environment<'_>) -> Result<(Settings, LockNumber), String> {
+    let user = url.user.clone().or_else(|| environment("PGUSER")).map_or_else(system_user, Ok)?;
+    let database = Some(url.path.clone()).filter(|path| !path.is_empty());
+    let database = database.or_else(|| environment("PGDATABASE")).unwrap_or_else(|| user.clone());
+    let ttl = url.parameter("ttl").map_or(Ok(TTL), |text| duration("ttl", text))?;
+    if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) {
+        return Err(format!("its ttl {ttl:?} is not from {SHORTEST_TTL:?} to 24h"));
+    }
+    let settings = Settings {
+        hosts: hosts(url, environment)?,
+        user,
+        password: url.password.reveal().map(str::to_owned).or_else(|| environment("PGPASSWORD")),
+        database,
+        tls: tls(url, environment)?,
+        ttl,
+        connect_timeout: connect_timeout(url, environment)?,
+    };
+    Ok((settings, lock_number(url)?))
+}
+
+fn system_user() -> Result<String, String> {
+    whoami::username().map_err(|error| format!("it names no user, nor does PGUSER, nor the system: {error}"))
+}
+
+fn lock_number(url: &ServerUrl) -> Result<LockNumber, String> {
+    let key = match (url.parameter("lock"), url.parameter("key")) {
+        (Some(""), None) => return Err("the name of its lock is empty".into()),
+        (Some(name), None) => key::of_name(name),
+        (None, Some(key)) => key.parse().map_err(|_| format!("its key {key:?} is not a 64-bit integer"))?,
+        (None, None) => return Err("it names no lock; add lock=NAME or key=NUMBER".into()),
+        (Some(_), Some(_)) => return Err("it has a lock and a key; one of them names the lock".into()),
+    };
+    let has_token = match url.parameter("fence") {
+        None | Some("on") => true,
+        Some("off") => false,
+        Some(other) => return Err(format!("its fence {other:?} is neither on nor off")),
+    };
+    Ok(LockNumber { key, has_token })
+}
+
+fn hosts(url: &ServerUrl, environment: Environment<'_>) -> Result<Vec<Host>, String> {
+    let ports = environment("PGPORT").unwrap_or_default();
+    let ports: Vec<&str> = ports.split(',').filter(|port| !port.is_empty()).collect();
+    let default = |at: usize| match ports.get(at).or(ports.first().filter(|_| ports.len() == 1)) {
+        None => Ok(PORT),
+        Some(port) => port.parse().map_err(|_| format!("PGPORT {port:?} is not a port")),
+    };
+    let listed: Vec<(String, Option<u16>)> = match url.hosts.is_empty() {
+        false => url.hosts.iter().map(|host| (host.name.clone(), host.port)).collect(),
+        true => {
+            let names = environment("PGHOST").unwrap_or_else(|| "localhost".into());
+            names.split(',').map(|name| (name.to_owned(), None)).collect()
+        }
+    };
+    let host = |(at, (name, port)): (usize, (String, Option<u16>))| {
+        Ok(Host { name, port: port.map_or_else(|| default(at), Ok)? })
+    };
+    listed.into_iter().enumerate().map(host).collect()
+}
+
+fn tls(url: &ServerUrl, environment: Environment<'_>) -> Result<Tls, String> {
+    let parameter = |name, variable| url.parameter(name).map(str::to_owned).or_else(|| environment(variable));
+    let root = parameter("sslrootcert", "PGSSLROOTCERT");
+    let mode = parameter("sslmode", "PGSSLMODE").map(|mode| TlsMode::parse(&mode)).transpose()?;
+    let home = environment("HOME").or_else(|| environment("USERPROFILE"));
+    Tls::new(mode, root.map(Root::parse), home.as_deref())
+}
+
+fn connect_timeout(url: &ServerUrl, environment: Environment<'_>) -> Result<Duration, String> {
+    let timeout = match (url.parameter("connect_timeout"), environment("PGCONNECT_TIMEOUT")) {
+        (Some(text), _) => duration("connect_timeout", text)?,
+        // libpq waits for ever at 0 and below. No lock of ours does.
+        (None, Some(text)) => {
+            let seconds: i32 = text.trim().parse().map_err(|_| format!("PGCONNECT_TIMEOUT {text:?} is not a number"))?;
+            u64::try_from(seconds).ok().filter(|&seconds| seconds > 0).map_or(CONNECT_TIMEOUT, Duration::from_secs)
+        }
+        (None, None) => CONNECT_TIMEOUT,
+    };
+    match timeout < SHORTEST_TTL {
+        true => Err(format!("its connect_timeout {timeout:?} is less than {SHORTEST_TTL:?}")),
+        false => Ok(timeout),
+    }
+}
+
+/// A number with a unit: `1500ms`, `10s`, `2m`, `1h`. Without a unit it is in seconds, as in libpq.
+fn duration(name: &str, text: &str) -> Result<Duration, String> {
+    let digits = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
+    let unit = match &text[digits..] {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => 0,
+    };
+    let number: Option<u64> = text[..digits].parse().ok();
+    match number.and_then(|number| number.checked_mul(unit)).filter(|_| unit > 0) {
+        Some(millis) => Ok(Duration::from_millis(millis)),
+        None => Err(format!("its {name} {text:?} is no time such as 10s or 1500ms")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::words::url::LockUrl;
+
+    fn read_with(url: &str, environment: Environment<'_>) -> Result<(Settings, LockNumber), LockError> {
+        let url: LockUrl = url.parse().unwrap();
+        read(url.server().unwrap(), environment)
+    }
+
+    fn settings(url: &str, variables: &[(&str, &str)]) -> Settings {
+        let environment = |name: &str| variables.iter().find(|(other, _)| *other == name).map(|(_, v)| (*v).to_owned());
+        read_with(url, &environment).unwrap().0
+    }
+
+    fn reason(parameters: &str) -> String {
+        match read_with(&format!("postgres://app@db/app?{parameters}"), &|_| None) {
+            Err(LockError::InvalidUrl { reason, .. }) => reason,
+            other => panic!("{parameters}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_environment_has_what_the_url_leaves_out() {
+        let variables = [
+            ("PGHOST", "a,/run/pg"),
+            ("PGPORT", "6000,6001"),
+            ("PGUSER", "app"),
+            ("PGPASSWORD", "S3cretPw"),
+            ("PGDATABASE", "base"),
+            ("PGSSLMODE", "disable"),
+            ("PGCONNECT_TIMEOUT", "3"),
+        ];
+        let from_environment = settings("postgres://?lock=x", &variables);
+        let host = |name: &str, port| Host { name: name.into(), port };
+        assert_eq!(from_environment.hosts, [host("a", 6000), host("/run/pg", 6001)]);
+        assert_eq!((&*from_environment.user, &*from_environment.database), ("app", "base"));
+        assert_eq!(from_environment.password.as_deref(), Some("S3cretPw"));
+        assert_eq!(from_environment.tls.mode, TlsMode::Disable);
+        assert_eq!(from_environment.connect_timeout, Duration::from_secs(3));
+        assert!(!format!("{from_environment:?}").contains("S3cret"));
+
+        let url = "postgres://me:pw@db,db2:7000/own?lock=x&sslmode=disable&connect_timeout=2s&ttl=1500ms";
+        let from_url = settings(url, &[("PGPORT", "6000"), ("PGPASSWORD", "other"), ("PGCONNECT_TIMEOUT", "0")]);
+        assert_eq!(from_url.hosts, [host("db", 6000), host("db2", 7000)]);
+        assert_eq!(from_url.password.as_deref(), Some("pw"));
+        assert_eq!((from_url.ttl.as_millis(), from_url.connect_timeout.as_secs()), (1500, 2));
+        let libpq_waits_for_ever = settings("postgres://me@db/x?lock=x", &[("PGCONNECT_TIMEOUT", "0")]);
+        assert_eq!(libpq_waits_for_ever.connect_timeout, CONNECT_TIMEOUT);
+        assert_eq!(settings("postgres://me@/?lock=x", &[]).database, "me");
+    }
+
+    #[test]
+    fn a_lock_is_a_name_or_a_number() {
+        let number = |parameters: &str| read_with(&format!("postgres://app@db/app?{parameters}"), &|_| None).unwrap().1;
+        assert_eq!(number("key=-7"), LockNumber { key: -7, has_token: true });
+        assert_eq!(number("lock=nightly&fence=off"), LockNumber { key: key::of_name("nightly"), has_token: false });
+    }
+
+    #[test]
+    fn each_mistake_has_its_own_answer() {
+        assert!(reason("ttl=3s").contains("names no lock"));
+        assert!(reason("lock=").contains("empty"));
+        assert!(reason("lock=x&key=1").contains("a lock and a key"));
+        assert!(reason("key=99999999999999999999").contains("64-bit"));
+        assert!(reason("lock=x&ttl=999ms").contains("1s to 24h"));
+        assert!(reason("lock=x&ttl=25h").contains("1s to 24h"));
+        assert!(reason("lock=x&ttl=soon").contains("10s"));
+        assert!(reason("lock=x&ttl=18446744073709551615h").contains("no time"));
+        assert!(reason("lock=x&connect_timeout=0").contains("less than"));
+        assert!(reason("lock=x&fence=no").contains("neither"));
+        assert!(reason("lock=x&sslmode=allow").contains("verify-full"));
+        assert!(reason("lock=x&sslmode=require&sslrootcert=system").contains("verify-full"));
+    }
+}

@@ -1,0 +1,173 @@
+//! The way to a server session: the hosts in their order, their addresses, TLS, the password, and one primary.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::tls::NoTls;
+use tokio_postgres::{CancelToken, Client, Config};
+
+use super::config::{Host, Settings, variable};
+use super::failure::Failure;
+use super::passfile;
+use crate::engine::server::socket::Socket;
+
+/// An open connection. A task of its own moves the bytes, and ends with the reason when the connection ends.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) moving: JoinHandle<Result<(), tokio_postgres::Error>>,
+    pub(super) way: Way,
+}
+
+/// How the connection was made. A request to cancel goes the same way.
+#[derive(Debug, Clone)]
+pub(super) struct Way {
+    host: Host,
+    address: Address,
+    is_tls: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Address {
+    Tcp(SocketAddr),
+    #[cfg(unix)]
+    Unix(PathBuf),
+}
+
+impl Address {
+    async fn connect(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(address) => Socket::connect(*address).await,
+            #[cfg(unix)]
+            Self::Unix(path) => Socket::connect_unix(path).await,
+        }
+    }
+
+    /// TLS has no meaning on a Unix socket, as in libpq.
+    fn is_local(&self) -> bool {
+        !matches!(self, Self::Tcp(_))
+    }
+}
+
+/// Waits for no more than `limit`.
+pub(super) async fn within<T, E: Into<Failure>>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, Failure> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(done) => done.map_err(Into::into),
+        Err(_) => Err(Failure::NoAnswer(limit)),
+    }
+}
+
+/// Connects to one host, at the first of its addresses that answers. Each address has the whole time, as in libpq.
+pub(super) async fn to_host(settings: &Settings, host: &Host) -> Result<Connection, Failure> {
+    let limit = settings.connect_timeout;
+    let mut last = None;
+    for address in within(limit, addresses(host)).await? {
+        match within(limit, to_address(settings, host, address)).await {
+            Ok(connection) => return Ok(connection),
+            Err(failure) => last = Some(failure),
+        }
+    }
+    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "its name has no address").into()))
+}
+
+#[cfg(unix)]
+async fn addresses(host: &Host) -> io::Result<Vec<Address>> {
+    match host.is_directory() {
+        true => Ok(vec![Address::Unix(PathBuf::from(&host.name).join(format!(".s.PGSQL.{}", host.port)))]),
+        false => tcp_addresses(host).await,
+    }
+}
+
+#[cfg(not(unix))]
+async fn addresses(host: &Host) -> io::Result<Vec<Address>> {
+    tcp_addresses(host).await
+}
+
+async fn tcp_addresses(host: &Host) -> io::Result<Vec<Address>> {
+    Ok(tokio::net::lookup_host((&*host.name, host.port)).await?.map(Address::Tcp).collect())
+}
+
+async fn to_address(settings: &Settings, host: &Host, address: Address) -> Result<Connection, Failure> {
+    let password = match &settings.password {
+        Some(password) => Some(password.clone()),
+        None => match passfile::path(&variable) {
+            Some(path) => passfile::look_up(path, host, &settings.database, &settings.user).await?,
+            None => None,
+        },
+    };
+    let mut config = Config::new();
+    config.user(&settings.user).dbname(&settings.database).application_name("tokio-lockfile");
+    if let Some(password) = password {
+        config.password(password);
+    }
+    let wants_tls = cfg!(feature = "postgres-tls") && !address.is_local() && settings.tls.may_be_used();
+    let mut way = Way { host: host.clone(), address, is_tls: wants_tls };
+    match way.open(settings, &mut config).await {
+        Err(failure) if wants_tls && !settings.tls.is_demanded() && failure.may_be_for_tls() => {
+            way.is_tls = false;
+            way.open(settings, &mut config).await
+        }
+        opened => opened,
+    }
+}
+
+impl Way {
+    async fn open(&self, settings: &Settings, config: &mut Config) -> Result<Connection, Failure> {
+        let stream = self.address.connect().await?;
+        config.ssl_mode(match (self.is_tls, settings.tls.is_demanded()) {
+            (false, _) => SslMode::Disable,
+            (true, false) => SslMode::Prefer,
+            (true, true) => SslMode::Require,
+        });
+        #[cfg(feature = "postgres-tls")]
+        if self.is_tls {
+            let (client, connection) = config.connect_raw(stream, self.tls(settings).await?).await?;
+            return Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone() });
+        }
+        let (client, connection) = config.connect_raw(stream, NoTls).await?;
+        Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone() })
+    }
+
+    /// Asks the server to end the statement that the session is at. Whether it did is in the answer to that statement.
+    pub(super) async fn cancel(&self, settings: &Settings, token: &CancelToken) -> Result<(), Failure> {
+        let stream = self.address.connect().await?;
+        #[cfg(feature = "postgres-tls")]
+        if self.is_tls {
+            return Ok(token.cancel_query_raw(stream, self.tls(settings).await?).await?);
+        }
+        let _ = settings;
+        Ok(token.cancel_query_raw(stream, NoTls).await?)
+    }
+
+    #[cfg(feature = "postgres-tls")]
+    async fn tls(
+        &self,
+        settings: &Settings,
+    ) -> io::Result<<tokio_postgres_rustls::MakeRustlsConnect as tokio_postgres::tls::MakeTlsConnect<Socket>>::TlsConnect>
+    {
+        let mut connector = super::tls::connector(&settings.tls).await?;
+        match tokio_postgres::tls::MakeTlsConnect::<Socket>::make_tls_connect(&mut connector, &self.host.name) {
+            Ok(tls) => Ok(tls),
+            Err(never) => match never {},
+        }
+    }
+}
+
+impl Failure {
+    /// Whether the server may accept a connection without TLS, as libpq tries with `prefer`: TLS did not work, or the
+    /// server does not want this client with TLS.
+    fn may_be_for_tls(&self) -> bool {
+        match self {
+            Self::Postgres(error) => error.as_db_error().is_none() || self.sql_state() == Some("28000"),
+            Self::Io(_) => true,
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Why something did not work on a server.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use super::config::{Host, Settings};
+use crate::words::error::LockError;
+use crate::words::kind::LockKind;
+use crate::words::target::Target;
+
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// No host could be reached.
+    Unreachable(Vec<(Host, Failure)>),
+    Io(io::Error),
+    Postgres(tokio_postgres::Error),
+    NoAnswer(Duration),
+    /// The server cannot have such locks, or something between us and the server breaks them.
+    Unsupported(String),
+}
+
+impl Failure {
+    /// The session is another one than that which was asked before.
+    pub(super) fn another_session() -> Self {
+        Self::Unsupported(
+            "something in front of the server changes the server session between statements, as PgBouncer does with \
+             pool_mode transaction or statement; use pool_mode session, or connect to the server itself"
+                .into(),
+        )
+    }
+
+    pub(super) fn standby() -> Self {
+        Self::Unsupported(
+            "the server is a hot standby, and locks there exclude nobody on the primary; name the primary, or all hosts"
+                .into(),
+        )
+    }
+
+    pub(super) fn no_such_answer() -> Self {
+        Self::Io(io::Error::new(io::ErrorKind::InvalidData, "the server's answer is not that of PostgreSQL"))
+    }
+
+    pub(super) fn sql_state(&self) -> Option<&str> {
+        match self {
+            Self::Postgres(error) => error.code().map(tokio_postgres::error::SqlState::code),
+            _ => None,
+        }
+    }
+
+    /// The server ended the statement because somebody asked it to.
+    pub(super) fn is_canceled(&self) -> bool {
+        self.sql_state() == Some("57014")
+    }
+
+    /// Whether the session has ended, as an old one may.
+    pub(super) fn is_end_of_session(&self) -> bool {
+        match self {
+            Self::Postgres(error) => {
+                let is_fatal = error.as_db_error().is_some_and(|error| {
+                    matches!(error.parsed_severity(), Some(tokio_postgres::error::Severity::Fatal))
+                });
+                is_fatal || error.as_db_error().is_none()
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn into_error(self, target: &Target, action: &'static str) -> LockError {
+        let url = target.server.as_deref().expect("a lock on a server has its URL");
+        match self {
+            Self::Unsupported(reason) => LockError::unsupported(&target.path, LockKind::Postgres, reason),
+            Self::Io(error) => LockError::engine(url, action, error),
+            Self::Unreachable(mut tried) if tried.len() == 1 => {
+                let (_, failure) = tried.remove(0);
+                failure.into_error(target, action)
+            }
+            other => LockError::engine(url, action, other.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(tried) => {
+                for (at, (host, failure)) in tried.iter().enumerate() {
+                    let separator = if at == 0 { "" } else { "; " };
+                    write!(f, "{separator}{} port {}: {failure}", host.name, host.port)?;
+                }
+                Ok(())
+            }
+            Self::Io(error) => error.fmt(f),
+            Self::Postgres(error) => match error.as_db_error() {
+                Some(error) => write!(f, "{}: {} (SQLSTATE {})", error.severity(), error.message(), error.code().code()),
+                None => error.fmt(f),
+            },
+            Self::NoAnswer(limit) => write!(f, "the server has not answered for {limit:?}"),
+            Self::Unsupported(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Postgres(error)
+    }
+}
+
+/// What could be done with no host: the one that can be reached but is unsuitable tells more than the others.
+pub(super) fn of_all(settings: &Settings, failures: Vec<Failure>) -> Failure {
+    let is_unsupported = |failure: &Failure| matches!(failure, Failure::Unsupported(_));
+    match failures.iter().all(is_unsupported) && failures.len() == 1 {
+        true => failures.into_iter().next().expect("there is one"),
+        false => Failure::Unreachable(settings.hosts.iter().cloned().zip(failures).collect()),
+    }
+}

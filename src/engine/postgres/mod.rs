@@ -1,0 +1,86 @@
+//! Advisory locks of sessions in a PostgreSQL database.
+//!
+//! Each lock that is held or waited for has a server session of its own (`session.rs`), which the driver's thread keeps
+//! alive. The server ends a session that it has not heard of for the time of the lease, and frees its lock; `held.rs` counts
+//! the same time from its side, and gives the lock up before. `sql.rs` has the statements.
+
+mod application;
+mod attempt;
+mod claim;
+mod config;
+mod connect;
+mod failure;
+mod held;
+mod holders;
+mod key;
+mod passfile;
+mod probe;
+mod server;
+mod session;
+mod sql;
+mod tls;
+mod token;
+
+use std::fmt::Debug;
+use std::path::Path;
+use std::sync::Arc;
+
+use self::attempt::Request;
+use self::config::{LockNumber, Settings};
+use super::contract::{Answer, Attempt, BoxFuture, Engine, Grant, Waiter};
+use crate::words::error::LockError;
+use crate::words::holder::Holder;
+use crate::words::kind::LockKind;
+use crate::words::mode::Mode;
+use crate::words::target::Target;
+
+#[derive(Debug)]
+pub(super) struct Postgres(Arc<Lock>);
+
+/// Where a lock is and which one it is.
+#[derive(Debug)]
+struct Lock {
+    target: Arc<Target>,
+    settings: Settings,
+    number: LockNumber,
+}
+
+impl Postgres {
+    pub(super) fn new(target: &Arc<Target>) -> Result<Self, LockError> {
+        let url = target.server.as_deref().expect("a lock on a server has its URL");
+        let (settings, number) = config::read(url, &config::variable)?;
+        if settings.tls.is_demanded() && !cfg!(feature = "postgres-tls") {
+            let reason = "its sslmode needs TLS, which is not built in; enable the feature \"postgres-tls\" of tokio-lockfile";
+            return Err(LockError::unsupported(&target.path, LockKind::Postgres, reason));
+        }
+        Ok(Self(Arc::new(Lock { target: Arc::clone(target), settings, number })))
+    }
+}
+
+impl<Turn: Debug + Send + 'static> Engine<Turn> for Postgres {
+    /// The number of the lock in its database. Credentials and times are no part of it.
+    fn identity(&self) -> Option<Arc<Path>> {
+        let Lock { settings: Settings { hosts, database, .. }, number, .. } = &*self.0;
+        Some(Path::new(&format!("{hosts:?}/{database}/{}", number.key)).into())
+    }
+
+    fn attempt(&self, mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>> {
+        let request = Request { lock: Arc::clone(&self.0), mode, waits: false };
+        Answer::Later(Box::pin(request.get(turn)))
+    }
+
+    fn holders(&self) -> BoxFuture<'static, Result<Vec<Holder>, LockError>> {
+        Box::pin(holders::of(Arc::clone(&self.0)))
+    }
+}
+
+impl<Turn: Debug + Send + 'static> Waiter<Turn> for Request {
+    fn wait(self: Box<Self>, turn: Turn, _had_rivals: bool) -> BoxFuture<'static, Result<Grant<Turn>, LockError>> {
+        Box::pin(async move {
+            match self.get(turn).await? {
+                Attempt::Acquired(grant) => Ok(grant),
+                Attempt::Busy(..) => unreachable!("a request that waits is not refused"),
+            }
+        })
+    }
+}

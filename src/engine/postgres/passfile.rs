@@ -1,0 +1,88 @@
+//! The password file of libpq (its manual: "The Password File").
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::config::{Environment, Host};
+use crate::util::blocking;
+
+/// Where the file is: `PGPASSFILE`, or `.pgpass` in the home directory.
+pub(super) fn path(environment: Environment<'_>) -> Option<PathBuf> {
+    let named = environment("PGPASSFILE").map(PathBuf::from);
+    named.or_else(|| match cfg!(windows) {
+        true => environment("APPDATA").map(|data| Path::new(&data).join("postgresql/pgpass.conf")),
+        false => environment("HOME").map(|home| Path::new(&home).join(".pgpass")),
+    })
+}
+
+/// The password for a user of a database, if the file has one. As libpq, this ignores a file that others may read.
+pub(super) async fn look_up(path: PathBuf, host: &Host, database: &str, user: &str) -> io::Result<Option<String>> {
+    let text = blocking::run(move || read(&path)).await??;
+    // Libpq calls the directory of a Unix socket localhost.
+    let name = if host.is_directory() { "localhost" } else { &host.name };
+    let wanted = [name, &host.port.to_string(), database, user];
+    Ok(text.as_deref().and_then(|text| find(text, wanted)))
+}
+
+fn read(path: &Path) -> io::Result<Option<String>> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() && !is_open_to_others(&metadata) => std::fs::read_to_string(path).map(Some),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(unix)]
+fn is_open_to_others(metadata: &std::fs::Metadata) -> bool {
+    std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o077 != 0
+}
+
+#[cfg(not(unix))]
+fn is_open_to_others(_metadata: &std::fs::Metadata) -> bool {
+    false
+}
+
+fn find(text: &str, wanted: [&str; 4]) -> Option<String> {
+    text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
+        let mut fields = fields(line);
+        let matches = wanted.iter().all(|wanted| fields.next().is_some_and(|field| field == "*" || field == *wanted));
+        matches.then(|| fields.next()).flatten().filter(|password| !password.is_empty())
+    })
+}
+
+/// The fields between colons. A backslash in front of a colon or of a backslash takes its meaning away.
+fn fields(line: &str) -> impl Iterator<Item = String> {
+    let mut rest = Some(line.chars());
+    std::iter::from_fn(move || {
+        let chars = rest.as_mut()?;
+        let mut field = String::new();
+        loop {
+            match chars.next() {
+                None => {
+                    rest = None;
+                    return Some(field);
+                }
+                Some(':') => return Some(field),
+                Some('\\') => field.extend(chars.next()),
+                Some(char) => field.push(char),
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_that_matches_has_the_password() {
+        let text = "# db:5432:app:me:commented\ndb:5433:app:me:other port\ndb:*:app:me:a\\:b\\\\c\n*:*:*:*:any\n";
+        let find = |wanted| find(text, wanted);
+        assert_eq!(find(["db", "5432", "app", "me"]).as_deref(), Some("a:b\\c"));
+        assert_eq!(find(["db", "5433", "app", "me"]).as_deref(), Some("other port"));
+        assert_eq!(find(["db2", "5432", "app", "me"]).as_deref(), Some("any"));
+        assert_eq!(super::find("db:5432", ["db", "5432", "app", "me"]), None);
+        assert_eq!(super::find("db:1:app:me", ["db", "1", "app", "me"]), None);
+    }
+}

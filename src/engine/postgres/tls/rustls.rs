@@ -1,0 +1,138 @@
+//! TLS by rustls.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::{Root, Tls, TlsMode};
+use crate::util::blocking;
+
+/// What makes TLS connections as `tls` asks.
+pub(in crate::engine::postgres) async fn connector(tls: &Tls) -> io::Result<MakeRustlsConnect> {
+    let tls = tls.clone();
+    // It reads files.
+    blocking::run(move || client_config(&tls)).await?.map(MakeRustlsConnect::new)
+}
+
+fn client_config(tls: &Tls) -> io::Result<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Verifier { trust: trust(tls, &provider)?, provider: Arc::clone(&provider) };
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(io::Error::other)?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
+}
+
+/// What a certificate has to be.
+#[derive(Debug)]
+enum Trust {
+    /// Whatever it is. The connection is encrypted, and that is all.
+    Anything,
+    Signed(Arc<WebPkiServerVerifier>),
+    SignedForHost(Arc<WebPkiServerVerifier>),
+}
+
+fn trust(tls: &Tls, provider: &Arc<CryptoProvider>) -> io::Result<Trust> {
+    let roots = match (&tls.root, tls.mode) {
+        // As libpq, which verifies whenever there is a root certificate.
+        (None, mode) => match tls.default_root.as_deref().filter(|path| path.exists()) {
+            Some(path) => from_file(path)?,
+            None if mode <= TlsMode::Require => return Ok(Trust::Anything),
+            None => from_system()?,
+        },
+        (Some(Root::File(path)), mode) if mode <= TlsMode::Require && !path.exists() => return Ok(Trust::Anything),
+        (Some(Root::File(path)), _) => from_file(path)?,
+        (Some(Root::System), _) => from_system()?,
+    };
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
+    let verifier = verifier.map_err(io::Error::other)?;
+    Ok(match tls.mode {
+        TlsMode::VerifyFull => Trust::SignedForHost(verifier),
+        _ => Trust::Signed(verifier),
+    })
+}
+
+fn from_file(path: &Path) -> io::Result<RootCertStore> {
+    let cannot = |error: String| io::Error::other(format!("cannot read the root certificates {path:?}: {error}"));
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| cannot(error.to_string()))? {
+        let certificate = certificate.map_err(|error| cannot(error.to_string()))?;
+        roots.add(certificate).map_err(|error| cannot(error.to_string()))?;
+    }
+    match roots.is_empty() {
+        true => Err(cannot("it contains none".into())),
+        false => Ok(roots),
+    }
+}
+
+fn from_system() -> io::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    match roots.is_empty() {
+        true => Err(io::Error::other("this system has no root certificates; name a file by sslrootcert")),
+        false => Ok(roots),
+    }
+}
+
+#[derive(Debug)]
+struct Verifier {
+    trust: Trust,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verify = |verifier: &WebPkiServerVerifier| {
+            verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        };
+        match &self.trust {
+            Trust::Anything => Ok(ServerCertVerified::assertion()),
+            Trust::SignedForHost(verifier) => verify(verifier),
+            Trust::Signed(verifier) => match verify(verifier) {
+                // The name is looked at after everything else.
+                Err(rustls::Error::InvalidCertificate(
+                    CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+                )) => Ok(ServerCertVerified::assertion()),
+                verified => verified,
+            },
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
