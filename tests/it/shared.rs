@@ -273,7 +273,9 @@ async fn a_shared_handle_reports_its_mode_and_its_url() {
         assert!(!writer.is_shared() && reader.is_shared());
         assert!(reader.clone().is_shared() && reader.shared().unwrap().is_shared());
         assert_eq!((reader.kind(), reader.path()), (writer.kind(), writer.path()));
-        assert_eq!(reader.url().to_string(), format!("{}?shared", writer.url()));
+        let url = writer.url().to_string();
+        let separator = if url.contains('?') { '&' } else { '?' };
+        assert_eq!(reader.url().to_string(), format!("{url}{separator}shared"));
         assert_eq!(LockFile::open(&reader.url().to_string()).unwrap().url(), reader.url());
         assert!(format!("{reader:?}").contains("shared: true"));
     })

@@ -1,0 +1,12 @@
+//! Locks on real PostgreSQL servers, which the tests start themselves. They need Debian's postgresql and pgbouncer.
+
+#[path = "../it/behaviour.rs"]
+mod behaviour;
+mod exclusion;
+mod kinds;
+mod server;
+#[path = "../it/shared.rs"]
+mod shared;
+#[path = "../it/support.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod support;
