@@ -127,7 +127,7 @@ impl Holder {
         process
     }
 
-    fn start_role(test: &str, role: &str, lock: &LockFile) -> Self {
+    pub(crate) fn start_role(test: &str, role: &str, lock: &LockFile) -> Self {
         let mut child = this_program()
             .args([test, "--exact", "--nocapture", "--test-threads=1"])
             .env(role, lock.url().to_string())
@@ -151,12 +151,14 @@ impl Holder {
         self.says("HELD");
     }
 
-    fn says(&mut self, word: &str) {
+    /// The next line that contains `word`.
+    pub(crate) fn says(&mut self, word: &str) -> String {
         let mut line = String::new();
         while !line.contains(word) {
             line.clear();
             assert_ne!(self.stdout.read_line(&mut line).unwrap(), 0, "the holder ended early");
         }
+        line
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -7,33 +7,15 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile, LockGuard};
 
-use crate::server::{Server, until, value};
+use crate::server::{Server, key, sessions, until, value};
 use crate::support::{HANG, Holder, take};
 
 fn lock(name: &str) -> LockFile {
     Server::shared().lock(&format!("lock={name}&ttl=3s"))
 }
 
-/// The number of the lock in SQL, as the documentation gives it.
-pub(crate) fn key(name: &str) -> String {
-    format!("('x' || encode(sha256('{name}'), 'hex'))::bit(64)::bigint")
-}
-
-/// How many sessions have or want this lock.
-pub(crate) fn sessions(name: &str, is_granted: bool) -> String {
-    format!(
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted = {is_granted} \
-         AND (classid::bigint << 32 | objid::bigint) = {}",
-        key(name)
-    )
-}
-
-/// A task that waits for the lock, and is in the queue of the server.
 async fn waiting(lock: &LockFile, name: &str) -> JoinHandle<Result<LockGuard, LockError>> {
-    let lock = lock.clone();
-    let wait = tokio::spawn(async move { lock.obtain().await });
-    until(&Server::shared().client().await, &sessions(name, false), "1").await;
-    wait
+    Server::shared().waiting(lock, name).await
 }
 
 async fn got(wait: JoinHandle<Result<LockGuard, LockError>>) -> LockGuard {
@@ -124,8 +106,10 @@ async fn a_cancelled_wait_is_out_of_the_queue_at_once() {
 async fn a_release_at_the_instant_of_a_timeout_loses_no_lock() {
     let server = Server::shared();
     let (lock, client) = (lock("instant"), server.client().await);
-    let (lock_it, unlock_it) =
-        (format!("SELECT pg_advisory_lock({})", key("instant")), format!("SELECT pg_advisory_unlock({})", key("instant")));
+    let (lock_it, unlock_it) = (
+        format!("SELECT pg_advisory_lock({})", key("instant")),
+        format!("SELECT pg_advisory_unlock({})", key("instant")),
+    );
     let mut got = 0;
     for round in 0..100_u64 {
         client.simple_query(&lock_it).await.unwrap();
@@ -153,7 +137,10 @@ async fn a_release_at_the_instant_of_a_timeout_loses_no_lock() {
 async fn psql_takes_part() {
     let server = Server::shared();
     let (lock, client) = (lock("psql"), server.client().await);
-    client.simple_query(&format!("SET application_name = 'psql'; SELECT pg_advisory_lock({})", key("psql"))).await.unwrap();
+    client
+        .simple_query(&format!("SET application_name = 'psql'; SELECT pg_advisory_lock({})", key("psql")))
+        .await
+        .unwrap();
     assert!(lock.attempt().await.unwrap().is_none());
     let holder = lock.holder().await.unwrap().unwrap();
     assert_eq!((holder.name(), holder.host()), (Some("psql"), None));
@@ -181,8 +168,8 @@ async fn readers_of_many_processes_share_and_all_are_named() {
     let holders: BTreeSet<u32> = lock.holders().await.unwrap().iter().map(|holder| holder.pid()).collect();
     let expected = processes.iter().map(Holder::pid).chain([std::process::id()]);
     assert_eq!(holders, expected.collect());
-    let wait = waiting(&lock, "readers").await;
     ours.release().await.unwrap();
+    let wait = waiting(&lock, "readers").await;
     processes.into_iter().for_each(Holder::release);
     let writer = got(wait).await;
     assert!(reader.attempt().await.unwrap().is_none());

@@ -3,10 +3,16 @@
 #[path = "../it/behaviour.rs"]
 mod behaviour;
 mod exclusion;
+mod fork;
 mod kinds;
+mod loss;
+mod refused;
+mod runtimes;
 mod server;
+mod sessions;
 #[path = "../it/shared.rs"]
 mod shared;
 #[path = "../it/support.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support;
+mod tls;

@@ -10,7 +10,8 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tokio_lockfile::LockFile;
+use tokio::task::JoinHandle;
+use tokio_lockfile::{LockError, LockFile, LockGuard};
 use tokio_postgres::{Client, NoTls};
 
 use crate::support::HANG;
@@ -21,9 +22,9 @@ const NOBODY: u32 = 65534;
 /// Where the newest PostgreSQL of this machine has its programs.
 fn programs() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
-    let newest = versions.map(|version| version.unwrap().path()).max_by_key(|path| {
-        path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok())
-    });
+    let newest = versions
+        .map(|version| version.unwrap().path())
+        .max_by_key(|path| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()));
     newest.expect("PostgreSQL is installed").join("bin")
 }
 
@@ -183,6 +184,27 @@ impl Server {
         succeed(unprivileged(programs().join("pg_ctl")).args(["stop", "-W", "-m", mode, "-D"]).arg(self.data()));
     }
 
+    /// Waits until a server that was told to stop has stopped.
+    pub(crate) fn has_stopped(&mut self) {
+        let began = Instant::now();
+        while self.data().join("postmaster.pid").exists() {
+            assert!(began.elapsed() < HANG, "{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.daemon = None;
+    }
+
+    /// From now on, a password is asked for on TCP.
+    pub(crate) fn require_password(&self) {
+        self.set_access("local all all trust\nhost all all all scram-sha-256\n");
+    }
+
+    /// Replaces the rules for who may connect, while the server runs.
+    pub(crate) fn set_access(&self, rules: &str) {
+        write_for_unprivileged(&self.data().join("pg_hba.conf"), rules);
+        succeed(unprivileged(programs().join("pg_ctl")).args(["reload", "-D"]).arg(self.data()));
+    }
+
     pub(crate) fn promote(&self) {
         succeed(unprivileged(programs().join("pg_ctl")).args(["promote", "-w", "-D"]).arg(self.data()));
     }
@@ -204,7 +226,8 @@ impl Server {
         let mut backup = unprivileged(programs().join("pg_basebackup"));
         backup.args(["-h", &self.address, "-p", &self.port.to_string(), "-U", "postgres", "-R", "-c", "fast", "-D"]);
         succeed(backup.arg(data));
-        let mut standby = Self { daemon: None, dir, port: free_port(), address: self.address.clone(), is_shared: false };
+        let mut standby =
+            Self { daemon: None, dir, port: free_port(), address: self.address.clone(), is_shared: false };
         standby.run();
         standby
     }
@@ -231,13 +254,27 @@ impl Server {
         client
     }
 
-    /// Runs a program of PostgreSQL against this server.
-    pub(crate) fn program(&self, name: &str) -> Command {
-        let mut command = unprivileged(programs().join(name));
-        command.env("PGHOST", self.dir.path()).env("PGPORT", self.port.to_string());
-        command.env("PGUSER", "postgres").env("PGDATABASE", "postgres");
-        command
+    /// A task that waits for the lock with this name, and is in the queue of the server.
+    pub(crate) async fn waiting(&self, lock: &LockFile, name: &str) -> JoinHandle<Result<LockGuard, LockError>> {
+        let lock = lock.clone();
+        let wait = tokio::spawn(async move { lock.obtain().await });
+        until(&self.client().await, &sessions(name, false), "1").await;
+        wait
     }
+}
+
+/// The number of the lock in SQL, as the documentation gives it.
+pub(crate) fn key(name: &str) -> String {
+    format!("('x' || encode(sha256('{name}'), 'hex'))::bit(64)::bigint")
+}
+
+/// How many sessions have or want this lock.
+pub(crate) fn sessions(name: &str, is_granted: bool) -> String {
+    format!(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted = {is_granted} \
+         AND (classid::bigint << 32 | objid::bigint) = {}",
+        key(name)
+    )
 }
 
 /// The single value that a query answers.

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::Lock;
 use super::claim::{self, Offer};
+use super::config::Lock;
 use super::failure::Failure;
 use super::held::PostgresHeld;
 use super::server::Server;
 use super::session::{Session, Tried};
-use crate::engine::contract::{Attempt, Contention, Grant, Waiter};
+use crate::engine::contract::{Attempt, BoxFuture, Contention, Grant, Waiter};
 use crate::engine::server::driver;
 use crate::words::error::LockError;
 use crate::words::mode::Mode;
@@ -55,7 +55,11 @@ impl Request {
         let outcome = match self.ask(&server, &mut offer).await {
             // The turn goes now, and the task has gone before.
             None => return,
-            Some(Err(failure)) => Err(self.failed(failure)),
+            Some(Err(failure)) => {
+                // Who hears of the failure can try again at once.
+                drop(turn);
+                Err(self.failed(failure))
+            }
             Some(Ok((session, Tried::Busy))) => {
                 server.keep_warm(session);
                 let waiter: Box<dyn Waiter<Turn>> = Box::new(Request { waits: true, ..self.clone() });
@@ -74,11 +78,7 @@ impl Request {
     }
 
     /// `None` if the task has gone. Then nothing is left at the server.
-    async fn ask<T>(
-        &self,
-        server: &Arc<Server>,
-        offer: &mut Offer<T>,
-    ) -> Option<Result<(Session, Tried), Failure>> {
+    async fn ask<T>(&self, server: &Arc<Server>, offer: &mut Offer<T>) -> Option<Result<(Session, Tried), Failure>> {
         loop {
             let session = async {
                 server.released(self.lock.number.key).await;
@@ -141,5 +141,16 @@ impl Request {
             true => Ok(()),
             false => session.beat(self.lock.settings.connect_timeout).await,
         }
+    }
+}
+
+impl<Turn: std::fmt::Debug + Send + 'static> Waiter<Turn> for Request {
+    fn wait(self: Box<Self>, turn: Turn, _had_rivals: bool) -> BoxFuture<'static, Result<Grant<Turn>, LockError>> {
+        Box::pin(async move {
+            match self.get(turn).await? {
+                Attempt::Acquired(grant) => Ok(grant),
+                Attempt::Busy(..) => unreachable!("a request that waits is not refused"),
+            }
+        })
     }
 }

@@ -1,12 +1,14 @@
 //! What the URL of a lock and the environment say. The variables are those of libpq.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::key;
 use super::tls::{Root, Tls, TlsMode};
 use crate::words::error::LockError;
 use crate::words::server_url::ServerUrl;
+use crate::words::target::Target;
 
 const TTL: Duration = Duration::from_secs(10);
 const SHORTEST_TTL: Duration = Duration::from_secs(1);
@@ -63,12 +65,24 @@ pub(super) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Reads the parts of the URL; `environment` has what it leaves out.
-pub(super) fn read(url: &ServerUrl, environment: Environment<'_>) -> Result<(Settings, LockNumber), LockError> {
-    read_parts(url, environment).map_err(|reason| LockError::invalid_url(url, reason))
+/// Where a lock is, and which one it is.
+#[derive(Debug)]
+pub(super) struct Lock {
+    pub(super) target: Arc<Target>,
+    pub(super) settings: Settings,
+    pub(super) number: LockNumber,
 }
 
-fn read_parts(url: &ServerUrl, environment: Environment<'_>) -> Result<(Settings, LockNumber), String> {
+impl Lock {
+    /// Reads the parts of the URL; `environment` has what it leaves out.
+    pub(super) fn read(target: &Arc<Target>, environment: Environment<'_>) -> Result<Self, LockError> {
+        let url = target.server.as_deref().expect("a lock on a server has its URL");
+        let parts = read(url, environment).map_err(|reason| LockError::invalid_url(url, reason));
+        parts.map(|(settings, number)| Self { target: Arc::clone(target), settings, number })
+    }
+}
+
+fn read(url: &ServerUrl, environment: Environment<'_>) -> Result<(Settings, LockNumber), String> {
     let user = url.user.clone().or_else(|| environment("PGUSER")).map_or_else(system_user, Ok)?;
     let database = Some(url.path.clone()).filter(|path| !path.is_empty());
     let database = database.or_else(|| environment("PGDATABASE")).unwrap_or_else(|| user.clone());
@@ -141,7 +155,8 @@ fn connect_timeout(url: &ServerUrl, environment: Environment<'_>) -> Result<Dura
         (Some(text), _) => duration("connect_timeout", text)?,
         // libpq waits for ever at 0 and below. No lock of ours does.
         (None, Some(text)) => {
-            let seconds: i32 = text.trim().parse().map_err(|_| format!("PGCONNECT_TIMEOUT {text:?} is not a number"))?;
+            let seconds: i32 =
+                text.trim().parse().map_err(|_| format!("PGCONNECT_TIMEOUT {text:?} is not a number"))?;
             u64::try_from(seconds).ok().filter(|&seconds| seconds > 0).map_or(CONNECT_TIMEOUT, Duration::from_secs)
         }
         (None, None) => CONNECT_TIMEOUT,
@@ -174,7 +189,7 @@ mod tests {
     use super::*;
     use crate::words::url::LockUrl;
 
-    fn read_with(url: &str, environment: Environment<'_>) -> Result<(Settings, LockNumber), LockError> {
+    fn read_with(url: &str, environment: Environment<'_>) -> Result<(Settings, LockNumber), String> {
         let url: LockUrl = url.parse().unwrap();
         read(url.server().unwrap(), environment)
     }
@@ -185,10 +200,7 @@ mod tests {
     }
 
     fn reason(parameters: &str) -> String {
-        match read_with(&format!("postgres://app@db/app?{parameters}"), &|_| None) {
-            Err(LockError::InvalidUrl { reason, .. }) => reason,
-            other => panic!("{parameters}: {other:?}"),
-        }
+        read_with(&format!("postgres://app@db/app?{parameters}"), &|_| None).unwrap_err()
     }
 
     #[test]

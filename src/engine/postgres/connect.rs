@@ -8,10 +8,14 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::SslMode;
 use tokio_postgres::tls::NoTls;
+#[cfg(feature = "postgres-tls")]
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{CancelToken, Client, Config};
 
 use super::config::{Host, Settings, variable};
 use super::failure::Failure;
+#[cfg(feature = "postgres-tls")]
+use super::handshake;
 use super::passfile;
 use crate::engine::server::socket::Socket;
 
@@ -26,9 +30,9 @@ pub(super) struct Connection {
 /// How the connection was made. A request to cancel goes the same way.
 #[derive(Debug, Clone)]
 pub(super) struct Way {
-    host: Host,
     address: Address,
-    is_tls: bool,
+    /// The name of the host that the certificate is for; `None` without TLS.
+    tls_host: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -108,10 +112,10 @@ async fn to_address(settings: &Settings, host: &Host, address: Address) -> Resul
         config.password(password);
     }
     let wants_tls = cfg!(feature = "postgres-tls") && !address.is_local() && settings.tls.may_be_used();
-    let mut way = Way { host: host.clone(), address, is_tls: wants_tls };
+    let mut way = Way { address, tls_host: wants_tls.then(|| host.name.clone()) };
     match way.open(settings, &mut config).await {
         Err(failure) if wants_tls && !settings.tls.is_demanded() && failure.may_be_for_tls() => {
-            way.is_tls = false;
+            way.tls_host = None;
             way.open(settings, &mut config).await
         }
         opened => opened,
@@ -121,14 +125,14 @@ async fn to_address(settings: &Settings, host: &Host, address: Address) -> Resul
 impl Way {
     async fn open(&self, settings: &Settings, config: &mut Config) -> Result<Connection, Failure> {
         let stream = self.address.connect().await?;
-        config.ssl_mode(match (self.is_tls, settings.tls.is_demanded()) {
+        config.ssl_mode(match (self.tls_host.is_some(), settings.tls.is_demanded()) {
             (false, _) => SslMode::Disable,
             (true, false) => SslMode::Prefer,
             (true, true) => SslMode::Require,
         });
         #[cfg(feature = "postgres-tls")]
-        if self.is_tls {
-            let (client, connection) = config.connect_raw(stream, self.tls(settings).await?).await?;
+        if let Some(host) = &self.tls_host {
+            let (client, connection) = config.connect_raw(stream, tls(settings, host).await?).await?;
             return Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone() });
         }
         let (client, connection) = config.connect_raw(stream, NoTls).await?;
@@ -139,24 +143,23 @@ impl Way {
     pub(super) async fn cancel(&self, settings: &Settings, token: &CancelToken) -> Result<(), Failure> {
         let stream = self.address.connect().await?;
         #[cfg(feature = "postgres-tls")]
-        if self.is_tls {
-            return Ok(token.cancel_query_raw(stream, self.tls(settings).await?).await?);
+        if let Some(host) = &self.tls_host {
+            return Ok(token.cancel_query_raw(stream, tls(settings, host).await?).await?);
         }
         let _ = settings;
         Ok(token.cancel_query_raw(stream, NoTls).await?)
     }
+}
 
-    #[cfg(feature = "postgres-tls")]
-    async fn tls(
-        &self,
-        settings: &Settings,
-    ) -> io::Result<<tokio_postgres_rustls::MakeRustlsConnect as tokio_postgres::tls::MakeTlsConnect<Socket>>::TlsConnect>
-    {
-        let mut connector = super::tls::connector(&settings.tls).await?;
-        match tokio_postgres::tls::MakeTlsConnect::<Socket>::make_tls_connect(&mut connector, &self.host.name) {
-            Ok(tls) => Ok(tls),
-            Err(never) => match never {},
-        }
+#[cfg(feature = "postgres-tls")]
+async fn tls(
+    settings: &Settings,
+    host: &str,
+) -> io::Result<impl TlsConnect<Socket, Stream: Send + 'static, Future: Send> + Send + use<>> {
+    let mut connector = handshake::connector(&settings.tls).await?;
+    match MakeTlsConnect::<Socket>::make_tls_connect(&mut connector, host) {
+        Ok(tls) => Ok(tls),
+        Err(never) => match never {},
     }
 }
 

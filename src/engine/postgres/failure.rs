@@ -92,13 +92,21 @@ impl fmt::Display for Failure {
             }
             Self::Io(error) => error.fmt(f),
             Self::Postgres(error) => match error.as_db_error() {
-                Some(error) => write!(f, "{}: {} (SQLSTATE {})", error.severity(), error.message(), error.code().code()),
-                None => error.fmt(f),
+                Some(error) => {
+                    write!(f, "{}: {} (SQLSTATE {})", error.severity(), error.message(), error.code().code())
+                }
+                None => write_with_causes(f, error),
             },
             Self::NoAnswer(limit) => write!(f, "the server has not answered for {limit:?}"),
             Self::Unsupported(reason) => f.write_str(reason),
         }
     }
+}
+
+fn write_with_causes(f: &mut fmt::Formatter<'_>, error: &dyn std::error::Error) -> fmt::Result {
+    write!(f, "{error}")?;
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.into_iter().try_for_each(|cause| write!(f, ": {cause}"))
 }
 
 impl From<io::Error> for Failure {

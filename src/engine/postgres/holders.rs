@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use tokio_postgres::SimpleQueryRow;
 
+use super::config::Lock;
 use super::failure::Failure;
 use super::server::Server;
-use super::{Lock, application, sql};
+use super::{application, sql};
 use crate::engine::server::driver;
 use crate::words::error::LockError;
 use crate::words::holder::Holder;

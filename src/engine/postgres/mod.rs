@@ -10,6 +10,8 @@ mod claim;
 mod config;
 mod connect;
 mod failure;
+#[cfg(feature = "postgres-tls")]
+mod handshake;
 mod held;
 mod holders;
 mod key;
@@ -26,8 +28,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::attempt::Request;
-use self::config::{LockNumber, Settings};
-use super::contract::{Answer, Attempt, BoxFuture, Engine, Grant, Waiter};
+use self::config::{Lock, Settings};
+use super::contract::{Answer, Attempt, BoxFuture, Engine};
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::kind::LockKind;
@@ -37,23 +39,15 @@ use crate::words::target::Target;
 #[derive(Debug)]
 pub(super) struct Postgres(Arc<Lock>);
 
-/// Where a lock is and which one it is.
-#[derive(Debug)]
-struct Lock {
-    target: Arc<Target>,
-    settings: Settings,
-    number: LockNumber,
-}
-
 impl Postgres {
     pub(super) fn new(target: &Arc<Target>) -> Result<Self, LockError> {
-        let url = target.server.as_deref().expect("a lock on a server has its URL");
-        let (settings, number) = config::read(url, &config::variable)?;
-        if settings.tls.is_demanded() && !cfg!(feature = "postgres-tls") {
-            let reason = "its sslmode needs TLS, which is not built in; enable the feature \"postgres-tls\" of tokio-lockfile";
+        let lock = Lock::read(target, &config::variable)?;
+        if lock.settings.tls.is_demanded() && !cfg!(feature = "postgres-tls") {
+            let reason =
+                "its sslmode needs TLS, which is not built in; enable the feature \"postgres-tls\" of tokio-lockfile";
             return Err(LockError::unsupported(&target.path, LockKind::Postgres, reason));
         }
-        Ok(Self(Arc::new(Lock { target: Arc::clone(target), settings, number })))
+        Ok(Self(Arc::new(lock)))
     }
 }
 
@@ -71,16 +65,5 @@ impl<Turn: Debug + Send + 'static> Engine<Turn> for Postgres {
 
     fn holders(&self) -> BoxFuture<'static, Result<Vec<Holder>, LockError>> {
         Box::pin(holders::of(Arc::clone(&self.0)))
-    }
-}
-
-impl<Turn: Debug + Send + 'static> Waiter<Turn> for Request {
-    fn wait(self: Box<Self>, turn: Turn, _had_rivals: bool) -> BoxFuture<'static, Result<Grant<Turn>, LockError>> {
-        Box::pin(async move {
-            match self.get(turn).await? {
-                Attempt::Acquired(grant) => Ok(grant),
-                Attempt::Busy(..) => unreachable!("a request that waits is not refused"),
-            }
-        })
     }
 }

@@ -1,4 +1,4 @@
-//! TLS by rustls.
+//! TLS, by rustls.
 
 use std::io;
 use std::path::Path;
@@ -12,11 +12,11 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Root, Tls, TlsMode};
+use super::tls::{Root, Tls, TlsMode};
 use crate::util::blocking;
 
 /// What makes TLS connections as `tls` asks.
-pub(in crate::engine::postgres) async fn connector(tls: &Tls) -> io::Result<MakeRustlsConnect> {
+pub(super) async fn connector(tls: &Tls) -> io::Result<MakeRustlsConnect> {
     let tls = tls.clone();
     // It reads files.
     blocking::run(move || client_config(&tls)).await?.map(MakeRustlsConnect::new)

@@ -1,19 +1,13 @@
 //! How much of TLS a lock asks for, as libpq means it (its manual: "SSL Support", table "SSL Mode Descriptions").
 
-#[cfg(feature = "postgres-tls")]
-mod rustls;
-
-#[cfg(feature = "postgres-tls")]
-pub(super) use self::rustls::connector;
-
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Tls {
     pub(super) mode: TlsMode,
-    root: Option<Root>,
+    pub(super) root: Option<Root>,
     /// The file that counts if the URL names none and the file exists.
-    default_root: Option<PathBuf>,
+    pub(super) default_root: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

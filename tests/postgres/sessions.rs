@@ -1,0 +1,115 @@
+//! What other users of the database notice.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
+
+use crate::server::{Server, key, until, value};
+use crate::support::{HANG, take};
+
+/// Both wait for every transaction that is older than themselves. A wait for the lock that was one long statement would keep
+/// them waiting as long as the lock is held.
+#[tokio::test]
+async fn waiters_keep_no_index_and_no_vacuum_waiting() {
+    let server = Server::start("autovacuum = off");
+    let client = server.client().await;
+    client.simple_query("CREATE TABLE t (n int); INSERT INTO t SELECT generate_series(1, 1000)").await.unwrap();
+    client.simple_query(&format!("SELECT pg_advisory_lock({})", key("x"))).await.unwrap();
+    let lock = server.lock("lock=x&ttl=3s");
+    let wait = server.waiting(&lock, "x").await;
+    timeout(HANG, client.simple_query("CREATE INDEX CONCURRENTLY i ON t (n)")).await.expect("hangs").unwrap();
+    client.simple_query("DELETE FROM t").await.unwrap();
+    // A slice later, VACUUM removes the rows.
+    let began = Instant::now();
+    loop {
+        client.simple_query("VACUUM t").await.unwrap();
+        if value(&client, "SELECT pg_relation_size('t')").await == "0" {
+            break;
+        }
+        assert!(began.elapsed() < HANG, "the wait keeps the rows");
+    }
+    client.simple_query(&format!("SELECT pg_advisory_unlock({})", key("x"))).await.unwrap();
+    timeout(HANG, wait).await.unwrap().unwrap().unwrap().release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_released_lock_leaves_a_warm_session_for_a_moment_only() {
+    let server = Server::start("");
+    let client = server.client().await;
+    let lock = server.lock("lock=x&ttl=1s");
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%[%]@%'";
+    for _ in 0..5 {
+        take(&lock).await.release().await.unwrap();
+        assert_eq!(value(&client, sessions).await, "1", "the session is used again");
+    }
+    until(&client, sessions, "0").await;
+}
+
+/// The password file and the variables of libpq, in a process that has them.
+#[tokio::test]
+async fn the_password_file_and_the_variables_of_libpq_count() {
+    let server = Server::start("");
+    let client = server.client().await;
+    client.simple_query("CREATE ROLE app LOGIN PASSWORD 'S3cret:Pw'").await.unwrap();
+    server.require_password();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pgpass");
+    std::fs::write(&file, format!("127.0.0.1:{}:*:app:S3cret\\:Pw\n", server.port)).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let run = |variables: &[(&str, &str)]| {
+        let mut command = crate::support::this_program();
+        command.args(["support::hold_for_parent", "--exact", "--nocapture"]).stdin(Stdio::null());
+        command.env("TOKIO_LOCKFILE_TEST_HOLD", "postgres:///postgres?lock=x").env("PGPASSFILE", "/nowhere");
+        command.env("PGHOST", "127.0.0.1").env("PGPORT", server.port.to_string()).env("PGUSER", "app");
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        (said.contains("HELD"), said)
+    };
+    let file_name = file.to_str().unwrap();
+    assert!(run(&[("PGPASSFILE", file_name)]).0);
+    assert!(run(&[("PGPASSWORD", "S3cret:Pw")]).0);
+    for wrong in [&[][..], &[("PGPASSWORD", "wr0ng")]] {
+        let (has_lock, said) = run(wrong);
+        assert!(!has_lock && !said.contains("S3cret") && !said.contains("wr0ng"), "{said}");
+    }
+    // A file that others can read does not count.
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    assert!(!run(&[("PGPASSFILE", file_name)]).0);
+}
+
+#[tokio::test]
+async fn the_first_host_that_answers_is_taken() {
+    let server = Server::shared();
+    let closed = crate::server::free_port();
+    let url = format!("postgres://postgres@127.0.0.1:{closed},127.0.0.1:{}/postgres?lock=hosts", server.port);
+    take(&tokio_lockfile::LockFile::open(&url).unwrap()).await.release().await.unwrap();
+    let directory = server.dir().to_str().unwrap().replace('/', "%2F");
+    let url = format!("postgres://postgres@{directory}:{}/postgres?lock=hosts", server.port);
+    take(&tokio_lockfile::LockFile::open(&url).unwrap()).await.release().await.unwrap();
+}
+
+/// A server that takes the connection and says nothing, and one whose address nobody answers at.
+#[tokio::test]
+async fn nothing_hangs_on_a_silent_server() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    // Nobody accepts here, and the queue of the kernel is full.
+    let full = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&full, &std::net::SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    rustix::net::listen(&full, 0).unwrap();
+    let full = std::net::TcpListener::from(full);
+    let _filling = std::net::TcpStream::connect(full.local_addr().unwrap()).unwrap();
+    for listener in [silent, full] {
+        let port = listener.local_addr().unwrap().port();
+        let url = format!("postgres://a@127.0.0.1:{port}/a?lock=x&connect_timeout=1");
+        let lock = tokio_lockfile::LockFile::open(&url).unwrap();
+        for error in [lock.attempt().await.map(drop).unwrap_err(), lock.obtain().await.map(drop).unwrap_err()] {
+            assert!(error.to_string().contains("has not answered for 1s"), "{error}");
+        }
+        // A wait that is dropped gives the turn back at once, not after the time for the connection.
+        let lock = tokio_lockfile::LockFile::open(&url.replace("=1", "=1h")).unwrap();
+        for _ in 0..3 {
+            assert!(timeout(Duration::from_millis(10), lock.obtain()).await.is_err());
+        }
+    }
+}
