@@ -1,0 +1,180 @@
+//! The example `with_lock`, as a user runs it. `cargo test` builds the examples before it runs the tests.
+#![cfg(unix)]
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tempfile::TempDir;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio_lockfile::LockFile;
+
+/// The limit for a hang. No wait takes this long when the test succeeds.
+const HANG: Duration = Duration::from_secs(60);
+
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().unwrap().parent().unwrap().join("examples/with_lock");
+    assert!(program.exists(), "no {program:?}: run `cargo build --example with_lock` first");
+    program
+}
+
+async fn in_time<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(HANG, future).await.expect("hangs")
+}
+
+struct Running {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    stderr: BufReader<ChildStderr>,
+}
+
+impl Running {
+    fn start(lock: &LockFile, command: &str) -> Self {
+        Self::with(&[lock.url().to_string().as_str(), "--", "sh", "-c", command])
+    }
+
+    fn with(arguments: &[&str]) -> Self {
+        let mut child = Command::new(program())
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        Self { child, stdin, stdout, stderr }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Its exit code, and what it has said.
+    async fn end(mut self) -> (i32, String) {
+        drop(self.stdin);
+        let status = in_time(self.child.wait()).await.unwrap();
+        let mut said = String::new();
+        in_time(self.stderr.read_to_string(&mut said)).await.unwrap();
+        (status.code().expect("it has an exit code"), said)
+    }
+}
+
+async fn line(from: &mut (impl AsyncBufRead + Unpin)) -> String {
+    let mut line = String::new();
+    in_time(from.read_line(&mut line)).await.unwrap();
+    line.trim_end().into()
+}
+
+fn file_kinds(dir: &Path) -> [LockFile; 2] {
+    [LockFile::shlock(dir.join("x.lock")).unwrap(), LockFile::flock(dir.join("y.lock")).unwrap()]
+}
+
+#[tokio::test]
+async fn its_exit_codes_are_those_of_flock() {
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+    std::fs::write(path("notes"), "not a lock").unwrap();
+    let held = LockFile::new(path("held")).unwrap();
+    let guard = held.attempt().await.unwrap().unwrap();
+    let (free, held) = (path("free"), path("held"));
+    for (code, arguments) in [
+        (0, &["--help"][..]),
+        (0, &[&free, "true"]),
+        (3, &["--shared", &format!("flockfile:{}", path("f")), "--", "sh", "-c", "exit 3"]),
+        (137, &[&free, "sh", "-c", "kill -KILL $$"]),
+        (1, &["--timeout", "10ms", &held, "true"]),
+        (1, &[&held, "-n", "--", "true"]),
+        (9, &["-w", "0.01", "-E", "9", &held, "true"]),
+        (64, &[]),
+        (64, &[&free]),
+        (64, &["--bogus", &free, "true"]),
+        (64, &["-w", "soon", &free, "true"]),
+        (64, &["nosuchlock:/x", "true"]),
+        (65, &[&path("notes"), "true"]),
+        (66, &[&path("missing/x.lock"), "true"]),
+        (69, &[&free, "/no/such/program"]),
+    ] {
+        let (ended, said) = Running::with(arguments).end().await;
+        assert_eq!(ended, code, "{arguments:?}: {said}");
+    }
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn it_tells_who_holds_the_lock_while_it_waits() {
+    let dir = TempDir::new().unwrap();
+    for lock in file_kinds(dir.path()) {
+        let guard = lock.attempt().await.unwrap().unwrap();
+        let mut waiting = Running::start(&lock, "echo works");
+        let said = line(&mut waiting.stderr).await;
+        assert!(said.contains(&format!("is held by pid {} (", std::process::id())), "{said}");
+        guard.release().await.unwrap();
+        assert_eq!(line(&mut waiting.stdout).await, "works");
+        assert_eq!(waiting.end().await, (0, String::new()));
+    }
+}
+
+#[tokio::test]
+async fn the_lock_is_held_as_long_as_the_command_lives() {
+    let dir = TempDir::new().unwrap();
+    for lock in file_kinds(dir.path()) {
+        let command = "trap 'echo terminated' TERM; echo works; until read line; do :; done; exit 5";
+        let mut running = Running::start(&lock, command);
+        assert_eq!(line(&mut running.stdout).await, "works");
+        running.signal(rustix::process::Signal::INT);
+        running.signal(rustix::process::Signal::HUP);
+        running.signal(rustix::process::Signal::TERM);
+        assert_eq!(line(&mut running.stdout).await, "terminated");
+        assert!(lock.attempt().await.unwrap().is_none());
+        running.stdin.write_all(b"end\n").await.unwrap();
+        assert_eq!(running.end().await, (5, String::new()));
+        drop(lock.attempt().await.unwrap().expect("the lock is not released"));
+    }
+}
+
+#[tokio::test]
+async fn a_command_whose_lock_is_lost_is_stopped() {
+    let dir = TempDir::new().unwrap();
+    for lock in file_kinds(dir.path()) {
+        let mut running = Running::start(&lock, "echo works; exec sleep 1000");
+        assert_eq!(line(&mut running.stdout).await, "works");
+        std::fs::remove_file(lock.path().unwrap()).unwrap();
+        let mut rest = String::new();
+        in_time(running.stdout.read_to_string(&mut rest)).await.unwrap();
+        let (code, said) = running.end().await;
+        assert!(code == 75 && said.contains("lost the lock"), "{code}: {said}");
+    }
+}
+
+/// Without its holder the lock is free, so the command must not go on.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_command_whose_holder_is_killed_dies_too() {
+    let dir = TempDir::new().unwrap();
+    for lock in file_kinds(dir.path()) {
+        let mut running = Running::start(&lock, "echo works; exec sleep 1000");
+        assert_eq!(line(&mut running.stdout).await, "works");
+        running.child.kill().await.unwrap();
+        let mut rest = String::new();
+        in_time(running.stdout.read_to_string(&mut rest)).await.unwrap();
+        drop(in_time(lock.obtain()).await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn readers_run_together() {
+    let dir = TempDir::new().unwrap();
+    let lock = LockFile::flock(dir.path().join("x.lock")).unwrap().shared().unwrap();
+    let mut first = Running::start(&lock, "echo works; read line");
+    assert_eq!(line(&mut first.stdout).await, "works");
+    assert_eq!(Running::start(&lock, "true").end().await, (0, String::new()));
+    first.stdin.write_all(b"end\n").await.unwrap();
+    assert_eq!(first.end().await.0, 0);
+}
