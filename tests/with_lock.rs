@@ -143,11 +143,12 @@ async fn the_lock_is_held_as_long_as_the_command_lives() {
 async fn a_command_whose_lock_is_lost_is_stopped() {
     let dir = TempDir::new().unwrap();
     for lock in file_kinds(dir.path()) {
-        let mut running = Running::start(&lock, "echo works; exec sleep 1000");
+        let mut running = Running::start(&lock, "trap 'echo cleans up; exit' TERM; echo works; read line");
         assert_eq!(line(&mut running.stdout).await, "works");
         std::fs::remove_file(lock.path().unwrap()).unwrap();
         let mut rest = String::new();
         in_time(running.stdout.read_to_string(&mut rest)).await.unwrap();
+        assert_eq!(rest, "cleans up\n");
         let (code, said) = running.end().await;
         assert!(code == 75 && said.contains("lost the lock"), "{code}: {said}");
     }
