@@ -1,8 +1,5 @@
-//! Lock files for inter-process communication, for Tokio.
-//!
-//! A [`LockFile`] is the handle of a lock. [`attempt`](LockFile::attempt) tries once, and [`obtain`](LockFile::obtain)
-//! waits. Both return an owned [`LockGuard`]. The guard releases the lock when it is dropped.
-//! [`release`](LockGuard::release) releases the lock and returns errors.
+//! Lock files for [Tokio](https://tokio.rs): one process at a time works, the others wait without a thread, and everybody
+//! can see who holds the lock.
 //!
 //! ```
 //! use std::time::Duration;
@@ -14,13 +11,86 @@
 //! # let path = dir.path().join("nightly.lock");
 //! let lock = LockFile::new(&path)?;
 //! let guard = lock.obtain_timeout(Duration::from_secs(5)).await?;
-//! assert!(lock.locked());
+//! // … the work …
 //! guard.release().await?;
 //! # Ok(()) }
 //! ```
 //!
-//! [`guide`] explains how to choose a kind, wait, shut down, run a singleton, and share locks with containers and other
-//! users. [`guarantees`] lists what the crate guarantees on which platform, and which test checks each guarantee.
+//! - A [`LockFile`] is the handle of a lock. [`attempt`](LockFile::attempt) tries once, [`obtain`](LockFile::obtain) waits,
+//!   and [`holder`](LockFile::holder) tells who holds it.
+//! - The [`LockGuard`] is the held lock. Dropping it releases the lock, and [`release`](LockGuard::release) also reports
+//!   errors. [`run`](LockGuard::run) stops the work if the lock is lost.
+//! - A [`Singleton`] runs a service of which only one replica works. A [`Semaphore`] lets N processes work at a time.
+//!
+//! The [`guide`] leads from choosing a kind to containers and other users. It is one page.
+//!
+//! # Kinds
+//!
+//! | Constructor, URL | The lock, and who takes part |
+//! |---|---|
+//! | [`LockFile::new`], `lockfile:` | the platform's default: shlock on Unix, winflock on Windows |
+//! | [`LockFile::native`], `nativelockfile:` | the kernel's own file lock: flock on Unix, winflock on Windows |
+//! | [`LockFile::shlock`], `shlockfile:` | a PID file that exists only while the lock is held; shlock(1), UUCP, Usenet news and mail tools |
+//! | [`LockFile::flock`], `flockfile:` | flock(2) on a file that stays; flock(1), Cargo, Python, std's `File::lock` |
+//! | [`LockFile::winflock`], `winflockfile:` | `LockFileEx` on a file that stays; std's `File::lock`, fs4, Cargo |
+//! | [`LockFile::null`], `nulllockfile:` | no file; only tasks of this process |
+//! | `postgres:`, with the feature `postgres` | a lock of a PostgreSQL session; psql, other machines |
+//! | `etcd:`, with the feature `etcd` | a key under a lease; etcdctl, other machines |
+//!
+//! [`LockFile::open`] opens any kind by its URL, so that a configuration file can choose.
+//! [`LockFile::builder`] sets options. [`LockFile::shared`] is a handle for readers.
+//!
+//! # What it promises
+//!
+//! - **Never two holders**, among processes of this library and other programs that keep the same protocol.
+//! - **Never stuck.** A dead holder's lock is free at once. A wait that is dropped leaves nothing behind.
+//! - **Never someone else's file.** What is not certainly a lock record is not removed or overwritten.
+//! - **Never in the way.** No thread waits, and an idle wait costs no CPU.
+//! - **Always an answer**: who holds it, since when, why it failed, what to do.
+//!
+//! The page of [`guarantees`] names the test behind each of them, and says what is not guaranteed.
+//!
+//! # What is logged
+//!
+//! Events and spans of [`tracing`](https://docs.rs/tracing) have the target `tokio_lockfile`.
+//!
+//! | Level and message | Fields besides `path` and `kind` |
+//! |---|---|
+//! | DEBUG acquired. INFO if the log has reported the wait | `waited_ms` |
+//! | WARN acquired by takeover: the last holder died with the lock | `waited_ms`, `holder.pid` |
+//! | INFO waiting for the lock: after 1 s, 3 s, 7 s, … | `waited_ms`, `holder.pid`, `holder.name` |
+//! | WARN this very task has obtained the lock it waits for | `waited_ms` |
+//! | WARN another process has a record lock (fcntl) on the lock file | `holder.pid` |
+//! | DEBUG released | `held_ms` |
+//! | WARN lost the lock while it was held | `reason` |
+//! | WARN the lock could not be released properly | `error` |
+//!
+//! A [`Singleton`] adds these:
+//!
+//! | Level and message | Fields besides `path` and `kind` |
+//! |---|---|
+//! | INFO stands by | |
+//! | INFO leads | `waited_ms` |
+//! | INFO stepped down | `held_ms`, `reason` |
+//! | WARN the work under the lock failed; standing by again | `held_ms`, `error` |
+//! | WARN the lock failed; standing by again | `error` |
+//!
+//! Times are whole milliseconds. The span `obtain` (DEBUG; `path`, `kind`) covers a wait. An event inside that span does not
+//! repeat the fields of the span. The crate looks up a holder for an event only if a subscriber is interested in that
+//! event.
+//!
+//! # Features
+//!
+//! No feature is on by default.
+//!
+//! - `serde` makes a [`LockUrl`] a string in a configuration file.
+//! - `postgres` and `etcd` build in these kinds.
+//!
+//! # Platforms
+//!
+//! Linux is the main platform. The crate also runs on Windows, and it is written for other Unix systems too. See
+//! [`guarantees`](guarantees#platforms). It needs a Tokio runtime with timers (`enable_time`). On Linux it waits for
+//! events instead of polling if the runtime has the I/O driver (`enable_io`).
 //!
 //! # From PEAK's `peak.running.lockfiles`
 //!
@@ -34,41 +104,7 @@
 //! | `lockfileURL` | [`LockFile::open`], [`LockUrl`] |
 //! | `check_lock` | [`check_lock`] |
 //! | `pid_exists` | [`pid_exists`] |
-//! | `make_tempfile` | not public: the crate makes a shlock record without a name, or under a private name |
-//!
-//! # What is logged
-//!
-//! Events and spans of [`tracing`] have the target `tokio_lockfile`.
-//!
-//! | Message | Level | Fields besides `path` and `kind` |
-//! |---|---|---|
-//! | acquired | DEBUG; INFO if the log has reported the wait | `waited_ms` |
-//! | acquired by takeover: the last holder died with the lock | WARN | `waited_ms`, `holder.pid` |
-//! | waiting for the lock: after 1 s, 3 s, 7 s, … | INFO | `waited_ms`, `holder.pid`, `holder.name` |
-//! | this very task has obtained the lock it waits for | WARN | `waited_ms` |
-//! | another process has a record lock (fcntl) on the lock file | WARN | `holder.pid` |
-//! | released | DEBUG | `held_ms` |
-//! | lost the lock while it was held | WARN | `reason` |
-//! | the lock could not be released properly | WARN | `error` |
-//! | a [`Singleton`] stands by | INFO | |
-//! | leads | INFO | `waited_ms` |
-//! | stepped down | INFO | `held_ms`, `reason` |
-//! | the work under the lock failed; standing by again | WARN | `held_ms`, `error` |
-//! | the lock failed; standing by again | WARN | `error` |
-//!
-//! Times are whole milliseconds. The span `obtain` (DEBUG; `path`, `kind`) covers a wait. An event inside that span does not
-//! repeat the fields of the span. The crate looks up a holder for an event only if a subscriber is interested in that
-//! event.
-//!
-//! # Features
-//!
-//! No feature is on by default. `serde` makes a [`LockUrl`] a string in a configuration file.
-//!
-//! # Platforms
-//!
-//! Linux is the main platform. The crate also runs on Windows, and it is written for other Unix systems too. See
-//! [`guarantees`](guarantees#platforms). It needs a Tokio runtime with timers (`enable_time`). On Linux it waits for
-//! events instead of polling if the runtime has the I/O driver (`enable_io`).
+//! | `make_tempfile` | not public |
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

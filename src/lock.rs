@@ -55,7 +55,7 @@ impl LockFile {
     /// Use this for a data file that the lock protects, see [`LockGuard::file`].
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
     pub fn native(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::NATIVE, path.as_ref(), Options::default())
     }
@@ -63,7 +63,8 @@ impl LockFile {
     /// Makes a lock that is a PID file made with link(2). Unix only.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
+    /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
+    /// - [`LockError::Unsupported`] on other platforms.
     pub fn shlock(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::Shlock, path.as_ref(), Options::default())
     }
@@ -71,7 +72,8 @@ impl LockFile {
     /// Makes a lock that is an flock(2) on a file. The file is not removed. Unix only.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
+    /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
+    /// - [`LockError::Unsupported`] on other platforms.
     pub fn flock(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::Flock, path.as_ref(), Options::default())
     }
@@ -79,7 +81,8 @@ impl LockFile {
     /// Makes a lock that uses `LockFileEx` on a file. The file is not removed. Windows only.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
+    /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
+    /// - [`LockError::Unsupported`] on other platforms.
     pub fn winflock(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::WinFlock, path.as_ref(), Options::default())
     }
@@ -435,7 +438,7 @@ impl LockFile {
     }
 }
 
-/// As [`LockFile::open`].
+/// Parses a URL and opens it, as [`LockFile::open`] does.
 impl FromStr for LockFile {
     type Err = LockError;
 
@@ -444,7 +447,7 @@ impl FromStr for LockFile {
     }
 }
 
-/// As [`LockFile::open`].
+/// Opens the URL, as [`LockFile::open`] does with its text.
 impl TryFrom<&LockUrl> for LockFile {
     type Error = LockError;
 
@@ -453,7 +456,7 @@ impl TryFrom<&LockUrl> for LockFile {
     }
 }
 
-/// As [`LockFile::open`].
+/// Opens the URL, as [`LockFile::open`] does with its text.
 impl TryFrom<LockUrl> for LockFile {
     type Error = LockError;
 

@@ -16,12 +16,25 @@ use super::server_url::ServerUrl;
 ///
 /// The text of an error includes its cause. So [`source`](std::error::Error::source) does not return the cause again.
 /// [`io_error`](Self::io_error) returns the error of the system call.
+///
+/// End each pattern with `..`: then a later version with more fields needs no change of your code.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use tokio_lockfile::{LockError, LockFile};
+/// # async fn f(lock: LockFile) {
+/// match lock.obtain_timeout(Duration::from_secs(5)).await {
+///     Ok(guard) => drop(guard), // works
+///     Err(LockError::TimedOut { holder: Some(holder), .. }) => println!("ask {holder}"),
+///     Err(error) => eprintln!("{error}"),
+/// }
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
     /// The text is not a lock URL.
     #[error("invalid lock URL {url:?}: {reason}")]
-    #[non_exhaustive]
     InvalidUrl {
         /// The given text, with `***` in the place of what may be a password.
         url: String,
@@ -31,7 +44,6 @@ pub enum LockError {
 
     /// The path cannot be the path of a lock file on any system.
     #[error("invalid lock file path {path:?}: {reason}")]
-    #[non_exhaustive]
     InvalidPath {
         /// The given path.
         path: PathBuf,
@@ -41,7 +53,6 @@ pub enum LockError {
 
     /// This platform or this file system does not support the requested kind of lock.
     #[error("a {kind} lock is not possible at {path:?}: {reason}")]
-    #[non_exhaustive]
     Unsupported {
         /// Path of the lock file.
         path: PathBuf,
@@ -55,7 +66,6 @@ pub enum LockError {
 
     /// The file at the path is not a lock file of this kind. It was not changed.
     #[error("{path:?} is not a lock file of this kind: {found}")]
-    #[non_exhaustive]
     NotALockFile {
         /// The path.
         path: PathBuf,
@@ -66,7 +76,6 @@ pub enum LockError {
     /// The holder of the lock file seems to be dead, but nothing proves it, or nothing proves that the file is a lock
     /// of this kind. The file was not changed.
     #[error("{path:?} looks like a lock that {} left behind, but {reason}", Left(*pid))]
-    #[non_exhaustive]
     Stale {
         /// Path of the lock file.
         path: PathBuf,
@@ -78,7 +87,6 @@ pub enum LockError {
 
     /// The lock was not free in time.
     #[error("timed out after {limit:?} waiting for {}{}", Subject(path), Brief(holder.as_deref()))]
-    #[non_exhaustive]
     TimedOut {
         /// Path of the lock file, URL of the lock on a server, or name of the null lock. The name may be empty.
         path: PathBuf,
@@ -91,7 +99,6 @@ pub enum LockError {
     /// Somebody removed or replaced the lock file while the lock was held, or the server gave it up. Another process may
     /// hold the lock now.
     #[error("lost the lock {path:?}: {reason}")]
-    #[non_exhaustive]
     Lost {
         /// Path of the lock file.
         path: PathBuf,
@@ -101,7 +108,6 @@ pub enum LockError {
 
     /// A system call failed. A lock that somebody else holds never causes this error.
     #[error("cannot {action} {path:?}: {error}")]
-    #[non_exhaustive]
     Io {
         /// Path of the lock file.
         path: PathBuf,
@@ -113,7 +119,6 @@ pub enum LockError {
 
     /// The server of the lock does not answer as it should. A lock that somebody else holds never causes this error.
     #[error("cannot {action} {url}: {source}")]
-    #[non_exhaustive]
     Engine {
         /// URL of the lock, without its password.
         url: String,
