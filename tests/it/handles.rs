@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
-use tokio_lockfile::{LockError, LockFile, LockGuard, LockKind, LockUrl, Semaphore, Singleton};
+use tokio_lockfile::{Leadership, LockError, LockFile, LockGuard, LockKind, LockUrl, Semaphore, Singleton};
 
 use crate::support::{FILE_KINDS, HANG, take};
 
@@ -57,9 +57,12 @@ fn a_panic_does_not_poison_a_lock() {
     fn is_unwind_safe<T: UnwindSafe + RefUnwindSafe>() {}
     is_unwind_safe::<LockFile>();
     is_unwind_safe::<LockGuard>();
+    is_unwind_safe::<Leadership>();
+    is_unwind_safe::<Singleton>();
     fn is_value<T: Clone + Send + Sync + std::fmt::Debug + 'static>() {}
     is_value::<Semaphore>();
     is_value::<Singleton>();
+    is_value::<Leadership>();
     let lock = LockFile::null();
     std::panic::catch_unwind(|| {
         let _guard = lock.blocking_obtain().unwrap();

@@ -355,3 +355,25 @@ async fn work_that_steps_down_may_end_by_itself() {
     assert_eq!(leader.run(work, pending()).await.unwrap(), Some("done"));
     assert!(began.elapsed() < Duration::from_secs(60), "it waited for the end of the grace");
 }
+
+/// A caller may pass the work on, in a task of its own, and a shutdown whose output nothing else tells. So the work is an
+/// `FnMut`: the future of an `AsyncFnMut` cannot be known to be `Send`.
+#[tokio::test]
+async fn the_work_and_the_shutdown_may_come_from_a_generic_caller() {
+    fn spawn<W, F>(leader: Singleton, work: W) -> tokio::task::JoinHandle<Result<Option<u32>, SingletonError<String>>>
+    where
+        W: FnMut() -> F + Send + 'static,
+        F: Future<Output = Result<u32, String>> + Send + 'static,
+    {
+        tokio::spawn(async move { leader.run(work, pending()).await })
+    }
+    let mut count = 0;
+    let work = move || {
+        count += 1;
+        async move { Ok(count) }
+    };
+    assert_eq!(spawn(singleton(&LockFile::null()), work).await.unwrap().unwrap(), Some(1));
+    let name = String::from("borrowed");
+    let work = async || Ok::<_, String>(name.len());
+    assert_eq!(singleton(&LockFile::null()).run(work, pending()).await.unwrap(), Some(8));
+}
