@@ -10,6 +10,7 @@ mod elsewhere;
 mod faults;
 mod grace;
 mod identity;
+mod with_lock;
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
