@@ -3,6 +3,8 @@
 //! [`contract`] says what an engine promises. [`of`] is the one place that chooses an engine.
 
 pub(crate) mod contract;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod file;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod memory;
@@ -10,7 +12,7 @@ mod null;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(any(feature = "postgres", feature = "etcd"))]
-#[allow(dead_code, reason = "until the engines are there")]
+#[cfg_attr(not(all(feature = "postgres", feature = "etcd")), allow(dead_code, reason = "each engine uses a part"))]
 mod server;
 
 #[cfg(unix)]
@@ -34,6 +36,8 @@ pub(crate) fn of<Turn: Debug + Send + 'static>(target: &Arc<Target>) -> Result<B
     Ok(match target.kind {
         LockKind::Null => Box::new(null::Null::new(target)),
         LockKind::Shlock | LockKind::Flock | LockKind::WinFlock => Box::new(file::FileLock::new(target)),
+        #[cfg(feature = "etcd")]
+        LockKind::Etcd => Box::new(etcd::Etcd::new(target)?),
         #[cfg(feature = "postgres")]
         LockKind::Postgres => Box::new(postgres::Postgres::new(target)?),
         #[allow(unreachable_patterns, reason = "a feature may build the kind in")]

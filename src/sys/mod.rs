@@ -20,6 +20,7 @@
 //! - [`uptime`] is the time on a clock that no step of the wall clock changes. Where the system permits, all processes of
 //!   the machine see the same time.
 //! - `time_since_boot` is the time on a clock that also goes on while the machine is suspended. It is for locks on servers.
+//! - `host_name` is the name of this host, for the same.
 //! - [`current_pid`] tells which process this is, cheaply: a forked child is another one than its parent.
 //! - [`process_existence`] tells whether a process with this PID exists, and whether it may be a zombie.
 //!   [`describe_process`] tells its name and start, if it can be seen. [`listed_flock_holders`] tells which process the kernel lists as the one that locked a file.

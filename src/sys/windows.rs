@@ -283,6 +283,12 @@ impl NotForChildren {
     }
 }
 
+/// The name of this host; empty if it has none.
+#[cfg(feature = "etcd")]
+pub(crate) fn host_name() -> String {
+    std::env::var("COMPUTERNAME").unwrap_or_default()
+}
+
 /// The PID of this process.
 pub(crate) fn current_pid() -> u32 {
     std::process::id()

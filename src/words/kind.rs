@@ -34,7 +34,7 @@ impl LockKind {
 
     /// Whether readers can hold the lock together.
     pub(crate) const fn can_be_shared(self) -> bool {
-        !matches!(self, Self::Shlock | Self::Etcd)
+        !matches!(self, Self::Shlock)
     }
 
     pub(crate) const fn is_supported(self) -> bool {
@@ -50,7 +50,7 @@ impl LockKind {
     pub(crate) const fn missing_feature(self) -> Option<&'static str> {
         match self {
             Self::Postgres if !cfg!(feature = "postgres") => Some("postgres"),
-            Self::Etcd => Some("etcd"),
+            Self::Etcd if !cfg!(feature = "etcd") => Some("etcd"),
             _ => None,
         }
     }

@@ -80,7 +80,7 @@ fn known(scheme: &str) -> Option<(LockKind, &'static [&'static str])> {
 }
 
 const POSTGRES_PARAMETERS: &[&str] = &["lock", "key", "ttl", "sslmode", "sslrootcert", "connect_timeout", "fence"];
-const ETCD_PARAMETERS: &[&str] = &["ttl", "tls", "cacert", "connect_timeout"];
+const ETCD_PARAMETERS: &[&str] = &["ttl", "tls", "cacert", "cert", "key", "connect_timeout"];
 
 /// The schemes, for a message.
 pub(super) const SCHEMES: [&str; 3] = ["postgres", "postgresql", "etcd"];

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::key;
 use super::tls::{Root, Tls, TlsMode};
+use crate::engine::server::span;
 use crate::words::error::LockError;
 use crate::words::server_url::ServerUrl;
 use crate::words::target::Target;
@@ -86,7 +87,7 @@ fn read(url: &ServerUrl, environment: Environment<'_>) -> Result<(Settings, Lock
     let user = url.user.clone().or_else(|| environment("PGUSER")).map_or_else(system_user, Ok)?;
     let database = Some(url.path.clone()).filter(|path| !path.is_empty());
     let database = database.or_else(|| environment("PGDATABASE")).unwrap_or_else(|| user.clone());
-    let ttl = url.parameter("ttl").map_or(Ok(TTL), |text| duration("ttl", text))?;
+    let ttl = url.parameter("ttl").map_or(Ok(TTL), |text| span::parse("ttl", text))?;
     if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) {
         return Err(format!("its ttl {ttl:?} is not from {SHORTEST_TTL:?} to 24h"));
     }
@@ -152,7 +153,7 @@ fn tls(url: &ServerUrl, environment: Environment<'_>) -> Result<Tls, String> {
 
 fn connect_timeout(url: &ServerUrl, environment: Environment<'_>) -> Result<Duration, String> {
     let timeout = match (url.parameter("connect_timeout"), environment("PGCONNECT_TIMEOUT")) {
-        (Some(text), _) => duration("connect_timeout", text)?,
+        (Some(text), _) => span::parse("connect_timeout", text)?,
         // libpq waits for ever at 0 and below. No lock of ours does.
         (None, Some(text)) => {
             let seconds: i32 =
@@ -164,23 +165,6 @@ fn connect_timeout(url: &ServerUrl, environment: Environment<'_>) -> Result<Dura
     match timeout < SHORTEST_TTL {
         true => Err(format!("its connect_timeout {timeout:?} is less than {SHORTEST_TTL:?}")),
         false => Ok(timeout),
-    }
-}
-
-/// A number with a unit: `1500ms`, `10s`, `2m`, `1h`. Without a unit it is in seconds, as in libpq.
-fn duration(name: &str, text: &str) -> Result<Duration, String> {
-    let digits = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
-    let unit = match &text[digits..] {
-        "ms" => 1,
-        "" | "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => 0,
-    };
-    let number: Option<u64> = text[..digits].parse().ok();
-    match number.and_then(|number| number.checked_mul(unit)).filter(|_| unit > 0) {
-        Some(millis) => Ok(Duration::from_millis(millis)),
-        None => Err(format!("its {name} {text:?} is no time such as 10s or 1500ms")),
     }
 }
 

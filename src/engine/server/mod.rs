@@ -3,3 +3,4 @@
 pub(super) mod driver;
 pub(super) mod lease;
 pub(super) mod socket;
+pub(super) mod span;

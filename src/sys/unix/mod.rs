@@ -270,6 +270,12 @@ pub(crate) fn time_since_boot() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
+/// The name of this host; empty if it has none.
+#[cfg(feature = "etcd")]
+pub(crate) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 fn try_lock(call: impl Fn() -> Result<(), TryLockError>) -> io::Result<bool> {
     loop {
         match call() {

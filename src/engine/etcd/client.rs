@@ -1,0 +1,88 @@
+//! What this process has in a cluster: a connection, a lease, and its keys.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::cluster::Cluster;
+use super::config::Config;
+use super::failure::Failure;
+use super::session::Sessions;
+use super::value::Owner;
+use crate::engine::server::driver;
+use crate::sys::per_process::PerProcess;
+
+/// How long a connection stays when nobody uses it.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// The clusters that this process uses.
+static CLIENTS: PerProcess<Mutex<HashMap<Config, Arc<Client>>>> = PerProcess::new();
+
+pub(super) struct Client {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) sessions: Arc<Sessions>,
+    /// What this process writes into its keys.
+    pub(super) owner: Owner,
+    /// One for each lock for which this process has, or may have, a key.
+    names: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
+}
+
+impl Client {
+    /// The client with this configuration. To be called by jobs of the driver only: so all that a client has is dropped on
+    /// the driver's thread, and never in a forked child.
+    pub(super) fn of(config: &Config) -> io::Result<Arc<Self>> {
+        let mut clients = clients();
+        if let Some(client) = clients.get(config) {
+            return Ok(Arc::clone(client));
+        }
+        driver::spawn(leave_when_idle(config.clone()))?;
+        let cluster = Arc::new(Cluster::new(config.clone()));
+        let sessions = Arc::new(Sessions::new(Arc::clone(&cluster)));
+        let client = Arc::new(Self { cluster, sessions, owner: Owner::this_process(), names: Mutex::default() });
+        clients.insert(config.clone(), Arc::clone(&client));
+        Ok(client)
+    }
+
+    /// The right to have a key for the lock of this name. It is kept until nothing is left of the key.
+    pub(super) async fn name(&self, name: &str, deadline: Instant) -> Result<OwnedMutexGuard<()>, Failure> {
+        let lock = {
+            let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+            names.retain(|_, lock| lock.strong_count() > 0);
+            let known = names.get(name).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let lock = Arc::default();
+                names.insert(name.to_owned(), Arc::downgrade(&lock));
+                lock
+            })
+        };
+        timeout_at(deadline, lock.lock_owned()).await.map_err(|_| {
+            let unanswered = "an earlier request for the same lock has no answer yet";
+            Failure::not_sent(io::Error::new(io::ErrorKind::TimedOut, unanswered))
+        })
+    }
+
+    /// Whether only the map has it. Under the map's mutex nobody else gets it.
+    fn is_idle(self: &Arc<Self>) -> bool {
+        Arc::strong_count(self) == 1 && Arc::strong_count(&self.sessions) == 1
+    }
+}
+
+fn clients() -> MutexGuard<'static, HashMap<Config, Arc<Client>>> {
+    CLIENTS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Closes the connection of a client that nobody uses.
+async fn leave_when_idle(config: Config) {
+    loop {
+        sleep(IDLE).await;
+        let mut clients = clients();
+        if clients.get(&config).is_none_or(Client::is_idle) {
+            clients.remove(&config);
+            return;
+        }
+    }
+}

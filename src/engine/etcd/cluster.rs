@@ -1,0 +1,114 @@
+//! A cluster as this process sees it: one connection, to a member that answers.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::config::Config;
+use super::connect;
+use super::failure::Failure;
+use super::grpc::{Channel, Stream};
+use super::proto::Call;
+use crate::engine::server::lease::Moment;
+
+/// Before all members are asked once more.
+const PAUSE: Duration = Duration::from_millis(100);
+
+pub(super) struct Cluster {
+    pub(super) config: Config,
+    channel: AsyncMutex<Option<Channel>>,
+    /// With which member the next connection begins.
+    next: AtomicUsize,
+}
+
+/// What a member has answered.
+pub(super) struct Answered<T> {
+    pub(super) value: T,
+    /// When the request was sent.
+    pub(super) sent: Moment,
+    /// Whether the same request, sent earlier, may be carried out too, now or later.
+    pub(super) is_in_doubt: bool,
+}
+
+impl Cluster {
+    pub(super) fn new(config: Config) -> Self {
+        Self { config, channel: AsyncMutex::default(), next: AtomicUsize::default() }
+    }
+
+    /// When an operation that begins now must have its answer.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.config.limit
+    }
+
+    /// A call that ends by `deadline`. Members that do not answer are passed over.
+    pub(super) async fn call<C: Call>(&self, call: &C, deadline: Instant) -> Result<Answered<C::Answer>, Failure> {
+        let share = deadline.saturating_duration_since(Instant::now()) / 3;
+        let mut is_in_doubt = false;
+        for tries in 1.. {
+            let channel = self.channel(deadline).await.map_err(|failure| failure.doubted(is_in_doubt))?;
+            let sent = Moment::now();
+            let latest = deadline.min(Instant::now() + share);
+            let answered = timeout_at(latest, channel.call(call)).await;
+            let failure = match answered.unwrap_or_else(|_| Err(Failure::no_answer())) {
+                Ok(value) => return Ok(Answered { value, sent, is_in_doubt }),
+                Err(failure) => failure.at(channel.origin()),
+            };
+            is_in_doubt |= failure.is_in_doubt();
+            if !failure.is_passing() {
+                return Err(failure.doubted(is_in_doubt));
+            }
+            self.give_up(&channel);
+            if tries % self.config.endpoints.len() == 0 {
+                sleep(PAUSE).await;
+            }
+            if Instant::now() >= deadline {
+                return Err(failure.doubted(is_in_doubt));
+            }
+        }
+        unreachable!("the loop has no end")
+    }
+
+    /// A call with a stream of answers.
+    pub(super) async fn stream<C: Call>(&self, call: &C, deadline: Instant) -> Result<Stream<C>, Failure> {
+        let channel = self.channel(deadline).await?;
+        let begun = channel.stream(call).await;
+        if begun.is_err() {
+            self.give_up(&channel);
+        }
+        begun
+    }
+
+    /// The connection. Whoever comes first makes it.
+    async fn channel(&self, deadline: Instant) -> Result<Channel, Failure> {
+        let mut last = None;
+        let connecting = async {
+            let mut current = self.channel.lock().await;
+            if let Some(channel) = &*current {
+                return Ok(channel.clone());
+            }
+            loop {
+                match connect::to_any(&self.config, self.next.load(Ordering::Relaxed)).await {
+                    Ok(channel) => return Ok(current.insert(channel).clone()),
+                    Err(failure) if !failure.is_passing() => return Err(failure),
+                    Err(failure) => last = Some(failure),
+                }
+                sleep(PAUSE).await;
+            }
+        };
+        let connected = timeout_at(deadline, connecting).await;
+        connected.unwrap_or_else(|_| Err(last.unwrap_or_else(Failure::no_connection)))
+    }
+
+    /// The member at the other end does not answer as it should. So all who use the connection go to another one.
+    fn give_up(&self, channel: &Channel) {
+        // Who has the mutex now connects, so the connection has been given up already.
+        let Ok(mut current) = self.channel.try_lock() else { return };
+        if current.as_ref().is_some_and(|current| current.is_same(channel)) {
+            *current = None;
+            self.next.fetch_add(1, Ordering::Relaxed);
+            channel.close();
+        }
+    }
+}

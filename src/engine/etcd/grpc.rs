@@ -1,0 +1,224 @@
+//! gRPC over HTTP/2, as far as etcd's API needs it: calls with one answer, and a call with a stream of answers.
+//!
+//! This follows "gRPC over HTTP2" (PROTOCOL-HTTP2.md of grpc). It is written on `h2` instead of a larger library because a
+//! connection must be one that we can close at any moment, and because a user should not have to build a larger library
+//! for nine calls.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
+use percent_encoding::percent_decode_str;
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::AbortHandle;
+
+use super::failure::{Code, Failure};
+use super::proto::Call;
+
+/// No answer of etcd to our requests comes near this size.
+const LONGEST_MESSAGE: usize = 16 << 20;
+
+/// A connection to one server. Clones use the same connection.
+#[derive(Clone)]
+pub(super) struct Channel {
+    requests: SendRequest<Bytes>,
+    connection: Arc<Connection>,
+    /// `http://host:port`
+    origin: Arc<str>,
+    token: Option<HeaderValue>,
+}
+
+/// The task that drives the connection. All calls on it fail when the task has ended.
+struct Connection(AbortHandle);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Channel {
+    /// Begins HTTP/2 on `stream`. `origin` is the URL of the server without a path.
+    pub(super) async fn open<S>(stream: S, origin: &str) -> Result<Self, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let mut builder = h2::client::Builder::new();
+        let (requests, connection) =
+            builder.enable_push(false).handshake(stream).await.map_err(|error| Failure::not_sent(into_io(error)))?;
+        let driving = tokio::spawn(async move { _ = connection.await });
+        let connection = Arc::new(Connection(driving.abort_handle()));
+        Ok(Self { requests, connection, origin: origin.into(), token: None })
+    }
+
+    /// The same channel, with `token` in each call.
+    pub(super) fn with_token(mut self, token: HeaderValue) -> Self {
+        self.token = Some(token);
+        self
+    }
+
+    /// The URL of the server without a path.
+    pub(super) fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Ends the connection for all its users.
+    pub(super) fn close(&self) {
+        self.connection.0.abort();
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.connection, &other.connection)
+    }
+
+    /// A call with one answer.
+    pub(super) async fn call<C: Call>(&self, call: &C) -> Result<C::Answer, Failure> {
+        let mut stream = self.begin(call, true).await?;
+        stream.next().await?.ok_or_else(|| Failure::broken(io::ErrorKind::UnexpectedEof.into()))
+    }
+
+    /// A call with a stream of answers, which begins with one request.
+    pub(super) async fn stream<C: Call>(&self, call: &C) -> Result<Stream<C>, Failure> {
+        self.begin(call, false).await
+    }
+
+    async fn begin<C: Call>(&self, call: &C, is_last: bool) -> Result<Stream<C>, Failure> {
+        let not_sent = |error| Failure::not_sent(into_io(error));
+        let mut requests = self.requests.clone().ready().await.map_err(not_sent)?;
+        let (response, sender) = requests.send_request(self.head(C::METHOD), false).map_err(not_sent)?;
+        let mut stream =
+            Stream { sender, answers: Answers::Awaited(response), read: BytesMut::new(), call: PhantomData };
+        stream.send(call, is_last)?;
+        Ok(stream)
+    }
+
+    fn head(&self, method: &str) -> Request<()> {
+        let uri: Uri = format!("{}{method}", self.origin).parse().expect("the origin was a URL when we connected");
+        let mut request = Request::post(uri);
+        if let Some(headers) = request.headers_mut() {
+            headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+            headers.insert("te", HeaderValue::from_static("trailers"));
+            // A member that has lost its cluster answers at once that it has no leader.
+            headers.insert("hasleader", HeaderValue::from_static("true"));
+            if let Some(token) = &self.token {
+                headers.insert("token", token.clone());
+            }
+        }
+        request.body(()).expect("it has a valid URL")
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Channel").field(&self.origin).finish()
+    }
+}
+
+/// A call under way.
+pub(super) struct Stream<C> {
+    sender: SendStream<Bytes>,
+    answers: Answers,
+    read: BytesMut,
+    call: PhantomData<fn(C)>,
+}
+
+enum Answers {
+    Awaited(ResponseFuture),
+    Begun(RecvStream),
+}
+
+impl<C: Call> Stream<C> {
+    /// Sends one more request.
+    pub(super) fn send(&mut self, call: &C, is_last: bool) -> Result<(), Failure> {
+        let length = call.encoded_len();
+        let mut frame = BytesMut::with_capacity(5 + length);
+        // Not compressed.
+        frame.put_u8(0);
+        frame.put_u32(length.try_into().expect("our requests are short"));
+        call.encode(&mut frame).expect("a BytesMut grows");
+        self.sender.send_data(frame.freeze(), is_last).map_err(|error| Failure::broken(into_io(error)))
+    }
+
+    /// The next answer; `None` at the end of the stream. Cancel safe.
+    pub(super) async fn next(&mut self) -> Result<Option<C::Answer>, Failure> {
+        loop {
+            if let Some(message) = self.take_message()? {
+                return Ok(Some(message));
+            }
+            let body = self.answers().await?;
+            match poll_fn(|context| body.poll_data(context)).await {
+                Some(data) => {
+                    let data = data.map_err(|error| Failure::broken(into_io(error)))?;
+                    _ = body.flow_control().release_capacity(data.len());
+                    self.read.extend_from_slice(&data);
+                }
+                None => {
+                    let trailers = body.trailers().await.map_err(|error| Failure::broken(into_io(error)))?;
+                    status(&trailers.unwrap_or_default())?;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    async fn answers(&mut self) -> Result<&mut RecvStream, Failure> {
+        if let Answers::Awaited(response) = &mut self.answers {
+            let response = response.await.map_err(|error| Failure::broken(into_io(error)))?;
+            if response.status() != StatusCode::OK {
+                let answer = format!("it answers with HTTP status {}", response.status());
+                return Err(Failure::broken(io::Error::other(answer)));
+            }
+            // A call that fails may have no other headers than these.
+            if response.headers().contains_key("grpc-status") {
+                status(response.headers())?;
+            }
+            self.answers = Answers::Begun(response.into_body());
+        }
+        match &mut self.answers {
+            Answers::Begun(body) => Ok(body),
+            Answers::Awaited(_) => unreachable!("it has just begun"),
+        }
+    }
+
+    fn take_message(&mut self) -> Result<Option<C::Answer>, Failure> {
+        let malformed = |what: &str| Failure::broken(io::Error::new(io::ErrorKind::InvalidData, what));
+        let Some(&[flags, a, b, c, d]) = self.read.first_chunk() else { return Ok(None) };
+        let length = u32::from_be_bytes([a, b, c, d]) as usize;
+        if flags != 0 || length > LONGEST_MESSAGE {
+            return Err(malformed("its answer is compressed, too long, or not gRPC"));
+        }
+        if self.read.len() < 5 + length {
+            return Ok(None);
+        }
+        self.read.advance(5);
+        let message = self.read.split_to(length);
+        C::Answer::decode(message).map(Some).map_err(|_| malformed("its answer is not the message that etcd has"))
+    }
+}
+
+/// What the server says at the end of a call.
+fn status(headers: &HeaderMap) -> Result<(), Failure> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    match text("grpc-status").and_then(|code| code.parse().ok()) {
+        Some(0) => Ok(()),
+        Some(code) => {
+            let message = percent_decode_str(text("grpc-message").unwrap_or_default()).decode_utf8_lossy();
+            Err(Failure::refused(Code(code), message.into_owned()))
+        }
+        None => Err(Failure::broken(io::Error::other("its answer has no gRPC status"))),
+    }
+}
+
+fn into_io(error: h2::Error) -> io::Error {
+    match error.is_io() {
+        true => error.into_io().expect("just asked"),
+        false => io::Error::other(error),
+    }
+}

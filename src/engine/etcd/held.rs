@@ -1,0 +1,222 @@
+//! A lock that is held: the face of a place in front of the queue, which a job of the driver keeps.
+
+use std::fmt;
+use std::future::pending;
+use std::io;
+use std::mem;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::sleep;
+
+use super::failure::Failure;
+use super::place::Place;
+use super::session::Session;
+use crate::engine::contract::{Answer, BoxFuture, Held};
+use crate::engine::server::driver;
+use crate::sys::process::Owner;
+use crate::words::error::{LockError, LostReason};
+use crate::words::target::Target;
+
+/// Whether the key was still there.
+type Released = Result<bool, Failure>;
+
+pub(super) struct EtcdHeld {
+    parts: Option<Parts>,
+    token: u64,
+    owner: Owner,
+}
+
+/// How long a lock waits for the task that wants it. The task may do something else, for example in another branch of
+/// `select!`, or its runtime may be blocked: it does not know yet that it has the lock, so the lock must not keep others out
+/// for long. This is longer than for a file, for the next place in the queue is the last one.
+const UNCLAIMED: Duration = Duration::from_millis(100);
+
+/// Decided once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Claimed,
+    TakenBack,
+}
+
+/// What a forked child must not touch, not even by dropping it.
+struct Parts {
+    session: Arc<Session>,
+    lost: watch::Receiver<Option<LostReason>>,
+    fate: Arc<OnceLock<Fate>>,
+    /// Asks the job to delete the key, and to answer here. Dropping it asks too.
+    release: oneshot::Sender<oneshot::Sender<Released>>,
+}
+
+impl EtcdHeld {
+    /// Fails if no thread can be started for the job. Then the session deletes the key.
+    pub(super) fn new(place: Place, tells_since: bool) -> Result<Self, Failure> {
+        let (release, asked) = oneshot::channel();
+        let (sender, lost) = watch::channel(None);
+        let fate = Arc::default();
+        let (session, token) = (Arc::clone(place.session()), place.token());
+        let job = Job { place, tells_since, asked, lost: sender, fate: Arc::clone(&fate) };
+        driver::spawn(job.keep()).map_err(|error| {
+            session.set_in_doubt();
+            Failure::not_sent(error)
+        })?;
+        Ok(Self { parts: Some(Parts { session, lost, fate, release }), token, owner: Owner::this_process() })
+    }
+
+    /// The task that wants the lock is there. `false` if the lock has been taken back.
+    pub(super) fn claim(&self) -> bool {
+        *self.parts().fate.get_or_init(|| Fate::Claimed) == Fate::Claimed
+    }
+
+    fn parts(&self) -> &Parts {
+        self.parts.as_ref().expect("only a release takes them")
+    }
+
+    fn check_here(&self) -> Result<(), LostReason> {
+        let Parts { session, lost, .. } = self.parts();
+        match *lost.borrow() {
+            Some(reason) => Err(reason),
+            None if session.lease.is_alive() => Ok(()),
+            None => Err(LostReason::Expired),
+        }
+    }
+
+    /// Asks for the release. The answer comes later.
+    pub(super) fn begin_release(mut self) -> oneshot::Receiver<Released> {
+        let (answer, released) = oneshot::channel();
+        if let Some(parts) = self.parts.take() {
+            drop(parts.release.send(answer));
+        }
+        released
+    }
+}
+
+/// Keeps a place until it is released.
+struct Job {
+    place: Place,
+    tells_since: bool,
+    asked: oneshot::Receiver<oneshot::Sender<Released>>,
+    lost: watch::Sender<Option<LostReason>>,
+    fate: Arc<OnceLock<Fate>>,
+}
+
+impl Job {
+    async fn keep(mut self) {
+        let mut answer = None;
+        tokio::select! {
+            biased;
+            asked = &mut self.asked => answer = Some(asked),
+            reason = watch_for_loss(&self.place, self.tells_since) => {
+                self.lost.send_replace(Some(reason));
+                answer = Some((&mut self.asked).await);
+            }
+            () = unclaimed(&self.fate) => {}
+        }
+        let deleted = self.place.delete().await;
+        let is_deleted = deleted.is_ok();
+        let answer = match answer {
+            Some(answer) => answer,
+            None => self.asked.await,
+        };
+        if let Ok(answer) = answer {
+            drop(answer.send(deleted));
+        }
+        if !is_deleted {
+            self.place.delete_at_last().await;
+        }
+    }
+}
+
+async fn watch_for_loss(place: &Place, tells_since: bool) -> LostReason {
+    if tells_since {
+        place.tell_since(SystemTime::now()).await;
+    }
+    place.lost().await
+}
+
+/// Resolves when the lock is taken back because nobody has claimed it.
+async fn unclaimed(fate: &OnceLock<Fate>) {
+    sleep(UNCLAIMED).await;
+    if *fate.get_or_init(|| Fate::TakenBack) == Fate::Claimed {
+        pending().await
+    }
+}
+
+impl Drop for EtcdHeld {
+    fn drop(&mut self) {
+        if !self.owner.is_this_process() {
+            // Another thread of the parent may have had a mutex in it at the fork.
+            mem::forget(self.parts.take());
+        }
+    }
+}
+
+impl fmt::Debug for EtcdHeld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EtcdHeld").field("token", &self.token).finish_non_exhaustive()
+    }
+}
+
+impl Held for EtcdHeld {
+    fn check(&self, _target: &Target) -> Result<(), LostReason> {
+        self.check_here()
+    }
+
+    fn lost<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, LostReason> {
+        let mut lost = self.parts().lost.clone();
+        Box::pin(async move {
+            match lost.wait_for(Option::is_some).await.map(|reason| *reason) {
+                Ok(Some(reason)) => reason,
+                // The driver's job has panicked. Nobody hears of the key any more.
+                Ok(None) | Err(_) => LostReason::Disconnected,
+            }
+        })
+    }
+
+    fn is_of_this_process(&self) -> bool {
+        self.owner.is_this_process()
+    }
+
+    fn is_slow_to_release(&self) -> bool {
+        true
+    }
+
+    fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
+        let lost = self.check_here();
+        let session = Arc::clone(&self.parts().session);
+        let released = self.begin_release();
+        if let Err(reason) = lost {
+            return Answer::Ready(Err(LockError::lost(&target.path, reason)));
+        }
+        let target = target.clone();
+        Answer::Later(Box::pin(async move {
+            let reason = match released.await {
+                Ok(Ok(true)) => return Ok(()),
+                Ok(Ok(false)) => LostReason::Removed,
+                Ok(Err(failure)) if session.lease.is_alive() => return Err(not_released(&target, failure.into_io())),
+                Ok(Err(_)) => LostReason::Expired,
+                Err(_) => return Err(not_released(&target, io::Error::other("a job of the driver panicked"))),
+            };
+            Err(LockError::lost(&target.path, reason))
+        }))
+    }
+
+    /// The key is deleted a moment later.
+    fn release_now(self: Box<Self>, target: &Target) -> Result<(), LockError> {
+        let lost = self.check_here();
+        drop(self);
+        lost.map_err(|reason| LockError::lost(&target.path, reason))
+    }
+
+    fn token(&self) -> Option<u64> {
+        Some(self.token)
+    }
+}
+
+fn not_released(target: &Target, error: io::Error) -> LockError {
+    match &target.server {
+        Some(url) => LockError::engine(url, "release", error),
+        None => LockError::io(&target.path, "release", error),
+    }
+}

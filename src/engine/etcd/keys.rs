@@ -1,0 +1,92 @@
+//! The requests about the keys of a lock, as etcdctl's `lock` and Go's `concurrency.Mutex` make them.
+//!
+//! Each who wants the lock has a key `NAME/LEASE`, with his lease in hexadecimal. Of the keys below `NAME/`, the one with
+//! the lowest create revision holds the lock. A key of a reader says so in its value.
+
+use super::proto::{
+    Compare, CompareResult, CompareTarget, DeleteRangeRequest, FilterType, Operation, PutRequest, RangeRequest,
+    SortOrder, SortTarget, TxnRequest, WatchCreateRequest, WatchRequest,
+};
+
+/// The key of one lease for the lock `name`.
+pub(super) fn key(name: &str, lease: i64) -> Vec<u8> {
+    format!("{name}/{lease:x}").into()
+}
+
+/// All keys of the lock `name`: from the first value to before the second.
+fn range(name: &str) -> (Vec<u8>, Vec<u8>) {
+    // The character after the slash is 0.
+    (format!("{name}/").into(), format!("{name}0").into())
+}
+
+/// The keys of the lock, the first of the queue in front. `limit`: 0 for all.
+pub(super) fn queue(name: &str, limit: i64) -> RangeRequest {
+    let (key, range_end) = range(name);
+    let (sort_order, sort_target) = (SortOrder::Ascend.into(), SortTarget::Create.into());
+    RangeRequest { key, range_end, limit, sort_order, sort_target, max_create_revision: 0 }
+}
+
+/// The key that was made at `revision`, and behind it those in front of it in the queue, the last one first.
+pub(super) fn queue_up_to(name: &str, revision: i64, limit: i64) -> RangeRequest {
+    RangeRequest { sort_order: SortOrder::Descend.into(), max_create_revision: revision, ..queue(name, limit) }
+}
+
+pub(super) fn get(key: &[u8]) -> RangeRequest {
+    RangeRequest { key: key.to_owned(), ..RangeRequest::default() }
+}
+
+/// Makes the key unless it is there, and answers with it if it is.
+pub(super) fn make(put: PutRequest) -> TxnRequest {
+    let is_missing = created_at(&put.key, 0);
+    when(is_missing, put)
+}
+
+/// The same, only if no key of the lock is younger than `revision`. With 0 as `revision`, only if the lock has no key.
+pub(super) fn make_if_none_after(name: &str, revision: i64, put: PutRequest) -> TxnRequest {
+    let (key, range_end) = range(name);
+    let (result, target) = (CompareResult::Less.into(), CompareTarget::Create.into());
+    when(Compare { result, target, key, range_end, create_revision: Some(revision + 1) }, put)
+}
+
+fn when(condition: Compare, put: PutRequest) -> TxnRequest {
+    let existing = get(&put.key);
+    TxnRequest {
+        compare: vec![condition],
+        success: vec![Operation::Put(put).into()],
+        failure: vec![Operation::Range(existing).into()],
+    }
+}
+
+/// Writes another value into the key that was made at `revision`, if it is still there.
+pub(super) fn rewrite(revision: i64, put: PutRequest) -> TxnRequest {
+    TxnRequest {
+        compare: vec![created_at(&put.key, revision)],
+        success: vec![Operation::Put(put).into()],
+        failure: Vec::new(),
+    }
+}
+
+/// Deletes the key that was made at `revision`. A late second copy of this request spares the next key of that name.
+pub(super) fn delete(key: &[u8], revision: i64) -> TxnRequest {
+    TxnRequest {
+        compare: vec![created_at(key, revision)],
+        success: vec![Operation::Delete(DeleteRangeRequest { key: key.to_owned() }).into()],
+        failure: Vec::new(),
+    }
+}
+
+fn created_at(key: &[u8], revision: i64) -> Compare {
+    Compare {
+        result: CompareResult::Equal.into(),
+        target: CompareTarget::Create.into(),
+        key: key.to_owned(),
+        range_end: Vec::new(),
+        create_revision: Some(revision),
+    }
+}
+
+/// Tells of the deletion of the key, at `revision` or later.
+pub(super) fn watch(key: &[u8], revision: i64) -> WatchRequest {
+    let filters = vec![FilterType::NoPut.into()];
+    WatchRequest { create: Some(WatchCreateRequest { key: key.to_owned(), start_revision: revision, filters }) }
+}

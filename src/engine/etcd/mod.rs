@@ -1,0 +1,130 @@
+//! Locks in an etcd cluster.
+//!
+//! All that talks to the cluster runs on the driver's thread. From the bottom up:
+//! - [`proto`] has the messages, [`grpc`] makes calls on one connection, [`connect`] and [`tls`] make the connection.
+//! - [`cluster`] makes a call to whichever member answers, and [`failure`] says what a failed call means.
+//! - [`session`] keeps the lease of this process, under which all its keys are. [`client`] has all that this process has in
+//!   a cluster.
+//! - [`keys`] and [`value`] say what the keys of a lock look like. [`place`] is one key of ours, from its making to its
+//!   deletion.
+//! - [`held`] is a lock that is held.
+//!
+//! # What may go wrong, and what is done against it
+//! - A request whose answer did not come may be carried out at any time, also after we have given up. So its lease takes no
+//!   new locks, and keys under it that nobody here owns are deleted until it ends. A request to delete a key names the
+//!   revision of the key, so a late one does no harm.
+//! - A lease may end while its owner waits (see jepsen.io on etcd 3.4.3). So the look that finds the lock free also shows
+//!   that our own key is still there, and then our clock is asked.
+//! - A member may be cut off from the others and answer all the same. So each request asks for a member that has a leader.
+
+mod client;
+mod cluster;
+mod config;
+mod connect;
+mod failure;
+mod grpc;
+mod held;
+mod keys;
+mod place;
+mod proto;
+mod session;
+mod tls;
+mod tries;
+mod value;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::contract::{Answer, Attempt, BoxFuture, Contention, Engine, Grant, Waiter};
+use super::server::driver;
+use crate::words::error::LockError;
+use crate::words::holder::Holder;
+use crate::words::mode::Mode;
+use crate::words::server_url::ServerUrl;
+use crate::words::target::Target;
+use client::Client;
+use config::Config;
+use failure::Failure;
+use place::Lock;
+use tries::Claimed;
+
+#[derive(Debug, Clone)]
+pub(super) struct Etcd {
+    url: Arc<ServerUrl>,
+    identity: Arc<Path>,
+    lock: Arc<Lock>,
+}
+
+impl Etcd {
+    /// Touches no network.
+    pub(super) fn new(target: &Target) -> Result<Self, LockError> {
+        let url = target.server.as_ref().expect("a lock of this kind is on a server");
+        let (config, name) = (Config::new(url)?, url.path.clone());
+        let identity = config.identity(&name);
+        Ok(Self { url: Arc::clone(url), identity, lock: Arc::new(Lock { config, name }) })
+    }
+
+    fn error(&self, action: &'static str, failure: Failure) -> LockError {
+        LockError::engine(&self.url, action, failure.into_io())
+    }
+}
+
+impl<Turn: std::fmt::Debug + Send + 'static> Engine<Turn> for Etcd {
+    fn identity(&self) -> Option<Arc<Path>> {
+        Some(Arc::clone(&self.identity))
+    }
+
+    fn attempt(&self, mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>> {
+        let this = self.clone();
+        Answer::Later(Box::pin(async move {
+            match tries::attempt(&this.lock, mode, turn).await.map_err(|failure| this.error("try for", failure))? {
+                Claimed::Held(held, turn) => Ok(Attempt::Acquired(granted(held, turn, Contention::None))),
+                Claimed::Busy(turn) => Ok(Attempt::Busy(turn, Box::new(EtcdWaiter { engine: this, mode }))),
+            }
+        }))
+    }
+
+    fn holders(&self) -> BoxFuture<'static, Result<Vec<Holder>, LockError>> {
+        let this = self.clone();
+        let lock = Arc::clone(&self.lock);
+        let looking = driver::run(async move { holders(&lock).await });
+        Box::pin(async move {
+            let looked = looking.await.unwrap_or_else(|error| Err(Failure::not_sent(error)));
+            looked.map_err(|failure| this.error("look at", failure))
+        })
+    }
+}
+
+#[derive(Debug)]
+struct EtcdWaiter {
+    engine: Etcd,
+    mode: Mode,
+}
+
+impl<Turn: std::fmt::Debug + Send + 'static> Waiter<Turn> for EtcdWaiter {
+    fn wait(self: Box<Self>, turn: Turn, _had_rivals: bool) -> BoxFuture<'static, Result<Grant<Turn>, LockError>> {
+        Box::pin(async move {
+            match tries::wait(&self.engine.lock, self.mode, turn)
+                .await
+                .map_err(|failure| self.engine.error("wait for", failure))?
+            {
+                Claimed::Held(held, turn) => Ok(granted(held, turn, Contention::Waited)),
+                Claimed::Busy(_) => unreachable!("a wait ends in a held lock"),
+            }
+        })
+    }
+}
+
+fn granted<Turn>(held: held::EtcdHeld, turn: Turn, contention: Contention) -> Grant<Turn> {
+    Grant { held: Box::new(held), turn, taken_over: None, contention }
+}
+
+/// The first of the queue; if it reads, all readers that no writer is in front of.
+async fn holders(lock: &Lock) -> Result<Vec<Holder>, Failure> {
+    let client = Client::of(&lock.config).map_err(Failure::not_sent)?;
+    let cluster = &client.cluster;
+    let looked = cluster.call(&keys::queue(&lock.name, 0), cluster.deadline()).await?.value;
+    let is_shared = |key: &&proto::KeyValue| value::is_shared(&key.value);
+    let readers = looked.kvs.iter().take_while(is_shared).count();
+    Ok(looked.kvs.iter().take(readers.max(1)).map(|key| value::holder(&key.value)).collect())
+}

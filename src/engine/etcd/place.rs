@@ -1,0 +1,258 @@
+//! A place in the queue of a lock: a key that this process has made, until it is deleted.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::sleep;
+
+use super::client::Client;
+use super::cluster::{Answered, Cluster};
+use super::config::Config;
+use super::failure::Failure;
+use super::proto::{
+    DeleteRangeRequest, EventType, Outcome, PutRequest, RangeResponse, TxnRequest, TxnResponse, WatchResponse,
+};
+use super::session::Session;
+use super::{keys, value};
+use crate::engine::server::driver;
+use crate::words::error::LostReason;
+use crate::words::mode::Mode;
+
+/// Before a watch that has broken off begins again, or a request that has failed is made again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// One lock in one cluster.
+#[derive(Debug)]
+pub(super) struct Lock {
+    pub(super) config: Config,
+    pub(super) name: String,
+}
+
+/// The right to make the one key that this process may have for a lock.
+pub(super) struct Claim {
+    client: Arc<Client>,
+    session: Arc<Session>,
+    lock: Arc<Lock>,
+    mode: Mode,
+    key: Vec<u8>,
+    /// Kept until nothing is left of the key.
+    _name: OwnedMutexGuard<()>,
+}
+
+/// A key that is there.
+pub(super) struct Place {
+    claim: Claim,
+    /// At which revision of the cluster's data it was made.
+    revision: i64,
+}
+
+impl Claim {
+    /// Cancel safe: nothing is left at the server but a lease, which ends by itself.
+    pub(super) async fn new(lock: &Arc<Lock>, mode: Mode) -> Result<Self, Failure> {
+        let client = Client::of(&lock.config).map_err(Failure::not_sent)?;
+        let deadline = client.cluster.deadline();
+        let name = client.name(&lock.name, deadline).await?;
+        let session = client.sessions.current(deadline).await?;
+        let key = keys::key(&lock.name, session.id);
+        session.keys().insert(key.clone());
+        Ok(Self { client, session, lock: Arc::clone(lock), mode, key, _name: name })
+    }
+
+    /// The place in front of the queue, if the lock is free.
+    pub(super) async fn make_if_free(self) -> Result<Option<Place>, Failure> {
+        let seen = match self.mode {
+            Mode::Exclusive => 0,
+            Mode::Shared => {
+                let looked =
+                    self.cluster().call(&keys::queue(&self.lock.name, 0), self.cluster().deadline()).await?.value;
+                if !looked.kvs.iter().all(|key| value::is_shared(&key.value)) {
+                    return Ok(None);
+                }
+                revision(&looked)
+            }
+        };
+        let put = self.put(Some(SystemTime::now()));
+        let request = keys::make_if_none_after(&self.lock.name, seen, put);
+        self.make(request).await
+    }
+
+    /// The last place in the queue.
+    pub(super) async fn queue_up(self) -> Result<Place, Failure> {
+        let request = keys::make(self.put(None));
+        let made = self.make(request).await?;
+        made.ok_or_else(|| Failure::broken(io::Error::other("the server neither makes the key nor has it")))
+    }
+
+    /// Once this is polled, it must not be dropped: the server may make the key all the same.
+    async fn make(self, request: TxnRequest) -> Result<Option<Place>, Failure> {
+        let made = self.cluster().call(&request, self.cluster().deadline()).await;
+        let is_in_doubt = match &made {
+            Ok(answered) => answered.is_in_doubt,
+            Err(failure) => failure.is_in_doubt(),
+        };
+        if is_in_doubt {
+            self.session.set_in_doubt();
+        }
+        match made {
+            Ok(answered) => Ok(self.made_at(&answered.value).map(|revision| Place { claim: self, revision })),
+            Err(failure) => {
+                if failure.is_lease_gone() {
+                    self.session.lease.end();
+                }
+                if is_in_doubt {
+                    driver::spawn(self.unmake()).map_err(Failure::not_sent)?;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    /// The revision of the key, if it is there. A key that was there before is that of an earlier try of the same call.
+    fn made_at(&self, answer: &TxnResponse) -> Option<i64> {
+        if answer.succeeded {
+            return answer.header.as_ref().map(|header| header.revision);
+        }
+        let Some(Outcome::Range(existing)) = answer.responses.first()?.response.as_ref() else { return None };
+        existing.kvs.first().map(|key| key.create_revision)
+    }
+
+    /// Deletes a key of which nobody knows whether it is there.
+    async fn unmake(self) {
+        let request = DeleteRangeRequest { key: self.key.clone() };
+        while let Err(failure) = self.cluster().call(&request, self.cluster().deadline()).await {
+            if !failure.is_passing() || !self.session.lease.is_alive() {
+                break;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn cluster(&self) -> &Cluster {
+        &self.client.cluster
+    }
+
+    fn put(&self, since: Option<SystemTime>) -> PutRequest {
+        let value = self.client.owner.value(self.mode, since);
+        PutRequest { key: self.key.clone(), value, lease: self.session.id }
+    }
+
+    /// Resolves when one of the keys is deleted, at `revision` or later.
+    async fn deletion(&self, keys: &[&[u8]], revision: i64) -> Result<(), Failure> {
+        let [first, others @ ..] = keys else { unreachable!("nobody watches nothing") };
+        let mut stream = self.cluster().stream(&keys::watch(first, revision), self.cluster().deadline()).await?;
+        for key in others {
+            stream.send(&keys::watch(key, revision), false)?;
+        }
+        loop {
+            match stream.next().await? {
+                Some(WatchResponse { canceled: false, events }) => {
+                    if events.iter().any(|event| event.r#type == i32::from(EventType::Delete)) {
+                        return Ok(());
+                    }
+                }
+                Some(_) | None => return Err(Failure::broken(io::Error::other("the server has ended the watch"))),
+            }
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.session.keys().remove(&self.key);
+    }
+}
+
+impl Place {
+    /// A number that grows with every change of holder.
+    pub(super) fn token(&self) -> u64 {
+        self.revision.unsigned_abs()
+    }
+
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.claim.session
+    }
+
+    /// Waits until the lock is ours. Cancel safe.
+    pub(super) async fn reach_front(&self) -> Result<(), Failure> {
+        let (Claim { session, lock, mode, key, .. }, cluster) = (&self.claim, self.claim.cluster());
+        // Ours, and the one in front of it. A reader looks for a writer among all that are in front.
+        let limit = if *mode == Mode::Exclusive { 2 } else { 0 };
+        let queue = keys::queue_up_to(&lock.name, self.revision, limit);
+        loop {
+            // This look also shows that our lease has not ended while we waited: our key would be gone.
+            let looked = cluster.call(&queue, cluster.deadline()).await?.value;
+            let now = revision(&looked);
+            let mut found = looked.kvs.into_iter();
+            if found.next().is_none_or(|first| first.key != *key || !session.lease.is_alive()) {
+                return Err(Failure::place_lost());
+            }
+            let blocks = |value: &[u8]| *mode == Mode::Exclusive || !value::is_shared(value);
+            let Some(ahead) = found.find(|ahead| blocks(&ahead.value)) else { return Ok(()) };
+            let watched: [&[u8]; 2] = [key, &ahead.key];
+            tokio::select! {
+                deleted = self.claim.deletion(&watched, now + 1) => if deleted.is_err() {
+                    sleep(PAUSE).await;
+                },
+                () = session.lease.expired() => return Err(Failure::place_lost()),
+            }
+        }
+    }
+
+    /// Writes into the key since when the lock is held.
+    pub(super) async fn tell_since(&self, since: SystemTime) {
+        let request = keys::rewrite(self.revision, self.claim.put(Some(since)));
+        // Only people read it.
+        let _ = self.claim.cluster().call(&request, self.claim.cluster().deadline()).await;
+    }
+
+    /// Resolves when the key is gone, or may be.
+    pub(super) async fn lost(&self) -> LostReason {
+        tokio::select! {
+            () = self.deleted() => LostReason::Removed,
+            () = self.claim.session.lease.expired() => LostReason::Expired,
+        }
+    }
+
+    async fn deleted(&self) {
+        let (cluster, key) = (self.claim.cluster(), &self.claim.key);
+        let mut from = self.revision + 1;
+        while self.claim.deletion(&[key], from).await.is_err() {
+            sleep(PAUSE).await;
+            // The next watch may not begin where the last one did: that revision may be compacted by now.
+            if let Ok(Answered { value: looked, .. }) = cluster.call(&keys::get(key), cluster.deadline()).await {
+                if looked.kvs.first().is_none_or(|found| found.create_revision != self.revision) {
+                    return;
+                }
+                from = revision(&looked) + 1;
+            }
+        }
+    }
+
+    /// Deletes the key. Whether it was still there.
+    pub(super) async fn delete(&self) -> Result<bool, Failure> {
+        let (cluster, key) = (self.claim.cluster(), &self.claim.key);
+        let answered = cluster.call(&keys::delete(key, self.revision), cluster.deadline()).await?;
+        // A try whose answer did not come may have deleted it.
+        Ok(answered.value.succeeded || answered.is_in_doubt)
+    }
+
+    /// Deletes the key, whatever it takes, before its lease ends.
+    pub(super) async fn delete_at_last(&self) {
+        while let Err(failure) = self.delete().await {
+            if !failure.is_passing() {
+                // So the session deletes it, or ends.
+                return self.claim.session.set_in_doubt();
+            }
+            if !self.claim.session.lease.is_alive() {
+                return;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+}
+
+fn revision(answer: &RangeResponse) -> i64 {
+    answer.header.as_ref().map_or(0, |header| header.revision)
+}

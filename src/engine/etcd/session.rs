@@ -1,0 +1,147 @@
+//! The lease of this process in a cluster, under which all its keys are.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Mutex as AsyncMutex;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::cluster::Cluster;
+use super::failure::Failure;
+use super::proto::{
+    DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,
+};
+use crate::engine::server::driver;
+use crate::engine::server::lease::Lease;
+
+/// The leases that this process has in a cluster. One of them takes new locks.
+pub(super) struct Sessions {
+    cluster: Arc<Cluster>,
+    current: AsyncMutex<Option<Arc<Session>>>,
+}
+
+/// A lease, and the task that keeps it.
+pub(super) struct Session {
+    pub(super) id: i64,
+    pub(super) lease: Lease,
+    /// Between two beats.
+    interval: Duration,
+    /// Whether a key has been asked for since the last beat.
+    is_in_use: AtomicBool,
+    /// Whether a request for a key has had no answer, so that the server may make that key at any time. Then the session
+    /// takes no new locks, and its task deletes what nobody here owns.
+    is_in_doubt: AtomicBool,
+    /// The keys that somebody here has, or tries to get.
+    keys: Mutex<HashSet<Vec<u8>>>,
+}
+
+impl Sessions {
+    pub(super) fn new(cluster: Arc<Cluster>) -> Self {
+        Self { cluster, current: AsyncMutex::default() }
+    }
+
+    /// The session for a new key. Whoever comes first gets the lease from the server.
+    pub(super) async fn current(self: &Arc<Self>, deadline: Instant) -> Result<Arc<Session>, Failure> {
+        let current = timeout_at(deadline, self.current.lock()).await;
+        let mut current = current.map_err(|_| Failure::no_connection())?;
+        if let Some(session) = current.as_ref().filter(|session| session.takes_locks()) {
+            session.is_in_use.store(true, Ordering::Relaxed);
+            return Ok(Arc::clone(session));
+        }
+        let session = Session::begin(&self.cluster, deadline).await?;
+        driver::spawn(Arc::clone(&session).keep(Arc::clone(self))).map_err(Failure::not_sent)?;
+        Ok(Arc::clone(current.insert(session)))
+    }
+}
+
+impl Session {
+    async fn begin(cluster: &Cluster, deadline: Instant) -> Result<Arc<Self>, Failure> {
+        let ttl = i64::try_from(cluster.config.ttl.as_secs()).unwrap_or(i64::MAX);
+        let granted = cluster.call(&LeaseGrantRequest { ttl }, deadline).await?;
+        // The server may grant more than was asked for: its shortest lease depends on its election timeout.
+        let ttl = Duration::from_secs(granted.value.ttl.unsigned_abs());
+        Ok(Arc::new(Self {
+            id: granted.value.id,
+            lease: Lease::new(ttl, granted.sent),
+            interval: ttl / 3,
+            is_in_use: AtomicBool::new(true),
+            is_in_doubt: AtomicBool::new(false),
+            keys: Mutex::default(),
+        }))
+    }
+
+    fn takes_locks(&self) -> bool {
+        self.lease.is_alive() && !self.is_in_doubt.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_in_doubt(&self) {
+        self.is_in_doubt.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn keys(&self) -> MutexGuard<'_, HashSet<Vec<u8>>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the lease while a lock needs it. A lease without locks ends at the second beat.
+    async fn keep(self: Arc<Self>, sessions: Arc<Sessions>) {
+        let cluster = &sessions.cluster;
+        loop {
+            sleep(self.interval).await;
+            if self.end_if_idle(&sessions) || !self.renew(cluster).await {
+                break;
+            }
+            if self.is_in_doubt.load(Ordering::Relaxed) {
+                self.delete_unowned(cluster).await;
+            }
+        }
+        self.lease.end();
+        // What is still there of the lease would keep others waiting until its end.
+        let _ = cluster.call(&LeaseRevokeRequest { id: self.id }, cluster.deadline()).await;
+    }
+
+    /// Whether nobody has used the lease since the last beat. From then on nobody gets it.
+    fn end_if_idle(self: &Arc<Self>, sessions: &Sessions) -> bool {
+        // While somebody waits for a new lease, this is not the one that he gets.
+        let Ok(mut current) = sessions.current.try_lock() else { return false };
+        let is_current = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, self));
+        let others = Arc::strong_count(self) - 1 - usize::from(is_current);
+        let is_idle = others == 0 && !self.is_in_use.swap(false, Ordering::Relaxed);
+        if is_idle && is_current {
+            *current = None;
+        }
+        is_idle
+    }
+
+    /// Asks the server to keep the lease, until it answers or the lease has run out.
+    async fn renew(&self, cluster: &Cluster) -> bool {
+        while let Some(left) = self.lease.left() {
+            let deadline = Instant::now() + left.min(self.interval * 3 / 2);
+            match cluster.call(&LeaseKeepAliveRequest { id: self.id }, deadline).await {
+                Ok(answered) if answered.value.ttl > 0 => {
+                    self.lease.renew(answered.sent);
+                    return self.lease.is_alive();
+                }
+                Ok(_) => return false,
+                Err(failure) if failure.is_lease_gone() => return false,
+                // Without a pause: each member has had its time in the call.
+                Err(failure) if failure.is_passing() => {}
+                Err(_) => sleep(self.interval / 10).await,
+            }
+        }
+        false
+    }
+
+    /// Deletes the keys of this lease that nobody here has or tries to get. No new ones come, for the session takes no new
+    /// locks.
+    async fn delete_unowned(&self, cluster: &Cluster) {
+        let request = LeaseTimeToLiveRequest { id: self.id, keys: true };
+        let Ok(answered) = cluster.call(&request, cluster.deadline()).await else { return };
+        for key in answered.value.keys {
+            if !self.keys().contains(&key) {
+                let _ = cluster.call(&DeleteRangeRequest { key }, cluster.deadline()).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! TLS to a member. Its certificate must be for the name or the address in the URL, and somebody trusted must vouch for it.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use super::config::{Identity, Tls};
+use super::failure::Failure;
+use crate::engine::server::socket::Socket;
+use crate::util::blocking;
+
+type Certificates = Vec<CertificateDer<'static>>;
+
+pub(super) async fn begin(tls: &Tls, host: &str, stream: Socket) -> Result<TlsStream<Socket>, Failure> {
+    let tls = tls.clone();
+    let config = blocking::run(move || configure(&tls)).await.map_err(Failure::not_sent)?.map_err(Failure::unusable)?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| Failure::unusable(io::Error::other(error)))?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(Failure::not_sent)
+}
+
+/// Reads the files anew for each connection: certificates are replaced while a service runs.
+fn configure(tls: &Tls) -> io::Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    let trusted = match &tls.roots {
+        Some(path) => read(path)?,
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    // As elsewhere, one bad certificate among those of a platform does not harm the others.
+    if roots.add_parsable_certificates(trusted).0 == 0 {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no certificate to trust"));
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots);
+    let mut config = match &tls.identity {
+        None => builder.with_no_client_auth(),
+        Some(Identity { certificate, key }) => {
+            let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, error))?;
+            builder.with_client_auth_cert(read(certificate)?, key_der).map_err(io::Error::other)?
+        }
+    };
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(config)
+}
+
+fn read(path: &std::path::Path) -> io::Result<Certificates> {
+    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(path, error))?;
+    certificates.collect::<Result<_, _>>().map_err(|error| unreadable(path, error))
+}
+
+fn unreadable(path: &std::path::Path, error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("cannot read the PEM file {path:?}: {error}"))
+}

@@ -1,0 +1,184 @@
+//! Who may use a cluster: passwords, tokens and certificates. And that nobody reads a password.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use tokio_lockfile::{LockError, LockFile};
+
+use crate::cluster::{Cluster, Settings};
+use crate::support::{HANG, take};
+
+/// A cluster that lets in `root` and `app`, with the password `S3cretPw`.
+fn guarded(settings: Settings) -> Cluster {
+    let cluster = Cluster::with(3, settings);
+    for command in [
+        "user add root:S3cretPw",
+        "user grant-role root root",
+        "user add app:S3cretPw",
+        "role add app",
+        "role grant-permission app --prefix=true readwrite app/",
+        "user grant-role app app",
+        "auth enable",
+    ] {
+        cluster.ask(&command.split(' ').collect::<Vec<_>>());
+    }
+    cluster
+}
+
+fn url(cluster: &Cluster, user: &str, name: &str) -> String {
+    format!("etcd://{user}@{}/{name}?ttl=3s&connect_timeout=2s", cluster.endpoints())
+}
+
+#[tokio::test]
+async fn a_user_and_a_password() {
+    let cluster = guarded(Settings::default());
+    let lock = LockFile::open(&url(&cluster, "app:S3cretPw", "app/x")).unwrap();
+    let guard = take(&lock).await;
+    assert_eq!(lock.holder().await.unwrap().unwrap().pid(), std::process::id());
+    let other = LockFile::open(&url(&cluster, "root:S3cretPw", "app/x")).unwrap();
+    assert!(other.attempt().await.unwrap().is_none());
+    // Longer than a lease: its beats are let in too.
+    assert!(tokio::time::timeout(Duration::from_secs(4), guard.lost()).await.is_err());
+    guard.release().await.unwrap();
+
+    for (user, name, what) in [
+        ("app:wr0ngPw", "app/x", "authentication failed"),
+        ("nobody:wr0ngPw", "app/x", "authentication failed"),
+        ("app:S3cretPw", "other/x", "permission denied"),
+    ] {
+        let lock = LockFile::open(&url(&cluster, user, name)).unwrap();
+        for error in
+            [lock.attempt().await.unwrap_err(), lock.obtain().await.unwrap_err(), lock.holder().await.unwrap_err()]
+        {
+            let shown = format!("{error} {error:?} {lock:?} {}", lock.url());
+            assert!(matches!(error, LockError::Engine { .. }) && shown.contains(what), "{shown}");
+            assert!(!shown.contains("S3cretPw") && !shown.contains("wr0ngPw"), "{shown}");
+        }
+    }
+    let without = LockFile::open(&cluster.url("app/x", "")).unwrap();
+    let error = without.attempt().await.unwrap_err();
+    assert!(error.to_string().contains("user name is empty"), "{error}");
+}
+
+/// The tokens of this cluster end after two seconds, whether they are in use or not.
+#[tokio::test]
+async fn a_token_that_ends_is_renewed() {
+    let keys = tempfile::tempdir().unwrap();
+    let (private, public) = (keys.path().join("private.pem"), keys.path().join("public.pem"));
+    openssl(&["genrsa", "-out", private.to_str().unwrap(), "2048"]);
+    openssl(&["rsa", "-in", private.to_str().unwrap(), "-pubout", "-out", public.to_str().unwrap()]);
+    make_readable(keys.path());
+    let token = format!("jwt,pub-key={},priv-key={},sign-method=RS256,ttl=2s", public.display(), private.display());
+    let cluster = guarded(Settings { arguments: vec!["--auth-token".into(), token], ..Settings::default() });
+    let lock = LockFile::open(&url(&cluster, "app:S3cretPw", "app/x")).unwrap();
+    let guard = take(&lock).await;
+    for _ in 0..4 {
+        assert!(tokio::time::timeout(Duration::from_secs(2), guard.lost()).await.is_err());
+        assert!(guard.is_held());
+        let other = LockFile::open(&url(&cluster, "app:S3cretPw", "app/y")).unwrap();
+        take(&other).await.release().await.unwrap();
+    }
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn tls_with_and_without_trust() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.certify("server", "subjectAltName=DNS:localhost,IP:127.0.0.1");
+    let (client, client_key) = authority.certify("client", "extendedKeyUsage=clientAuth");
+    let arguments =
+        ["--cert-file", &certificate, "--key-file", &key, "--trusted-ca-file", &authority.root(), "--client-cert-auth"];
+    let arguments = arguments.map(str::to_owned).to_vec();
+    let identity = Some((client.clone(), client_key.clone()));
+    let cluster = Cluster::with(3, Settings { arguments, tls: true, identity, ..Settings::default() });
+    let open = |more: String| LockFile::open(&cluster.url("x", &format!("&connect_timeout=2s{more}"))).unwrap();
+    let identity = format!("&cert={client}&key={client_key}");
+
+    let lock = open(format!("&cacert={}{identity}", authority.root()));
+    let guard = take(&lock).await;
+    assert!(lock.holder().await.unwrap().is_some());
+    guard.release().await.unwrap();
+
+    let stranger = Authority::new();
+    for (more, what) in [
+        (format!("&tls=on{identity}"), "UnknownIssuer"),
+        (format!("&cacert={}{identity}", stranger.root()), "certificate"),
+        // The server refuses after it has begun, so the connection may break before its reason arrives.
+        (format!("&cacert={}", authority.root()), "etcd://"),
+        (format!("&cacert={}", authority.dir.path().join("missing").display()), "missing"),
+        (String::new(), "etcd://"),
+    ] {
+        let error = tokio::time::timeout(HANG, open(more.clone()).attempt()).await.unwrap().unwrap_err();
+        println!("{error}");
+        assert!(error.to_string().contains(what), "{more}: {error}");
+    }
+}
+
+/// A certificate authority in a folder.
+struct Authority {
+    dir: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let this = Self { dir: tempfile::tempdir().unwrap() };
+        let (key, root) = (this.file("ca.key"), this.root());
+        openssl(&[
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=test", "-keyout", &key, "-out", &root,
+        ]);
+        make_readable(this.dir.path());
+        this
+    }
+
+    fn root(&self) -> String {
+        self.file("ca.pem")
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.dir.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// The PEM files of a certificate and of its key.
+    fn certify(&self, name: &str, extension: &str) -> (String, String) {
+        let file = |suffix| self.file(&format!("{name}.{suffix}"));
+        let (certificate, key, request, extensions) = (file("pem"), file("key"), file("csr"), file("ext"));
+        std::fs::write(&extensions, extension).unwrap();
+        let subject = format!("/CN={name}");
+        openssl(&["req", "-newkey", "rsa:2048", "-nodes", "-subj", &subject, "-keyout", &key, "-out", &request]);
+        let (root, root_key) = (self.root(), self.file("ca.key"));
+        openssl(&[
+            "x509",
+            "-req",
+            "-in",
+            &request,
+            "-CA",
+            &root,
+            "-CAkey",
+            &root_key,
+            "-CAcreateserial",
+            "-extfile",
+            &extensions,
+            "-out",
+            &certificate,
+        ]);
+        make_readable(self.dir.path());
+        (certificate, key)
+    }
+}
+
+fn openssl(arguments: &[&str]) {
+    let output = Command::new("openssl").args(arguments).output().expect("openssl is missing");
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The servers run as another user.
+fn make_readable(dir: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    let all = |mode| std::fs::Permissions::from_mode(mode);
+    std::fs::set_permissions(dir, all(0o755)).unwrap();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path: PathBuf = entry.unwrap().path();
+        std::fs::set_permissions(path, all(0o644)).unwrap();
+    }
+}

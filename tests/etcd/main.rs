@@ -1,0 +1,27 @@
+//! Locks in a real cluster of etcd. Needs Debian's etcd-server, etcd-client and Go packages, openssl, and root for networks
+//! of its own.
+
+mod access;
+mod cluster;
+mod faults;
+mod interop;
+mod kinds;
+mod lifetimes;
+mod network;
+mod partitions;
+
+// The behaviour of every kind.
+#[path = "../it/behaviour.rs"]
+mod behaviour;
+#[path = "../it/blocking.rs"]
+mod blocking;
+#[path = "../it/fork.rs"]
+mod fork;
+#[path = "../it/handover.rs"]
+mod handover;
+#[path = "../it/semaphore.rs"]
+mod semaphore;
+#[path = "../it/shared.rs"]
+mod shared;
+#[path = "../it/support.rs"]
+mod support;

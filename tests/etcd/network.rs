@@ -1,0 +1,87 @@
+//! Networks that only this test sees, one host in each namespace, and cuts between them.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The command `program` in a network namespace.
+pub(crate) fn within(namespace: &str, program: &str) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace, program]);
+    command
+}
+
+/// Hosts on one bridge. The namespaces go with it.
+pub(crate) struct Network {
+    name: String,
+    hosts: usize,
+}
+
+impl Network {
+    /// Hosts with the numbers from 0.
+    pub(crate) fn of(hosts: usize) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tlf{}.{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut network = Self { name, hosts: 0 };
+        let bridge = network.name.clone();
+        run(&format!("netns add {bridge}"));
+        run(&format!("-n {bridge} link add br0 type bridge"));
+        run(&format!("-n {bridge} link set br0 up"));
+        for number in 0..hosts {
+            network.hosts += 1;
+            let (namespace, address) = (network.namespace(number), network.address(number));
+            run(&format!("netns add {namespace}"));
+            run(&format!("link add to{number} netns {bridge} type veth peer name eth0 netns {namespace}"));
+            run(&format!("-n {bridge} link set to{number} master br0 up"));
+            run(&format!("-n {namespace} addr add {address}/24 dev eth0"));
+            run(&format!("-n {namespace} link set eth0 up"));
+            run(&format!("-n {namespace} link set lo up"));
+        }
+        network
+    }
+
+    pub(crate) fn namespace(&self, number: usize) -> String {
+        format!("{}-{number}", self.name)
+    }
+
+    pub(crate) fn address(&self, number: usize) -> String {
+        format!("10.77.0.{}", number + 1)
+    }
+
+    /// The first hosts, for the members of a cluster.
+    pub(crate) fn members(&self, count: usize) -> Vec<(String, String)> {
+        (0..count).map(|number| (self.namespace(number), self.address(number))).collect()
+    }
+
+    /// From now on nothing passes between the two hosts, and nobody hears of that.
+    pub(crate) fn cut(&self, one: usize, other: usize) {
+        self.rules("-A", one, other);
+    }
+
+    pub(crate) fn mend(&self, one: usize, other: usize) {
+        self.rules("-D", one, other);
+    }
+
+    fn rules(&self, action: &str, one: usize, other: usize) {
+        let other = self.address(other);
+        for (chain, side) in [("INPUT", "-s"), ("OUTPUT", "-d")] {
+            let status = within(&self.namespace(one), "iptables")
+                .args(["-w", action, chain, side, &other, "-j", "DROP"])
+                .status()
+                .unwrap();
+            assert!(status.success());
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for namespace in (0..self.hosts).map(|number| self.namespace(number)).chain([self.name.clone()]) {
+            let _ = Command::new("ip").args(["netns", "del", &namespace]).status();
+        }
+    }
+}
+
+fn run(arguments: &str) {
+    let output = Command::new("ip").args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
