@@ -52,28 +52,30 @@ impl Request {
         back: oneshot::Sender<Turn>,
     ) {
         let server = Server::with(&self.lock.settings);
-        let outcome = match self.ask(&server, &mut offer).await {
+        match self.ask(&server, &mut offer).await {
             // The turn goes now, and the task has gone before.
-            None => return,
+            None => {}
             Some(Err(failure)) => {
                 // Who hears of the failure can try again at once.
                 drop(turn);
-                Err(self.failed(failure))
+                offer.tell(Err(self.failed(failure)));
             }
             Some(Ok((session, Tried::Busy))) => {
                 server.keep_warm(session);
-                let waiter: Box<dyn Waiter<Turn>> = Box::new(Request { waits: true, ..self.clone() });
-                Ok(Attempt::Busy(turn, waiter))
+                let waiter: Box<dyn Waiter<Turn>> = Box::new(Self { waits: true, ..self });
+                offer.tell(Ok(Attempt::Busy(turn, waiter)));
             }
             Some(Ok((session, Tried::Granted(grant)))) => {
                 let held = Box::new(PostgresHeld::new(&server, session, self.lock.number, self.mode, &grant));
                 let contention = if self.waits { Contention::Waited } else { Contention::None };
-                Ok(Attempt::Acquired(Grant { held, turn, taken_over: None, contention }))
+                let grant = Grant { held, turn, taken_over: None, contention };
+                if let Err(Ok(Attempt::Acquired(Grant { held, turn, .. }))) =
+                    offer.give(Ok(Attempt::Acquired(grant))).await
+                {
+                    let _ = held.release(&self.lock.target).get().await;
+                    let _ = back.send(turn);
+                }
             }
-        };
-        if let Err(Ok(Attempt::Acquired(Grant { held, turn, .. }))) = offer.give(outcome).await {
-            let _ = held.release(&self.lock.target).get().await;
-            let _ = back.send(turn);
         }
     }
 

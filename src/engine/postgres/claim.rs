@@ -45,7 +45,12 @@ impl<T> Offer<T> {
         self.to.closed().await;
     }
 
-    /// Gives the value to the task. Returns it if the task has gone, or does not take it in time.
+    /// Tells the task something that keeps nobody out. It can look at any time.
+    pub(super) fn tell(self, value: T) {
+        let _ = self.to.send(Arc::new(Mutex::new(Some(value))));
+    }
+
+    /// Gives a lock to the task. Returns it if the task has gone, or does not take it in time.
     pub(super) async fn give(self, value: T) -> Result<(), T> {
         let place = Arc::new(Mutex::new(Some(value)));
         if self.to.send(Arc::clone(&place)).is_ok() {
@@ -76,6 +81,10 @@ mod tests {
         assert_eq!(offer.give(2).await, Err(2));
         let (offer, claim) = channel();
         assert_eq!(tokio::join!(offer.give(3), claim.value()), (Ok(()), Some(3)));
+        let (offer, claim) = channel();
+        offer.tell(4);
+        tokio::time::sleep(LONGEST * 2).await;
+        assert_eq!(claim.value().await, Some(4));
         let (mut offer, claim) = channel::<()>();
         drop(claim);
         offer.abandoned().await;
