@@ -62,7 +62,7 @@
 //! | WARN this very task has obtained the lock it waits for | `waited_ms` |
 //! | WARN another process has a record lock (fcntl) on the lock file | `holder.pid` |
 //! | DEBUG released | `held_ms` |
-//! | WARN lost the lock while it was held | `reason` |
+//! | WARN lost the lock while it was held | `held_ms`, `reason` |
 //! | WARN the lock could not be released properly | `error` |
 //!
 //! A [`Singleton`] adds these:

@@ -112,7 +112,7 @@ impl Acquisition {
     pub(crate) async fn lost(&self) -> LostReason {
         let reason = self.hold.held.lost(&self.target).await;
         if !self.is_loss_logged.swap(true, Ordering::Relaxed) {
-            trace::lost(&self.target, reason);
+            trace::lost(&self.target, reason, Some(self.since.elapsed()));
         }
         reason
     }
@@ -260,7 +260,7 @@ impl Ending {
         match &result {
             Ok(()) => trace::released(&self.target, self.since),
             Err(LockError::Lost { .. }) if self.is_loss_logged => {}
-            Err(error) => trace::not_released(&self.target, error),
+            Err(error) => trace::not_released(&self.target, error, Some(self.since.elapsed())),
         }
         result
     }

@@ -112,7 +112,7 @@ impl Hold {
     /// The same as [`release`](Release::release), where that needs a disk or a network.
     pub(super) async fn release_slowly(self) {
         let released = self.held.release(&self.target).get().await;
-        released.unwrap_or_else(|error| trace::not_released(&self.target, &error));
+        released.unwrap_or_else(|error| trace::not_released(&self.target, &error, None));
     }
 }
 
@@ -123,6 +123,6 @@ impl Release for Hold {
             return;
         }
         let released = self.held.release_now(&self.target);
-        released.unwrap_or_else(|error| trace::not_released(&self.target, &error));
+        released.unwrap_or_else(|error| trace::not_released(&self.target, &error, None));
     }
 }

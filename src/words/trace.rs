@@ -114,14 +114,21 @@ pub(crate) fn released(target: &Target, since: std::time::Instant) {
     debug!(target: TARGET, path = %Escaped(&*target.path), held_ms = millis(since.elapsed()), "released");
 }
 
-pub(crate) fn lost(target: &Target, reason: LostReason) {
-    warn!(target: TARGET, path = %Escaped(&*target.path), reason = %reason, "lost the lock while it was held");
+/// `held`: how long, if that is known.
+pub(crate) fn lost(target: &Target, reason: LostReason, held: Option<Duration>) {
+    warn!(
+        target: TARGET,
+        path = %Escaped(&*target.path),
+        held_ms = held.map(millis),
+        %reason,
+        "lost the lock while it was held",
+    );
 }
 
 /// A release that was not in order.
-pub(crate) fn not_released(target: &Target, error: &LockError) {
+pub(crate) fn not_released(target: &Target, error: &LockError, held: Option<Duration>) {
     match error {
-        LockError::Lost { reason, .. } => lost(target, *reason),
+        LockError::Lost { reason, .. } => lost(target, *reason, held),
         error => release_failed(target, error),
     }
 }
