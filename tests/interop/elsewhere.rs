@@ -68,8 +68,10 @@ impl Mount {
         Self::new(|dir, root| {
             let (ours, servers) = UnixStream::pair().unwrap();
             let [input, output] = [(); 2].map(|()| Stdio::from(OwnedFd::from(servers.try_clone().unwrap())));
+            let mut server = Command::new("/usr/lib/openssh/sftp-server");
+            let mut server = server.stdin(input).stdout(output).spawn().unwrap();
             // The server ends when the connection ends.
-            Command::new("/usr/lib/openssh/sftp-server").stdin(input).stdout(output).spawn().unwrap();
+            std::thread::spawn(move || server.wait());
             let mut command = Command::new("sshfs");
             command.arg(format!(":{}/upper", dir.display())).arg(root).args(["-o", "passive"]);
             command.stdin(OwnedFd::from(ours.try_clone().unwrap())).stdout(OwnedFd::from(ours));
