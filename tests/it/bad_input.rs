@@ -5,10 +5,11 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
+use tempfile::TempDir;
 use tokio::time::timeout;
-use tokio_lockfile::{LockError, LockFile};
+use tokio_lockfile::{LockError, LockFile, Semaphore};
 
-use crate::support::{HANG, each_file_kind};
+use crate::support::{FILE_KINDS, HANG, each_file_kind};
 
 async fn refusal(lock: &LockFile) -> LockError {
     let error = timeout(HANG, lock.attempt()).await.expect("blocks").expect_err("is refused");
@@ -137,4 +138,22 @@ async fn limits_do_not_turn_an_error_into_a_timeout() {
     let lock = LockFile::shlock("/nonexistent/x").unwrap();
     let error = lock.obtain_timeout(Duration::from_secs(3600)).await.unwrap_err();
     assert!(matches!(error, LockError::Io { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_free_permit_counts_more_than_a_broken_one() {
+    let dir = TempDir::new().unwrap();
+    let (broken, good) = (dir.path().join("broken"), dir.path().join("good"));
+    std::fs::create_dir(&broken).unwrap();
+    let kind = FILE_KINDS[0];
+    for locks in [[kind(&broken), kind(&good)], [kind(&good), kind(&broken)]] {
+        let semaphore = Semaphore::new(locks);
+        for _ in 0..4 {
+            let guard = semaphore.attempt().await.unwrap().unwrap();
+            assert!(semaphore.attempt().await.is_err());
+            assert!(timeout(HANG, semaphore.obtain()).await.expect("hangs").is_err());
+            guard.release().await.unwrap();
+            semaphore.obtain().await.unwrap().release().await.unwrap();
+        }
+    }
 }

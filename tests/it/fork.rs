@@ -14,31 +14,31 @@ use crate::kinds::{FILE_KINDS, SHARED_KINDS};
 use crate::support::{HANG, Holder, in_own_process, poll_once};
 
 /// A forked child that runs a closure and ends. It talks to its parent by two pipes.
-struct Forked {
-    pid: libc::pid_t,
+pub(crate) struct Forked {
+    pub(crate) pid: libc::pid_t,
     from_child: PipeReader,
-    to_child: Option<PipeWriter>,
+    pub(crate) to_child: Option<PipeWriter>,
 }
 
 /// The child's end of the pipes.
-struct Parent {
+pub(crate) struct Parent {
     to_parent: PipeWriter,
     from_parent: PipeReader,
 }
 
 impl Parent {
-    fn say(&mut self, word: u8) {
+    pub(crate) fn say(&mut self, word: u8) {
         self.to_parent.write_all(&[word]).unwrap();
     }
 
     /// Waits until the parent lets the child go on.
-    fn wait(&mut self) {
+    pub(crate) fn wait(&mut self) {
         self.from_parent.read_to_end(&mut Vec::new()).unwrap();
     }
 }
 
 impl Forked {
-    fn new(child: impl FnOnce(Parent)) -> Self {
+    pub(crate) fn new(child: impl FnOnce(Parent)) -> Self {
         let (from_child, to_parent) = std::io::pipe().unwrap();
         let (from_parent, to_child) = std::io::pipe().unwrap();
         // SAFETY: these tests are about what the child does until its end. The child never returns from here.
@@ -54,14 +54,14 @@ impl Forked {
         }
     }
 
-    fn hears(&mut self, word: u8) {
+    pub(crate) fn hears(&mut self, word: u8) {
         let mut heard = [0];
         self.from_child.read_exact(&mut heard).expect("the child goes on");
         assert_eq!(heard[0], word);
     }
 
     /// Lets the child go on, and waits until it has ended well.
-    fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         drop(self.to_child.take());
         let mut status = 0;
         // SAFETY: `status` is a local variable that may be written.
@@ -70,14 +70,14 @@ impl Forked {
     }
 }
 
-fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-type Waiting<'a> = Pin<Box<dyn Future<Output = Result<LockGuard, LockError>> + 'a>>;
+pub(crate) type Waiting<'a> = Pin<Box<dyn Future<Output = Result<LockGuard, LockError>> + 'a>>;
 
 /// Polls a wait until it has certainly found that the lock is held.
-fn begin_wait<'a>(runtime: &Runtime, lock: &'a LockFile) -> Waiting<'a> {
+pub(crate) fn begin_wait<'a>(runtime: &Runtime, lock: &'a LockFile) -> Waiting<'a> {
     let mut waiting: Waiting = Box::pin(lock.obtain());
     runtime.block_on(async {
         // Attempts on the blocking pool do not report when they are done.
@@ -168,47 +168,6 @@ fn a_child_hands_the_lock_off_in_its_own_tasks() {
     }
 }
 
-#[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
-#[test]
-fn a_child_watches_with_an_instance_of_its_own() {
-    if !in_own_process("fork::a_child_watches_with_an_instance_of_its_own") {
-        return;
-    }
-    let instances = || {
-        let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-        descriptors
-            .filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|to| to.ends_with("anon_inode:inotify")))
-            .count()
-    };
-    let dir = tempfile::tempdir().unwrap();
-    for (number, kind) in FILE_KINDS.iter().enumerate() {
-        let lock = kind(&dir.path().join(number.to_string()));
-        let holder = Holder::holding(&lock);
-        let ours = runtime();
-        let before = instances();
-        let watch = |runtime: &Runtime, before: usize| {
-            let mut waiting = begin_wait(runtime, &lock);
-            runtime.block_on(async {
-                let began = std::time::Instant::now();
-                while instances() == before {
-                    assert!(began.elapsed() < HANG, "the child has no inotify instance of its own");
-                    assert!(!poll_once(waiting.as_mut()).await);
-                }
-            });
-            waiting
-        };
-        let waiting = watch(&ours, before);
-        let parents = instances();
-        Forked::new(|_| {
-            let runtime = runtime();
-            drop(watch(&runtime, parents));
-        })
-        .finish();
-        drop(waiting);
-        holder.release();
-    }
-}
-
 /// The child has copies of pending waits, held guards and handles. If it drops them, the parent's are not affected.
 #[test]
 fn what_a_child_drops_stays_valid_in_its_parent() {
@@ -228,64 +187,6 @@ fn what_a_child_drops_stays_valid_in_its_parent() {
         holder.release();
         drop(ours.block_on(async { timeout(HANG, waiting).await.expect("hangs").unwrap() }));
         ours.block_on(guard.release()).unwrap();
-    }
-}
-
-/// The child has no copy of the open file, so the release closes it for good. That is the event on which others wait.
-#[test]
-#[cfg(target_os = "linux")]
-fn a_release_makes_its_close_event_although_a_child_lives() {
-    if !in_own_process("fork::a_release_makes_its_close_event_although_a_child_lives") {
-        return;
-    }
-    use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
-
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("x.lock");
-    let ours = runtime();
-    let guard = ours.block_on(LockFile::flock(&path).unwrap().obtain()).unwrap();
-    let events = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).unwrap();
-    inotify::add_watch(&events, &path, WatchFlags::CLOSE_WRITE).unwrap();
-    let mut child = Forked::new(|mut parent| {
-        parent.say(b'l');
-        parent.wait();
-    });
-    child.hears(b'l');
-    ours.block_on(guard.release()).unwrap();
-    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
-    let event = Reader::new(&events, &mut buffer).next().expect("there is no event").events();
-    assert!(event.contains(ReadFlags::CLOSE_WRITE), "{event:?}");
-    child.finish();
-}
-
-#[test]
-fn a_killed_holders_lock_is_free_although_a_child_of_it_lives() {
-    if !in_own_process("fork::a_killed_holders_lock_is_free_although_a_child_of_it_lives") {
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    for (number, kind) in FILE_KINDS.iter().enumerate() {
-        let lock = kind(&dir.path().join(number.to_string()));
-        let mut holder = Forked::new(|mut parent| {
-            let _guard = runtime().block_on(lock.obtain()).unwrap();
-            let mut grandchild = Forked::new(|mut holder| {
-                holder.say(b'l');
-                parent.wait();
-            });
-            grandchild.hears(b'l');
-            parent.say(b'h');
-            // Until the kill.
-            grandchild.finish();
-        });
-        holder.hears(b'h');
-        // SAFETY: the child exists, because nobody has waited for it yet.
-        assert_eq!(unsafe { libc::kill(holder.pid, libc::SIGKILL) }, 0);
-        // SAFETY: a null pointer means that the status is not wanted.
-        assert_eq!(unsafe { libc::waitpid(holder.pid, std::ptr::null_mut(), 0) }, holder.pid);
-        let guard = runtime().block_on(lock.attempt()).unwrap().expect("the child of the dead holder keeps the lock");
-        drop(guard);
-        // The child of the dead holder ends when this pipe ends.
-        drop(holder.to_child.take());
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio_lockfile::{LockError, LostReason};
 
-use crate::support::{each_file_kind_and_mode, take};
+use crate::support::{Holder, each_file_kind, each_file_kind_and_mode, poll_once, take};
 
 #[tokio::test]
 async fn a_removed_file_is_a_lost_lock() {
@@ -93,6 +93,72 @@ async fn stops_the_work_soon(take_away: fn(&Path)) {
         }
         delays.sort_unstable();
         assert!(delays[5] < Duration::from_millis(50), "{delays:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lost_lock_is_not_handed_off() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let guard = take(&lock).await;
+        let mut next = Box::pin(lock.obtain());
+        assert!(!poll_once(next.as_mut()).await);
+        std::fs::remove_file(&path).unwrap();
+        drop(guard);
+        let next = next.await.unwrap();
+        assert!(next.is_held() && path.exists());
+        next.release().await.unwrap();
+    })
+    .await;
+}
+
+/// Two handles are in one queue. Then a symbolic link changes, and the path of one of them leads to another file.
+#[tokio::test]
+async fn a_lock_is_not_handed_off_to_a_handle_on_another_file() {
+    each_file_kind(|kind, path| async move {
+        let dir = path.parent().unwrap();
+        let [first, second, link] = ["first", "second", "link"].map(|name| dir.join(name));
+        std::fs::create_dir(&first).unwrap();
+        std::fs::create_dir(&second).unwrap();
+        let point_to = |target| {
+            let _ = std::fs::remove_file(&link);
+            std::os::unix::fs::symlink(target, &link).unwrap();
+        };
+        point_to(&first);
+        let led_away = kind(&link.join("x"));
+        point_to(&second);
+        let steady = kind(&first.join("x"));
+        let holder = Holder::holding(&steady);
+        let guard = take(&led_away).await;
+        let mut brief = Box::pin(led_away.obtain());
+        let mut next = Box::pin(steady.obtain());
+        assert!(!poll_once(brief.as_mut()).await);
+        assert!(!poll_once(next.as_mut()).await);
+        // The lock is verified when the brief holder obtains it, so it is not verified again at its release.
+        drop(guard);
+        drop(brief.await.unwrap());
+        assert!(!poll_once(next.as_mut()).await, "two holders");
+        holder.release();
+        assert!(next.await.unwrap().is_held());
+    })
+    .await;
+}
+
+/// The lock is lost after the hand-off: the holder at that time gets the error.
+#[tokio::test]
+async fn a_lock_lost_after_a_hand_off_is_reported_to_its_last_holder() {
+    each_file_kind(|kind, path| async move {
+        let lock = kind(&path);
+        let guard = take(&lock).await;
+        let mut next = Box::pin(lock.obtain());
+        assert!(!poll_once(next.as_mut()).await);
+        drop(guard);
+        let next = next.await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(!next.is_held());
+        let error = next.release().await.unwrap_err();
+        assert!(matches!(error, LockError::Lost { .. }), "{error}");
     })
     .await;
 }

@@ -12,6 +12,8 @@ mod flock;
 #[cfg(unix)]
 mod fork;
 #[cfg(unix)]
+mod fork_files;
+#[cfg(unix)]
 mod fuzz;
 mod handles;
 mod handover;

@@ -211,24 +211,6 @@ async fn a_waiter_keeps_one_of_several_that_become_free() {
 }
 
 #[tokio::test]
-async fn a_free_permit_counts_more_than_a_broken_one() {
-    let dir = TempDir::new().unwrap();
-    let (broken, good) = (dir.path().join("broken"), dir.path().join("good"));
-    std::fs::create_dir(&broken).unwrap();
-    let kind = FILE_KINDS[0];
-    for locks in [[kind(&broken), kind(&good)], [kind(&good), kind(&broken)]] {
-        let semaphore = Semaphore::new(locks);
-        for _ in 0..4 {
-            let guard = semaphore.attempt().await.unwrap().unwrap();
-            assert!(semaphore.attempt().await.is_err());
-            assert!(timeout(HANG, semaphore.obtain()).await.expect("hangs").is_err());
-            guard.release().await.unwrap();
-            semaphore.obtain().await.unwrap().release().await.unwrap();
-        }
-    }
-}
-
-#[tokio::test]
 async fn a_killed_process_gives_its_permit_back() {
     let dir = TempDir::new().unwrap();
     for locks in sets(dir.path(), 2) {
