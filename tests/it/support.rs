@@ -128,13 +128,13 @@ impl Holder {
     }
 
     pub(crate) fn start_role(test: &str, role: &str, lock: &LockFile) -> Self {
-        let mut child = this_program()
-            .args([test, "--exact", "--nocapture", "--test-threads=1"])
-            .env(role, lock.url().to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::spawn(this_program().args([test, "--exact", "--nocapture", "--test-threads=1"]), role, lock)
+    }
+
+    /// Starts a process that has the URL of the lock in the variable `role`.
+    pub(crate) fn spawn(command: &mut Command, role: &str, lock: &LockFile) -> Self {
+        let command = command.env(role, lock.url().to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let stdin = child.stdin.take();
         Self { child, stdin, stdout }

@@ -5,7 +5,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::runtime::Runtime;
 use tokio_lockfile::LockFile;
 
-use crate::server::{Server, sessions, until};
+use crate::server::{Server, sessions, until, until_stdin_ends};
 use crate::support::{Holder, in_own_process, take};
 
 /// Forks. `work` runs in the child, which then ends.
@@ -96,7 +96,5 @@ fn fork_and_hold() {
         }
     });
     println!("CHILD {}", child.as_raw_nonzero());
-    loop {
-        std::thread::park();
-    }
+    until_stdin_ends();
 }

@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockGuard, LostReason};
 
-use crate::server::{Server, key, until};
+use crate::server::{Server, key, until, until_stdin_ends};
 use crate::support::{HANG, Holder, take};
 
 async fn lost(guard: &LockGuard) -> LostReason {
@@ -103,7 +103,7 @@ async fn hold_and_tell() {
     let is_held = guard.is_held();
     let is_lost = timeout(HANG, guard.lost()).await.is_ok();
     println!("is_held={is_held} lost={is_lost}");
-    std::future::pending().await
+    until_stdin_ends();
 }
 
 #[tokio::test]

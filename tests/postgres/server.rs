@@ -74,11 +74,15 @@ pub(crate) struct Daemon(Child);
 impl Daemon {
     /// `left` is a folder that this process leaves behind, because it drops no statics.
     pub(crate) fn start(program: &str, arguments: &[&str], log: &Path, left: Option<&Path>) -> Self {
+        Self::start_by(unprivileged("/bin/sh"), program, arguments, log, left)
+    }
+
+    /// `shell` starts a shell.
+    fn start_by(mut shell: Command, program: &str, arguments: &[&str], log: &Path, left: Option<&Path>) -> Self {
         const GUARD: &str = r#""$@" </dev/null & read _; kill -INT $!; wait $!; [ -z "$LEFT" ] || rm -rf "$LEFT""#;
         let log = fs::File::create(log).unwrap();
-        let mut command = unprivileged("/bin/sh");
-        command.args(["-c", GUARD, "sh", program]).args(arguments).env("LEFT", left.unwrap_or(Path::new("")));
-        let child = command.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
+        shell.args(["-c", GUARD, "sh", program]).args(arguments).env("LEFT", left.unwrap_or(Path::new("")));
+        let child = shell.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         Self(child)
     }
 }
@@ -129,6 +133,12 @@ impl Server {
         Self { daemon: None, dir, port: free_port(), address: address.to_owned(), is_shared: false }
     }
 
+    /// Lets everybody connect from the network of the namespaces.
+    fn trust_network(&self) {
+        let file = fs::OpenOptions::new().append(true).open(self.data().join("pg_hba.conf"));
+        file.unwrap().write_all(b"host all all 10.77.0.0/24 trust\n").unwrap();
+    }
+
     /// Adds lines to the configuration of a server that does not run.
     pub(crate) fn configure(&self, lines: &str) {
         let file = fs::OpenOptions::new().append(true).open(self.data().join("postgresql.conf"));
@@ -145,6 +155,19 @@ impl Server {
 
     /// Starts the server, also after it has stopped.
     pub(crate) fn run(&mut self) {
+        self.run_by(unprivileged("/bin/sh"));
+    }
+
+    /// The same in a network namespace.
+    pub(crate) fn run_in(&mut self, namespace: &str) {
+        self.trust_network();
+        let mut shell = Command::new("ip");
+        shell.args(["netns", "exec", namespace, "setpriv", "--clear-groups"]);
+        shell.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "/bin/sh".into()]).current_dir("/");
+        self.run_by(shell);
+    }
+
+    fn run_by(&mut self, shell: Command) {
         let program = programs().join("postgres");
         let (data, sockets) = (self.data(), self.dir.path().to_owned());
         let arguments = [
@@ -158,7 +181,7 @@ impl Server {
             &format!("listen_addresses={}", self.address),
         ];
         let (log, left) = (self.dir.path().join("log"), self.is_shared.then_some(self.dir.path()));
-        self.daemon = Some(Daemon::start(program.to_str().unwrap(), &arguments, &log, left));
+        self.daemon = Some(Daemon::start_by(shell, program.to_str().unwrap(), &arguments, &log, left));
         self.wait_until_ready();
     }
 
@@ -275,6 +298,11 @@ pub(crate) fn sessions(name: &str, is_granted: bool) -> String {
          AND (classid::bigint << 32 | objid::bigint) = {}",
         key(name)
     )
+}
+
+/// For a process that must not outlive its parent.
+pub(crate) fn until_stdin_ends() {
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
 }
 
 /// The single value that a query answers.

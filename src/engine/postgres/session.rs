@@ -175,6 +175,10 @@ impl Session {
     /// Gives up everything that the session may hold, and ends it. A request to cancel may come late, so the session is good
     /// for nothing else.
     pub(super) async fn give_up(mut self) {
+        if self.is_asked {
+            // It does not answer.
+            return;
+        }
         // The late request can hit the first of these, but not the other one.
         for _ in 0..2 {
             match self.ask(&sql::unlock_all(), self.settings.connect_timeout).await {
