@@ -175,3 +175,28 @@ async fn readers_of_many_processes_share_and_all_are_named() {
     assert!(reader.attempt().await.unwrap().is_none());
     drop(writer);
 }
+
+/// The holder releases in the instant in which a slice of the wait ends. Then the server may have given the lock to a
+/// statement that it ends.
+#[tokio::test]
+async fn a_release_at_the_end_of_a_slice_counts_once() {
+    let server = Server::shared();
+    let (lock, client, other) = (server.lock("lock=slice&ttl=1s"), server.client().await, server.client().await);
+    // A slice lasts a third of the lease.
+    let unlock_at_its_end = |early: i32| {
+        format!(
+            "SELECT pg_sleep_until(max(query_start) + interval '333 ms' - interval '{early} us') FROM pg_stat_activity \
+             JOIN pg_locks USING (pid) WHERE locktype = 'advisory' AND NOT granted \
+             AND (classid::bigint << 32 | objid::bigint) = {key}; SELECT pg_advisory_unlock({key})",
+            key = key("slice")
+        )
+    };
+    for round in 0..24 {
+        client.simple_query(&format!("SELECT pg_advisory_lock({})", key("slice"))).await.unwrap();
+        let wait = server.waiting(&lock, "slice").await;
+        client.simple_query(&unlock_at_its_end(round * 50 - 400)).await.unwrap();
+        got(wait).await.release().await.unwrap();
+        // At once, not when the session ends.
+        assert_eq!(value(&other, &sessions("slice", true)).await, "0", "round {round}");
+    }
+}
