@@ -126,6 +126,9 @@ mod words;
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}
+
+#[doc = include_str!("../docs/beyond.md")]
+pub mod beyond {}
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/guarantees.md")]
 pub mod guarantees {}

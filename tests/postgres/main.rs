@@ -3,6 +3,7 @@
 #[path = "../it/behaviour.rs"]
 mod behaviour;
 mod exclusion;
+mod fencing;
 mod fork;
 mod kinds;
 mod logging;

@@ -1,0 +1,38 @@
+//! The README's service with a lock from the command line: on this machine, or beyond it.
+//!
+//! ```text
+//! cargo run --example beyond -- lockfile:/tmp/service.lock
+//! cargo run --example beyond --features postgres -- 'postgres://app@db/app?lock=service'
+//! ```
+//!
+//! Start it on two machines. One of them works and the other one stands by. The program ends when its stdin closes. Without
+//! a URL it uses a lock file.
+
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio_lockfile::{LockFile, Singleton};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let default = || format!("lockfile:{}", std::env::temp_dir().join("tokio-lockfile-beyond.lock").display());
+    let lock = LockFile::open(&std::env::args().nth(1).unwrap_or_else(default))?;
+    println!("waits for {}", lock.url());
+    let leader = Singleton::new(lock);
+    leader.run_until(lead, stdin_closes()).await?;
+    println!("ends");
+    Ok(())
+}
+
+/// It is stopped when the lock is lost, for example because the network to the server breaks.
+async fn lead() -> Result<(), std::io::Error> {
+    loop {
+        println!("this process leads");
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
+
+async fn stdin_closes() {
+    let mut byte = [0];
+    while tokio::io::stdin().read(&mut byte).await.is_ok_and(|count| count > 0) {}
+}
