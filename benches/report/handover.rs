@@ -20,12 +20,12 @@ use crate::picture::Panel;
 const IDLE: Duration = Duration::from_millis(2);
 
 /// CLOCK_MONOTONIC is the same in all processes.
-fn now() -> Duration {
+pub(crate) fn now() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
-fn say(time: Duration) {
+pub(crate) fn say(time: Duration) {
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(&(time.as_nanos() as u64).to_be_bytes()).unwrap();
     stdout.flush().unwrap();
@@ -64,7 +64,12 @@ pub(crate) struct Holder(Child);
 
 impl Holder {
     pub(crate) fn start(lock: &LockFile) -> Self {
-        Self(other_process(&["--hold", &lock.url().to_string()]))
+        Self::by(&["--hold", &lock.url().to_string()])
+    }
+
+    /// A process of this program with other arguments.
+    pub(crate) fn by(arguments: &[&str]) -> Self {
+        Self(other_process(arguments))
     }
 
     fn send(&mut self) {
@@ -82,9 +87,10 @@ impl Holder {
         self.receive();
     }
 
-    pub(crate) fn release(&mut self) {
+    /// Returns when it released the lock.
+    pub(crate) fn release(&mut self) -> Duration {
         self.send();
-        self.receive();
+        self.receive()
     }
 }
 

@@ -4,6 +4,7 @@
 //! cargo bench                 # the whole report; writes docs/benchmarks.md and docs/benchmarks.svg
 //! cargo bench -- --quick      # every row with few rounds, as a test of the report; writes target/benchmarks.svg
 //! cargo bench -- fairness     # one group of rows; writes nothing
+//! cargo bench --features postgres -- postgres     # the rows of an engine need its server
 //! cargo bench -- --releases 10000     # the wake-ups, with this number of releases of each style
 //! ```
 //!
@@ -19,11 +20,19 @@ mod handover;
 mod outcome;
 mod pending;
 mod picture;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod readers;
 mod tasks;
 mod timeout;
 mod uncontended;
 mod wakeups;
+
+/// For the test tools that the rows of the engines use.
+#[cfg(feature = "postgres")]
+mod support {
+    pub(crate) const HANG: std::time::Duration = std::time::Duration::from_secs(60);
+}
 
 use outcome::Row;
 
@@ -35,6 +44,10 @@ fn main() {
         ["--ring"] => handover::ring(),
         ["--compete", kind, hold, path] => fairness::compete(kind, hold, path),
         ["--read", kind, path] => readers::read(kind, path),
+        #[cfg(feature = "postgres")]
+        ["--first", whose, url] => postgres::first_attempt(whose, url),
+        #[cfg(feature = "postgres")]
+        ["--hold-bare", url] => postgres::hold_bare(url),
         ["--pend", kind, dir] => pending::pend(kind, dir),
         ["--time-out", url] => timeout::time_out(url),
         ["--releases", count] => wakeups::releases(count.parse().unwrap()).iter().for_each(|row| println!("{row}")),
@@ -48,7 +61,7 @@ fn main() {
 /// A group's name, and the function that measures its rows. The argument asks for few rounds.
 type Group = (&'static str, fn(bool) -> Vec<Row>);
 
-const GROUPS: [Group; 8] = [
+const GROUPS: &[Group] = &[
     ("uncontended", uncontended::rows),
     ("handover", handover::rows),
     ("tasks", tasks::rows),
@@ -57,6 +70,8 @@ const GROUPS: [Group; 8] = [
     ("fairness", fairness::rows),
     ("readers", readers::rows),
     ("wakeups", wakeups::rows),
+    #[cfg(feature = "postgres")]
+    ("postgres", postgres::rows),
 ];
 
 fn report(is_quick: bool, is_wanted: impl Fn(&str) -> bool) -> Vec<Row> {

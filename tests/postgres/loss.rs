@@ -37,19 +37,25 @@ async fn a_terminated_session_is_a_lost_lock() {
     take(&lock).await.release().await.unwrap();
 }
 
+/// Many locks, so that the requests meet heartbeats.
 #[tokio::test]
 async fn a_cancel_request_does_not_harm_a_lock() {
-    let server = Server::shared();
-    let (lock, client) = (server.lock("lock=cancel&ttl=4s"), server.client().await);
-    let guard = take(&lock).await;
-    let cancel = terminate("cancel").replace("terminate", "cancel");
-    let began = Instant::now();
-    // Over some heartbeats.
-    while began.elapsed() < Duration::from_secs(5) {
-        client.simple_query(&cancel).await.unwrap();
-        tokio::time::sleep(Duration::from_micros(500)).await;
+    let server = Server::start("");
+    let client = server.client().await;
+    let mut guards = Vec::new();
+    for number in 0..80 {
+        guards.push(take(&server.lock(&format!("lock={number}&ttl=4s"))).await);
     }
-    guard.release().await.unwrap();
+    let cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_locks WHERE locktype = 'advisory'";
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(5) || server.log().matches("canceling statement").count() < 3 {
+        client.simple_query(cancel).await.unwrap();
+        assert!(guards.iter().all(LockGuard::is_held));
+        assert!(began.elapsed() < HANG, "no request meets a heartbeat");
+    }
+    for guard in guards {
+        guard.release().await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -219,6 +225,9 @@ async fn the_defaults_of_a_role_change_nothing() {
         // Another process has to wait at the server.
         let mut process = Holder::start(&lock);
         until(&client, &set, "2").await;
+        // The wait is not cut short by a timeout of the role.
+        let lasts = set.replace("count(*)", "bool_or(now() - query_start > interval '300 ms' AND state = 'active')");
+        until(&client, &lasts, "t").await;
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(2) {
             assert!(guard.is_held());

@@ -65,7 +65,8 @@ impl Server {
     /// connections.
     async fn prove(self: &Arc<Self>) -> Result<(), Failure> {
         let proof = || async {
-            let session = probe::prove(&self.settings).await?;
+            // In a box, because every try would have room for it.
+            let session = Box::pin(probe::prove(&self.settings)).await?;
             self.keep_warm(session);
             Ok(())
         };

@@ -65,7 +65,7 @@ impl Lease {
     /// Resolves when the lease has run out. To be polled by the driver, whose clock nobody pauses.
     pub(crate) async fn expired(&self) {
         // Timers stand still while the machine is suspended. So no sleep is long.
-        let longest = self.ttl / 20;
+        let longest = self.ttl / 10;
         while let Some(left) = self.left() {
             tokio::time::sleep(left.min(longest)).await;
         }
