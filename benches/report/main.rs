@@ -15,6 +15,8 @@
 
 mod bare;
 mod chart;
+#[cfg(feature = "etcd")]
+mod etcd;
 mod fairness;
 mod handover;
 mod outcome;
@@ -29,10 +31,14 @@ mod uncontended;
 mod wakeups;
 
 /// For the test tools that the rows of the engines use.
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "postgres", feature = "etcd"))]
 mod support {
     pub(crate) const HANG: std::time::Duration = std::time::Duration::from_secs(60);
 }
+#[cfg(feature = "etcd")]
+#[path = "../../tests/etcd/network.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
+mod network;
 
 use outcome::Row;
 
@@ -72,6 +78,8 @@ const GROUPS: &[Group] = &[
     ("wakeups", wakeups::rows),
     #[cfg(feature = "postgres")]
     ("postgres", postgres::rows),
+    #[cfg(feature = "etcd")]
+    ("etcd", etcd::rows),
 ];
 
 fn report(is_quick: bool, is_wanted: impl Fn(&str) -> bool) -> Vec<Row> {

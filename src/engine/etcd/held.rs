@@ -33,6 +33,9 @@ pub(super) struct EtcdHeld {
 /// for long. This is longer than for a file, for the next place in the queue is the last one.
 const UNCLAIMED: Duration = Duration::from_millis(100);
 
+/// A hold that is shorter than this costs the cluster no watch.
+const SHORT: Duration = Duration::from_millis(10);
+
 /// Decided once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
@@ -129,6 +132,7 @@ impl Job {
 }
 
 async fn watch_for_loss(place: &Place, tells_since: bool) -> LostReason {
+    sleep(SHORT).await;
     if tells_since {
         place.tell_since(SystemTime::now()).await;
     }
