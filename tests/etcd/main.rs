@@ -9,6 +9,8 @@ mod kinds;
 mod lifetimes;
 mod network;
 mod partitions;
+mod proxy;
+mod transit;
 
 // The behaviour of every kind.
 #[path = "../it/behaviour.rs"]
