@@ -113,6 +113,35 @@ fn a_holder_without_a_way_to_the_cluster() {
     println!("margins: {margins:?}");
 }
 
+/// The old leader answers for a moment longer, and only to the holder. The new one gives each lease its whole time again.
+#[test]
+fn a_holder_alone_with_the_old_leader() {
+    let (network, cluster) = setting();
+    let url = cluster.url("x", "");
+    for _ in 0..3 {
+        let leader = cluster.leader();
+        let others: Vec<usize> = (0..3).filter(|&other| other != leader).collect();
+        others.iter().for_each(|&other| network.cut(HOLDER, other));
+        let mut holder = Process::start(&network, HOLDER, &url);
+        holder.says("HELD");
+        network.cut(NEXT, leader);
+        let mut next = Process::start(&network, NEXT, &url);
+        while cluster.keys("x").len() < 2 {}
+        others.iter().for_each(|&other| network.cut(leader, other));
+        let lost = holder.says("LOST-Expired");
+        let held = next.says("HELD");
+        println!("alone with the old leader: the next one holds {:?} later", held.saturating_sub(lost));
+        assert!(held > lost, "two holders for {:?}", lost - held);
+        others.iter().for_each(|&other| {
+            network.mend(leader, other);
+            network.mend(HOLDER, other);
+        });
+        network.mend(NEXT, leader);
+        drop((holder, next));
+        cluster.wait_until_all_are_healthy();
+    }
+}
+
 /// The member that the holder talks to has lost the others, and the holder has not lost it.
 #[test]
 fn a_member_without_the_others() {
