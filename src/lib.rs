@@ -84,7 +84,7 @@
 //! No feature is on by default.
 //!
 //! - `serde` makes a [`LockUrl`] a string in a configuration file.
-//! - `postgres` and `etcd` build in these kinds. `postgres-tls` adds TLS.
+//! - `postgres` and `etcd` build in these kinds. `postgres-tls` adds TLS to the first; the second has it.
 //!
 //! # Platforms
 //!

@@ -147,10 +147,7 @@ impl LockFile {
     pub fn shared(&self) -> Result<Self, LockError> {
         let target = self.target();
         if !target.kind.can_be_shared() {
-            let reason = match target.kind {
-                LockKind::Shlock => "its one name has one holder, so it cannot be shared; use the flock kind",
-                _ => "locks of this kind cannot be shared",
-            };
+            let reason = "its one name has one holder, so it cannot be shared; use the flock kind";
             return Err(LockError::unsupported(&target.path, target.kind, reason));
         }
         Ok(Self { lock: Arc::clone(&self.lock), mode: Mode::Shared })
