@@ -35,8 +35,18 @@ pub(super) struct Registry<T: Release> {
 }
 
 /// The kind of a lock and its identity, as its engine tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Hash)]
 struct Key(LockKind, Arc<Path>);
+
+/// Byte by byte: a name on a server is no path, where `a//b` and `a/b/` are the same as `a/b`.
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        let (Self(kind, identity), Self(other_kind, other_identity)) = (self, other);
+        kind == other_kind && identity.as_os_str() == other_identity.as_os_str()
+    }
+}
+
+impl Eq for Key {}
 
 /// One lock in this process.
 #[derive(Debug)]
@@ -354,6 +364,9 @@ mod tests {
         assert!(Arc::ptr_eq(&slot, &same));
         assert!(!Arc::ptr_eq(&slot, &other_kind));
         assert_eq!(registry.len(), 2);
+        for another_name in ["/tmp//a.lock", "/tmp/a.lock/", "/tmp/./a.lock"] {
+            assert!(!Arc::ptr_eq(&slot, &registry.slot(LockKind::Flock, path(another_name))), "{another_name}");
+        }
         drop((slot, same, other_kind));
         assert_eq!(registry.len(), 0);
     }

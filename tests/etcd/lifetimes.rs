@@ -137,3 +137,22 @@ fn constructors_touch_no_network() {
     assert_eq!(lock, LockFile::open("etcd://NOBODY.invalid:2379/x?ttl=3s").unwrap());
     assert_ne!(lock, LockFile::open("etcd://nobody.invalid/y").unwrap());
 }
+
+/// Names that are one path to a file system are two locks here. No lock goes from one to the other inside a process.
+#[tokio::test]
+async fn each_name_is_a_lock_of_its_own() {
+    let cluster = Cluster::of(1);
+    for (name, other) in [("x", "/x"), ("a/b", "a//b"), ("a/b", "a/./b"), ("x", "X")] {
+        let (lock, other) = (cluster.lock(name), cluster.lock(other));
+        assert_ne!(lock, other);
+        let holder = Holder::holding(&other);
+        let guard = take(&lock).await;
+        let mut wait = Box::pin(other.obtain());
+        assert!(!poll_once(wait.as_mut()).await);
+        guard.release().await.unwrap();
+        assert!(lock.holder().await.unwrap().is_none());
+        assert!(tokio::time::timeout(Duration::from_millis(300), wait.as_mut()).await.is_err(), "two holders");
+        drop(wait);
+        holder.release();
+    }
+}
