@@ -5,6 +5,8 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
 use std::pin::pin;
 
+use tokio::task::unconstrained;
+
 use crate::process::acquire;
 use crate::process::acquisition::Acquisition;
 use crate::words::error::{LockError, LostReason};
@@ -94,7 +96,8 @@ impl LockGuard {
     /// ```
     pub async fn lost(&self) -> LostReason {
         acquire::begin();
-        self.acquisition().lost().await
+        // Beside work that uses up the budget of its task, the loss must be seen all the same.
+        unconstrained(self.acquisition().lost()).await
     }
 
     /// Whether we hold the lock at this moment. This looks at the path once and does not wait.

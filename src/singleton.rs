@@ -8,6 +8,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use crate::guard::LockGuard;
@@ -257,29 +258,12 @@ impl Singleton {
     ) -> Ended<T, E> {
         let began = Instant::now();
         let ended = {
-            let work = pin!(catch_panic(work));
-            let term = self.leadership.begin(guard.fencing_token());
-            let told_to_end = async {
-                let ended = tokio::select! {
-                    biased;
-                    () = shutdown => Ended::ShutDown,
-                    () = term.asked_to_step_down() => Ended::SteppedDown,
-                };
-                sleep(self.grace).await;
-                ended
-            };
-            tokio::select! {
-                biased;
-                done = work => match done {
-                    Ok(Ok(result)) => Ended::Done(result),
-                    Ok(Err(_)) if term.is_asked_to_step_down() => Ended::SteppedDown,
-                    Ok(Err(error)) => Ended::Failed(Failure::Work(error)),
-                    Err(panic) => Ended::Failed(Failure::Panic(panic)),
-                },
-                reason = guard.lost() => {
-                    Ended::Failed(Failure::Loss(LockError::lost(&self.lock.target().path, reason)))
-                }
-                ended = told_to_end => ended,
+            let mut work = pin!(Some(catch_panic(work)));
+            let ended = self.supervise(work.as_mut().as_pin_mut().expect("just made"), &guard, shutdown).await;
+            // The destructors of the work may panic too.
+            match catch_unwind(AssertUnwindSafe(|| work.set(None))) {
+                Ok(()) => ended,
+                Err(panic) => Ended::Failed(Failure::Panic(panic)),
             }
         };
         let ended = match (guard.release().await, ended) {
@@ -289,6 +273,39 @@ impl Singleton {
         };
         self.report_end(&ended, began.elapsed());
         ended
+    }
+
+    /// Polls the work until it ends or must end. This process leads meanwhile.
+    async fn supervise<T, E>(
+        &self,
+        work: Pin<&mut impl Future<Output = Result<Result<T, E>, Box<dyn Any + Send>>>>,
+        guard: &LockGuard,
+        shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> Ended<T, E> {
+        let term = self.leadership.begin(guard.fencing_token());
+        // Work that is always busy uses up the budget of this task. The signals must reach it all the same.
+        let told_to_end = unconstrained(async {
+            let ended = tokio::select! {
+                biased;
+                () = shutdown => Ended::ShutDown,
+                () = term.asked_to_step_down() => Ended::SteppedDown,
+            };
+            sleep(self.grace).await;
+            ended
+        });
+        tokio::select! {
+            biased;
+            done = work => match done {
+                Ok(Ok(result)) => Ended::Done(result),
+                Ok(Err(_)) if term.is_asked_to_step_down() => Ended::SteppedDown,
+                Ok(Err(error)) => Ended::Failed(Failure::Work(error)),
+                Err(panic) => Ended::Failed(Failure::Panic(panic)),
+            },
+            reason = guard.lost() => {
+                Ended::Failed(Failure::Loss(LockError::lost(&self.lock.target().path, reason)))
+            }
+            ended = told_to_end => ended,
+        }
     }
 
     fn report_end<T, E>(&self, ended: &Ended<T, E>, held: Duration) {

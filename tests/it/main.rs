@@ -2,6 +2,7 @@
 
 #[cfg(unix)]
 mod bad_input;
+mod bad_work;
 mod behaviour;
 mod blocking;
 mod create_dirs;
