@@ -146,7 +146,8 @@ impl Singleton {
     /// # Errors
     /// - [`SingletonError::Lock`] if the lock can never work: [`InvalidUrl`](LockError::InvalidUrl),
     ///   [`InvalidPath`](LockError::InvalidPath), [`Unsupported`](LockError::Unsupported) and
-    ///   [`NotALockFile`](LockError::NotALockFile). With [`Restart::Never`], every error and the loss of the lock.
+    ///   [`NotALockFile`](LockError::NotALockFile), unless the lock has worked in this run: then it may work again, such
+    ///   as after a failover. With [`Restart::Never`], every error and the loss of the lock.
     /// - [`SingletonError::Work`] if the work fails and the restart policy is [`Restart::Never`].
     ///
     /// # Cancel safety
@@ -201,12 +202,13 @@ impl Singleton {
     {
         let mut shutdown = pin!(repeatedly(shutdown));
         let mut backoff = Backoff::new(self.pause);
+        let mut has_worked = false;
         loop {
             let mut began = Instant::now();
             let obtained = tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(None),
-                obtained = self.stand_by() => obtained,
+                obtained = self.stand_by(&mut has_worked) => obtained,
             };
             let ended = match obtained {
                 Ok(guard) => {
@@ -220,7 +222,7 @@ impl Singleton {
                 Ended::ShutDown => return Ok(None),
                 Ended::SteppedDown => true,
                 Ended::Failed(failure) => {
-                    self.endure(failure, began.elapsed())?;
+                    self.endure(failure, began.elapsed(), has_worked)?;
                     began.elapsed() >= self.pause.1
                 }
             };
@@ -235,10 +237,12 @@ impl Singleton {
         }
     }
 
-    /// Obtains the lock, however long that takes.
-    async fn stand_by(&self) -> Result<LockGuard, LockError> {
+    /// Obtains the lock, however long that takes. `has_worked` becomes true when the lock has answered once, held or free.
+    async fn stand_by(&self, has_worked: &mut bool) -> Result<LockGuard, LockError> {
         let began = Instant::now();
-        let guard = match self.lock.attempt().await? {
+        let attempted = self.lock.attempt().await?;
+        *has_worked = true;
+        let guard = match attempted {
             Some(guard) => guard,
             None => {
                 trace::stands_by(self.lock.target());
@@ -318,11 +322,19 @@ impl Singleton {
         trace::stepped_down(self.lock.target(), held, reason);
     }
 
-    /// Logs a failure, unless it ends the singleton. `lasted`: how long the work had run.
-    fn endure<E: Display>(&self, failure: Failure<E>, lasted: Duration) -> Result<(), SingletonError<E>> {
+    /// Logs a failure, unless it ends the singleton. `lasted`: how long the work had run. `has_worked`: whether the lock
+    /// has answered before.
+    fn endure<E: Display>(
+        &self,
+        failure: Failure<E>,
+        lasted: Duration,
+        has_worked: bool,
+    ) -> Result<(), SingletonError<E>> {
         let (target, ends) = (self.lock.target(), self.restart == Restart::Never);
         match failure {
-            Failure::Lock(error) | Failure::Loss(error) if ends || !can_pass(&error) => return Err(error.into()),
+            Failure::Lock(error) | Failure::Loss(error) if ends || !(has_worked || can_pass(&error)) => {
+                return Err(error.into());
+            }
             Failure::Work(error) if ends => return Err(SingletonError::Work(error)),
             Failure::Panic(panic) if ends => resume_unwind(panic),
             Failure::Lock(error) => trace::lock_failed(target, &error),
@@ -334,7 +346,7 @@ impl Singleton {
     }
 }
 
-/// Whether the same lock may work later.
+/// Whether a lock that has never worked may work later.
 fn can_pass(error: &LockError) -> bool {
     let is_permanent = matches!(
         error,

@@ -255,6 +255,41 @@ async fn a_lock_that_can_never_work_ends_the_singleton() {
     assert!(matches!(failed, Err(SingletonError::Lock(LockError::NotALockFile { .. }))), "{failed:?}");
 }
 
+/// Such as a database server that is a standby for the moments of a failover, or the work of a clumsy administrator.
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_has_worked_may_work_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.lock");
+    let lock = LockFile::shlock(&path).unwrap();
+    for has_led in [true, false] {
+        let holder = if has_led { None } else { lock.attempt().await.unwrap() };
+        let (leader, terms) = (singleton(&lock), AtomicUsize::new(0));
+        let spoil = || {
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, "not a lock").unwrap();
+        };
+        let work = || async {
+            if has_led && terms.fetch_add(1, Ordering::SeqCst) == 0 {
+                spoil();
+                pending().await
+            }
+            Ok::<_, String>("served")
+        };
+        let repair = async {
+            if let Some(holder) = holder {
+                sleep(Duration::from_secs(1)).await;
+                spoil();
+                drop(holder);
+            }
+            sleep(Duration::from_secs(60)).await;
+            std::fs::remove_file(&path).unwrap();
+        };
+        let (served, ()) = tokio::join!(leader.run(work, pending()), repair);
+        assert_eq!(served.unwrap(), Some("served"));
+    }
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn a_lost_lock_ends_a_singleton_that_is_not_restarted() {
