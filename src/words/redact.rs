@@ -15,6 +15,11 @@ pub(crate) fn redact(text: &str) -> String {
     }
 }
 
+/// A part of a URL for a message beside the URL, of which `shown` is what may be shown.
+pub(super) fn quote<'a>(part: &'a str, shown: &str) -> &'a str {
+    if shown.contains(part) { part } else { HIDDEN }
+}
+
 /// Where a password stands between the scheme and the host.
 fn secret(text: &str) -> Option<(usize, usize)> {
     let scheme_end = text.find(':')? + 1;
@@ -27,7 +32,10 @@ fn secret(text: &str) -> Option<(usize, usize)> {
     let (Some(first_at), Some(last_at)) = (first_at, last_at) else {
         // Without a host, the password stands where the port belongs.
         let colon = colons(body).map(|colon| start + colon).find(|&colon| !is_port(&text[colon..]))?;
-        return text[scheme_end..].starts_with("//").then_some((colon, text.len()));
+        // The path of a lock file may have a colon. Anything else has forgotten the slashes.
+        let is_path =
+            text[..scheme_end].to_ascii_lowercase().ends_with("file:") && !text[scheme_end..].starts_with("//");
+        return (!is_path).then_some((colon, text.len()));
     };
     if start == scheme_end {
         // The text has no scheme or no slashes. So the first colon may be the one in front of the password.
@@ -79,7 +87,7 @@ fn hide_values(text: &str) -> String {
 
 fn is_secret_name(name: &str) -> bool {
     let name = percent_decode_str(name).decode_utf8_lossy().to_ascii_lowercase();
-    ["pass", "pwd", "secret"].iter().any(|word| name.contains(word))
+    ["pass", "pw", "secret", "token", "auth", "cred"].iter().any(|word| name.contains(word))
 }
 
 #[cfg(test)]
@@ -104,6 +112,9 @@ mod tests {
             "postgres://app:S3cretPw/app?lock=x",
             "postgres:/app:S3cretPw@db/app",
             "postgres:app:S3cretPw@db/app",
+            "postgres:app:S3cretPw/app",
+            "postgres:/app:S3cretPw/app",
+            "jdbc:postgresql://app:S3cretPw/app",
             "app:S3cretPw@db/app",
             "etcd://root:S3cretPw@h1:2379,h2:2379/x",
             "nothing://app:S3cretPw@db",
@@ -114,7 +125,9 @@ mod tests {
             "postgres://db/app?pass%77ord=S3cretPw",
             "postgres://db/app?password=1&S3cretPw",
             "postgres://db/app?sslpassword=S3cretPw#x",
+            "lockfile:/x?auth_token=S3cretPw",
             "host=db password=S3cretPw user=app",
+            "host=db pw=S3cretPw user=app",
             "host=db password='1 S3cretPw'",
             "password=S3cretPw options=a:b",
         ] {
@@ -130,6 +143,7 @@ mod tests {
             "lockfile:/run/app.lock",
             "lockfile:///run/user@host.lock",
             "file:/run/app.lock",
+            "flockfile:/run/a:b.lock?y",
             "postgres://app@db:5432/app?lock=x",
             "postgres://db,db2:5433/app?lock=x&ttl=10s&shared",
             "/run/app.lock",

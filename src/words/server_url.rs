@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::net::Ipv6Addr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
 use super::kind::LockKind;
 use super::mode::Mode;
 use super::percent;
+use super::redact::quote;
 
 /// All characters except the unreserved ones of RFC 3986.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -86,12 +88,13 @@ const ETCD_PARAMETERS: &[&str] = &["ttl", "tls", "cacert", "cert", "key", "conne
 pub(super) const SCHEMES: [&str; 3] = ["postgres", "postgresql", "etcd"];
 
 /// Parses what is behind `scheme:`. `None` if the scheme is not that of a server.
-pub(super) fn parse(scheme: &str, rest: &str) -> Option<Result<(ServerUrl, Mode), String>> {
+/// `shown`: what a message may show of the URL.
+pub(super) fn parse(scheme: &str, rest: &str, shown: &str) -> Option<Result<(ServerUrl, Mode), String>> {
     let (kind, parameters) = known(scheme)?;
-    Some(parse_known(kind, parameters, rest))
+    Some(parse_known(kind, parameters, rest, shown))
 }
 
-fn parse_known(kind: LockKind, known: &[&str], rest: &str) -> Result<(ServerUrl, Mode), String> {
+fn parse_known(kind: LockKind, known: &[&str], rest: &str, shown: &str) -> Result<(ServerUrl, Mode), String> {
     if rest.contains('#') {
         return Err("it has a fragment; write a # as %23".into());
     }
@@ -105,7 +108,7 @@ fn parse_known(kind: LockKind, known: &[&str], rest: &str) -> Result<(ServerUrl,
         return Err("it has an @ behind the host; write / ? and @ in a password as %2F, %3F and %40".into());
     }
     let (user, password, hosts) = parse_authority(authority)?;
-    let (parameters, mode) = parse_query(query, known)?;
+    let (parameters, mode) = parse_query(query, known, shown)?;
     let path = decode(path, "path")?;
     Ok((ServerUrl { kind, user, password, hosts, path, parameters }, mode))
 }
@@ -125,6 +128,10 @@ fn parse_authority(authority: &str) -> Result<Authority, String> {
             None => (None, None),
             Some((user, password)) => (Some(decode(user, "user")?), password),
         };
+    // Otherwise the password would be shown as a part of the name.
+    if user.as_ref().is_some_and(|user| user.contains(':')) {
+        return Err("its user contains a colon; write the one in front of the password as it is, and not as %3A".into());
+    }
     let password = password.map(|password| decode(password, "password")).transpose()?;
     let hosts = match hosts {
         "" => Vec::new(),
@@ -139,11 +146,20 @@ fn parse_host(host: &str) -> Result<Host, String> {
         Some(address) => {
             let (address, port) = address.split_once(']').ok_or(unclosed)?;
             let port = if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or(unclosed)?) };
+            let (number, _zone) = address.split_once('%').unwrap_or((address, ""));
+            number.parse::<Ipv6Addr>().map_err(|_| "what stands between [ and ] is no IPv6 address")?;
             (address.to_owned(), port)
         }
         None => {
             let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
-            (decode(name, "host")?, port)
+            let name = decode(name, "host")?;
+            // A user and a password, encoded with the host. The directory of a socket may have an @ in its name.
+            if name.contains(':') || (name.contains('@') && !name.starts_with('/')) {
+                return Err(
+                    "a host's name contains a colon or an @; write them as they are in user:password@host".into()
+                );
+            }
+            (name, port)
         }
     };
     if name.is_empty() {
@@ -157,7 +173,7 @@ fn parse_host(host: &str) -> Result<Host, String> {
     Ok(Host { name, port: port.transpose()? })
 }
 
-fn parse_query(query: &str, known: &[&str]) -> Result<(Vec<(String, String)>, Mode), String> {
+fn parse_query(query: &str, known: &[&str], shown: &str) -> Result<(Vec<(String, String)>, Mode), String> {
     let mut parameters: Vec<(String, String)> = Vec::new();
     let mut mode = Mode::Exclusive;
     for parameter in query.split('&').filter(|_| !query.is_empty()) {
@@ -169,8 +185,8 @@ fn parse_query(query: &str, known: &[&str]) -> Result<(Vec<(String, String)>, Mo
             Some((name, value)) if known.contains(&name) => (name, value),
             None if known.contains(&parameter) => return Err(format!("the parameter {parameter} has no value")),
             Some((SHARED, _)) => return Err(format!("the parameter {SHARED} has a value")),
-            Some((name, _)) => return Err(unknown(name, known)),
-            None => return Err(unknown(parameter, known)),
+            Some((name, _)) => return Err(unknown(quote(name, shown), known)),
+            None => return Err(unknown(quote(parameter, shown), known)),
         };
         if parameters.iter().any(|(other, _)| other == name) {
             return Err(format!("it has the parameter {name} twice"));
@@ -281,6 +297,8 @@ mod tests {
             "postgres://app:S3cretPw@db/app?lock=x",
             "postgres:///app?key=-1&shared",
             "postgres://%2Frun%2Fpostgresql/app?lock=x",
+            "postgres://%2Frun%2Fpg%4015/app?lock=x",
+            "etcd://[fe80::1%25eth0]:2379/x",
             "etcd://root:S3cretPw@h1:2379,h2:2379/jobs/nightly?shared",
             "ETCD://h1/x",
         ] {
@@ -305,6 +323,9 @@ mod tests {
         assert!(reason("postgres://db,/app").contains("empty"));
         assert!(reason("postgres://[::1/app").contains("not closed"));
         assert!(reason("postgres://[::1]5/app").contains("not closed"));
+        assert!(reason("postgres://[app:S3cretPw]/app").contains("IPv6"));
+        assert!(reason("postgres://app%3AS3cretPw@db/app").contains("user contains a colon"));
+        assert!(reason("postgres://app%3AS3cretPw%40db/app").contains("user:password@host"));
         assert!(reason("postgres://db/app?password=S3cretPw").contains("\"password\""));
         assert!(reason("postgres://db/app?lock").contains("no value"));
         assert!(reason("postgres://db/app?lock=x&lock=y").contains("twice"));

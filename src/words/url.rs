@@ -13,7 +13,7 @@ use super::kind::LockKind;
 use super::mode::Mode;
 use super::options::Options;
 use super::percent;
-use super::redact::redact;
+use super::redact::{quote, redact};
 use super::server_url::{self, ServerUrl};
 use super::target::Target;
 
@@ -125,17 +125,19 @@ impl FromStr for LockUrl {
     /// # Errors
     /// [`LockError::InvalidUrl`], which names the mistake. It shows no password that the text may contain.
     fn from_str(url: &str) -> Result<Self, LockError> {
-        parse(url).map_err(|reason| LockError::InvalidUrl { url: redact(url), reason })
+        let shown = redact(url);
+        parse(url, &shown).map_err(|reason| LockError::InvalidUrl { url: shown, reason })
     }
 }
 
-fn parse(url: &str) -> Result<LockUrl, String> {
+/// `shown`: what a message may show of the URL.
+fn parse(url: &str, shown: &str) -> Result<LockUrl, String> {
     // Anything else in front of a colon may be a password.
     let is_scheme = |scheme: &str| scheme.chars().all(|char| char.is_ascii_alphanumeric() || "+-.".contains(char));
     let Some((scheme, rest)) = url.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) else {
         return Err("it has no scheme, such as lockfile:".into());
     };
-    if let Some(parsed) = server_url::parse(scheme, rest) {
+    if let Some(parsed) = server_url::parse(scheme, rest, shown) {
         return parsed.map(|(server, mode)| LockUrl { address: Address::Server(server.into()), mode });
     }
     let Some(&(_, scheme)) = SCHEMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(scheme)) else {
@@ -150,7 +152,7 @@ fn parse(url: &str) -> Result<LockUrl, String> {
         Some((rest, SHARED)) => (rest, Mode::Shared),
         Some((_, query)) => {
             let help = "the only query is ?shared, and a question mark in a path is written as %3F";
-            return Err(format!("it has the query {query:?}; {help}"));
+            return Err(format!("it has the query {:?}; {help}", quote(query, shown)));
         }
     };
     let path = match rest.strip_prefix("//") {
@@ -160,7 +162,7 @@ fn parse(url: &str) -> Result<LockUrl, String> {
             if !(host.is_empty() || host.eq_ignore_ascii_case("localhost")) {
                 // In front of the host there may be a password, or in the place of its port.
                 let host = host.rsplit('@').next().and_then(|host| host.split(':').next()).unwrap_or_default();
-                return Err(format!("it names another host, {host:?}; a lock file is on this one"));
+                return Err(format!("it names another host, {:?}; a lock file is on this one", quote(host, shown)));
             }
             &rest[host.len()..]
         }
@@ -318,18 +320,37 @@ mod tests {
     }
 
     #[test]
-    fn an_error_does_not_show_the_password() {
+    fn no_text_shows_the_password() {
+        let mut leaks = Vec::new();
         for url in [
             "postgres://app:S3cretPw@db/app",
             "lockfile://app:S3cretPw@host/x",
             "lockfile://app:S3cretPw/x",
             "host=db password=S3cretPw options=a:b",
             "nothing://app:S3cretPw@db/app",
+            "postgres://app:12?S3cretPw%40db/app",
+            "postgres://app%3AS3cretPw@db/app?lock=x",
+            "postgres://app%3AS3cretPw%40db/app?lock=x",
+            "postgres://[app:S3cretPw]/app?lock=x",
+            "postgres:app:S3cretPw/app",
+            "postgres:/app:S3cretPw/app",
+            "jdbc:postgresql://app:S3cretPw/app",
+            "lockfile:/x?password=S3cretPw",
+            "lockfile:/x?token=S3cretPw",
+            "lockfile://app%3AS3cretPw%40host/x",
+            "lockfile://app%3AS3cretPw/x",
+            "DATABASE_URL=postgres://app:S3cretPw@db/app",
+            "\"postgres://app:S3cretPw@db/app\"",
         ] {
-            let error = crate::LockFile::open(url).unwrap_err();
-            let shown = format!("{error} {error:?}");
-            assert!(!shown.contains("S3cretPw"), "{url}: {shown}");
+            let parsed = url.parse::<LockUrl>().map(|url| url.to_string());
+            let opened = crate::LockFile::open(url);
+            let said = opened.as_ref().map_or_else(LockError::to_string, |lock| lock.url().to_string());
+            let shown = format!("{parsed:?} {opened:?} {said}");
+            if shown.contains("S3cretPw") {
+                leaks.push(format!("{url} is shown as {shown}"));
+            }
         }
+        assert!(leaks.is_empty(), "{leaks:#?}");
     }
 
     #[cfg(unix)]
