@@ -3,6 +3,7 @@
 //! Correctness between processes does not depend on this. Two slots for one lock would only make `locked()` imprecise.
 
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,7 +36,7 @@ pub(super) struct Registry<T: Release> {
 }
 
 /// The kind of a lock and its identity, as its engine tells it.
-#[derive(Debug, Clone, Hash)]
+#[derive(Debug, Clone)]
 struct Key(LockKind, Arc<Path>);
 
 /// Byte by byte: a name on a server is no path, where `a//b` and `a/b/` are the same as `a/b`.
@@ -47,6 +48,13 @@ impl PartialEq for Key {
 }
 
 impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self(kind, identity) = self;
+        (kind, identity.as_os_str()).hash(state);
+    }
+}
 
 /// One lock in this process.
 #[derive(Debug)]
