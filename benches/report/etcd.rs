@@ -66,6 +66,7 @@ fn uncontended(runtime: &Runtime, cluster: &Cluster, lock: &LockFile, rounds: us
 }
 
 /// From the release in another process to the acquisition in this one.
+#[expect(clippy::async_yields_async, reason = "the wait goes on while this thread releases the lock")]
 fn hand_over(runtime: &Runtime, lock: &LockFile, rounds: usize) -> Row {
     let mut holder = Holder::start(lock);
     let mut times = Times::default();

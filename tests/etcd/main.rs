@@ -26,4 +26,5 @@ mod semaphore;
 #[path = "../it/shared.rs"]
 mod shared;
 #[path = "../it/support.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
 mod support;

@@ -66,6 +66,7 @@ impl Drop for Process {
 
 /// Not a real test: a [`Process`] runs this. It takes the lock, and says when it got it and when it lost it.
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "a test, and no work of the library")]
 async fn hold_and_report() {
     let Ok(url) = std::env::var(ROLE) else { return };
     let say = |word: &str| {
