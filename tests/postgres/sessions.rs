@@ -1,8 +1,9 @@
 //! What other users of the database notice.
 
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use crate::server::{Server, key, until, value};
@@ -106,10 +107,27 @@ async fn nothing_hangs_on_a_silent_server() {
         for error in [lock.attempt().await.map(drop).unwrap_err(), lock.obtain().await.map(drop).unwrap_err()] {
             assert!(error.to_string().contains("has not answered for 1s"), "{error}");
         }
-        // A wait that is dropped gives the turn back at once, not after the time for the connection.
-        let lock = tokio_lockfile::LockFile::open(&url.replace("=1", "=1h")).unwrap();
-        for _ in 0..3 {
-            assert!(timeout(Duration::from_millis(10), lock.obtain()).await.is_err());
+    }
+}
+
+/// The turn of its process is free then, not after the time for the connection.
+#[tokio::test]
+async fn a_dropped_wait_does_not_go_on_connecting() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let url = format!("postgres://a@127.0.0.1:{port}/a?lock=x&connect_timeout=1h");
+    let lock = tokio_lockfile::LockFile::open(&url).unwrap();
+    for _ in 0..3 {
+        let wait = tokio::spawn({
+            let lock = lock.clone();
+            async move { lock.obtain().await.map(drop) }
+        });
+        // The proof of the server makes two connections.
+        let (mut first, _) = timeout(HANG, silent.accept()).await.expect("nobody connects").unwrap();
+        let (mut second, _) = timeout(HANG, silent.accept()).await.expect("nobody connects").unwrap();
+        wait.abort();
+        for connection in [&mut first, &mut second] {
+            timeout(HANG, connection.read_to_end(&mut Vec::new())).await.expect("it goes on").unwrap();
         }
     }
 }
