@@ -25,7 +25,8 @@ fn terminate(name: &str) -> String {
 #[tokio::test]
 async fn a_terminated_session_is_a_lost_lock() {
     let server = Server::shared();
-    let (lock, client) = (server.lock("lock=terminated"), server.client().await);
+    // No heartbeat tells it.
+    let (lock, client) = (server.lock("lock=terminated&ttl=1h"), server.client().await);
     let guard = take(&lock).await;
     let began = Instant::now();
     client.simple_query(&terminate("terminated")).await.unwrap();

@@ -1,7 +1,7 @@
 //! What other users of the database notice.
 
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
@@ -38,13 +38,33 @@ async fn waiters_keep_no_index_and_no_vacuum_waiting() {
 async fn a_released_lock_leaves_a_warm_session_for_a_moment_only() {
     let server = Server::start("");
     let client = server.client().await;
-    let lock = server.lock("lock=x&ttl=1s");
+    let lock = server.lock("lock=x&ttl=30s");
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%[%]@%'";
     for _ in 0..5 {
         take(&lock).await.release().await.unwrap();
         assert_eq!(value(&client, sessions).await, "1", "the session is used again");
     }
+    let released = Instant::now();
     until(&client, sessions, "0").await;
+    // The server would end it after the lease.
+    assert!(released.elapsed() < Duration::from_secs(25));
+}
+
+/// The server ends the warm session while an attempt takes it. The attempt makes another one.
+#[tokio::test]
+async fn a_warm_session_that_ends_is_no_error() {
+    let server = Server::start("");
+    let client = server.client().await;
+    let lock = server.lock("lock=x");
+    take(&lock).await.release().await.unwrap();
+    for _ in 0..60 {
+        let warm = value(&client, "SELECT max(pid) FROM pg_stat_activity WHERE application_name LIKE '%[%]@%'").await;
+        let terminate = format!("SELECT pg_terminate_backend({warm})");
+        let (attempt, _) = tokio::join!(lock.attempt(), client.simple_query(&terminate));
+        // It may have been the session of the lock already.
+        let _ = attempt.unwrap().expect("nobody else is there").release().await;
+        timeout(HANG, lock.obtain()).await.unwrap().unwrap().release().await.unwrap();
+    }
 }
 
 /// The password file and the variables of libpq, in a process that has them.
