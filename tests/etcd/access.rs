@@ -10,7 +10,7 @@ use crate::cluster::{Cluster, Settings};
 use crate::support::{HANG, take};
 
 /// A cluster that lets in `root` and `app`, with the password `S3cretPw`.
-fn guarded(settings: Settings) -> Cluster {
+pub(crate) fn guarded(settings: Settings) -> Cluster {
     let cluster = Cluster::with(3, settings);
     for command in [
         "user add root:S3cretPw",
@@ -26,7 +26,7 @@ fn guarded(settings: Settings) -> Cluster {
     cluster
 }
 
-fn url(cluster: &Cluster, user: &str, name: &str) -> String {
+pub(crate) fn url(cluster: &Cluster, user: &str, name: &str) -> String {
     format!("etcd://{user}@{}/{name}?ttl=3s&connect_timeout=2s", cluster.endpoints())
 }
 

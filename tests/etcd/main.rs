@@ -7,6 +7,7 @@ mod faults;
 mod interop;
 mod kinds;
 mod lifetimes;
+mod logs;
 mod network;
 mod partitions;
 mod proxy;
