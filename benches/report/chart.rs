@@ -13,7 +13,7 @@ pub(crate) fn write(rows: &[Row]) {
 
 fn table(rows: &[Row]) -> String {
     let mut text = String::from(
-        "# Benchmarks\n\nWritten by `cargo bench --features postgres`. Only the ratios mean anything; what is compared took turns in one run.\n\n\
+        "# Benchmarks\n\nWritten by `cargo bench --features postgres,etcd`. Only the ratios mean anything; what is compared took turns in one run.\n\n\
          | What | Measured | Goal | | Beside, or unit | Details |\n|---|---|---|---|---|---|\n",
     );
     for row in rows {

@@ -34,7 +34,8 @@ impl Proxy {
         let shared = Arc::clone(&gate);
         std::thread::spawn(move || {
             for client in listener.incoming() {
-                let (client, member) = (client.unwrap(), TcpStream::connect(&target).unwrap());
+                let client = client.unwrap();
+                let Ok(member) = TcpStream::connect(&target) else { continue };
                 let (to_client, to_member) = (client.try_clone().unwrap(), member.try_clone().unwrap());
                 let (requests, answers) = (Arc::clone(&shared), Arc::clone(&shared));
                 std::thread::spawn(move || requests.pass(client, to_member, |stops| stops.requests, false));
