@@ -50,9 +50,11 @@ pub(crate) fn run<T: Send + 'static>(
 
 fn start(driver: &mut Option<UnboundedSender<Job>>, job: Job) -> io::Result<()> {
     let (sender, jobs) = unbounded_channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (runtime, handed_over) = std::sync::mpsc::channel::<tokio::runtime::Runtime>();
     let thread = std::thread::Builder::new().name("lockfile-driver".into());
-    thread.spawn(move || runtime.block_on(drive(jobs)))?;
+    // The thread comes first. Without it, the runtime would be dropped here, which panics inside another runtime.
+    thread.spawn(move || handed_over.recv().map(|runtime| runtime.block_on(drive(jobs))))?;
+    drop(runtime.send(tokio::runtime::Builder::new_current_thread().enable_all().build()?));
     drop(sender.send(job));
     *driver = Some(sender);
     Ok(())
