@@ -15,22 +15,22 @@ pub(super) fn path(environment: Environment<'_>) -> Option<PathBuf> {
     })
 }
 
-/// The password for a user of a database, if the file has one. As libpq, this ignores a file that others may read.
+/// The password for a user of a database, if the file has one. As libpq, this ignores a file that others may
+/// read, and one that we cannot read.
 pub(super) async fn look_up(path: PathBuf, host: &Host, database: &str, user: &str) -> io::Result<Option<String>> {
-    let text = blocking::run(move || read(&path)).await??;
+    let text = blocking::run(move || read(&path)).await?;
     // Libpq calls the directory of a Unix socket localhost.
     let name = if host.is_directory() { "localhost" } else { &host.name };
     let wanted = [name, &host.port.to_string(), database, user];
     Ok(text.as_deref().and_then(|text| find(text, wanted)))
 }
 
-fn read(path: &Path) -> io::Result<Option<String>> {
-    match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() && !is_open_to_others(&metadata) => std::fs::read_to_string(path).map(Some),
-        Ok(_) => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+fn read(path: &Path) -> Option<String> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let counts = metadata.is_file() && !is_open_to_others(&metadata);
+    let text = if counts { std::fs::read(path).ok()? } else { return None };
+    // A line in another encoding says nothing of the other lines.
+    Some(String::from_utf8_lossy(&text).into_owned())
 }
 
 #[cfg(unix)]
@@ -84,5 +84,17 @@ mod tests {
         assert_eq!(find(["db2", "5432", "app", "me"]).as_deref(), Some("any"));
         assert_eq!(super::find("db:5432", ["db", "5432", "app", "me"]), None);
         assert_eq!(super::find("db:1:app:me", ["db", "1", "app", "me"]), None);
+    }
+    /// Also libpq goes on without: the home directory may be somebody else's, as in many containers.
+    #[test]
+    fn a_file_that_cannot_be_read_has_no_password() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pgpass");
+        assert_eq!(read(&file), None);
+        std::fs::write(&file, b"# caf\xe9\ndb:*:*:*:pw\n").unwrap();
+        #[cfg(unix)]
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        assert_eq!(read(&file.join("no directory")), None);
+        assert_eq!(super::find(&read(&file).unwrap(), ["db", "5432", "app", "me"]).as_deref(), Some("pw"));
     }
 }
