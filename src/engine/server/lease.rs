@@ -41,7 +41,7 @@ impl Lease {
     /// The server has answered a request that was sent at `sent`. An ended lease stays ended.
     pub(crate) fn renew(&self, sent: Moment) {
         // A tenth is for clocks of different speed, and for the time that a task needs to stop.
-        let end = nanos(sent.0 + self.ttl * 9 / 10);
+        let end = nanos(sent.0 + self.ttl / 10 * 9);
         let later = |old| (old != 0 && old < end).then_some(end);
         let _ = self.end.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
     }
@@ -95,6 +95,8 @@ mod tests {
         assert!(lease.left().unwrap() > Duration::from_secs(88), "an older answer made it shorter");
         lease.renew(Moment::now());
         assert!(lease.left().unwrap() > Duration::from_secs(89));
+        // What a server may say.
+        assert!(Lease::new(Duration::from_secs(i64::MIN.unsigned_abs()), Moment::now()).is_alive());
     }
 
     #[tokio::test]
