@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 use crate::server::{Server, sessions, until};
-use crate::support::{HANG, Holder, take};
+use crate::support::{HANG, Holder, in_own_process, take};
 
 /// Longer than the lease of these locks.
 const LONG: Duration = Duration::from_secs(5);
@@ -84,21 +84,50 @@ fn a_lock_that_its_task_does_not_take_goes_to_others() {
     task.join().unwrap();
 }
 
-/// Nobody waits for a release, and the next attempt still finds the lock free.
+/// Nobody waits for a release, and the next attempt still finds the lock free. It may come by another handle.
 #[test]
 fn an_attempt_right_after_a_drop_waits_for_the_unlock() {
     let server = Server::shared();
-    let lock = server.lock("lock=right_after");
+    let locks = [server.lock("lock=right_after"), server.lock("lock=right_after&ttl=20s")];
+    let [lock, _] = &locks;
     let runtime = Runtime::new().unwrap();
     for round in 0..50 {
-        let guard = runtime.block_on(take(&lock));
+        let guard = runtime.block_on(take(&locks[(round + 1) / 2 % 2]));
         match round % 2 {
             0 => drop(guard),
             _ => runtime.block_on(async { drop(guard) }),
         }
     }
     runtime.block_on(async {
+        take(lock).await.release().await.unwrap();
         until(&server.client().await, &sessions("right_after", true), "0").await;
+    });
+}
+
+/// There is no room for the stack of another thread.
+#[test]
+fn without_a_thread_there_is_an_error() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    if !in_own_process("runtimes::without_a_thread_there_is_an_error") {
+        return;
+    }
+    let url = format!("postgres://a@127.0.0.1:{}/a?lock=x", crate::server::free_port());
+    let lock = tokio_lockfile::LockFile::open(&url).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let limit = getrlimit(Resource::As);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let kib: u64 = size.trim().trim_end_matches(" kB").parse().unwrap();
+    let room = (kib << 10) + (1 << 20);
+    runtime.block_on(async {
+        setrlimit(Resource::As, Rlimit { current: Some(room), ..limit }).unwrap();
+        let tried = [lock.attempt().await.map(drop), lock.obtain().await.map(drop), lock.holder().await.map(drop)];
+        setrlimit(Resource::As, limit).unwrap();
+        for error in tried.map(Result::unwrap_err) {
+            assert_ne!(error.io_error().unwrap().kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
+        }
+        let error = lock.attempt().await.unwrap_err();
+        assert_eq!(error.io_error().unwrap().kind(), std::io::ErrorKind::ConnectionRefused, "{error}");
     });
 }
 

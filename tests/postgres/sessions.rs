@@ -48,6 +48,9 @@ async fn a_released_lock_leaves_a_warm_session_for_a_moment_only() {
     until(&client, sessions, "0").await;
     // The server would end it after the lease.
     assert!(released.elapsed() < Duration::from_secs(25));
+    // However long the lease is.
+    take(&server.lock("lock=x&ttl=24h")).await.release().await.unwrap();
+    until(&client, sessions, "0").await;
 }
 
 /// The server ends the warm session while an attempt takes it. The attempt makes another one.
@@ -148,6 +151,101 @@ async fn a_dropped_wait_does_not_go_on_connecting() {
         wait.abort();
         for connection in [&mut first, &mut second] {
             timeout(HANG, connection.read_to_end(&mut Vec::new())).await.expect("it goes on").unwrap();
+        }
+    }
+}
+
+/// A service that starts while its database is away: each of its locks tells so after one time-out, not after those of all.
+#[tokio::test]
+async fn many_locks_hear_of_a_silent_server_at_the_same_time() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..100 {
+        let url = format!("postgres://a@127.0.0.1:{port}/a?lock={number}&connect_timeout=1s");
+        let lock = tokio_lockfile::LockFile::open(&url).unwrap();
+        tasks.spawn(async move { lock.attempt().await.map(drop) });
+    }
+    let answers = timeout(HANG, tasks.join_all()).await.expect("one waits for the other");
+    for answer in answers {
+        let error = answer.unwrap_err();
+        assert!(error.to_string().contains("has not answered for 1s"), "{error}");
+    }
+}
+
+/// A long lease keeps the lock over a long silence of the server. But no call of ours is silent for so long.
+#[tokio::test]
+async fn a_release_does_not_hang_on_a_server_that_falls_silent() {
+    for is_dropped in [false, true] {
+        let server = Server::shared();
+        let proxy = Proxy::start(server.port).await;
+        let url =
+            format!("postgres://postgres@127.0.0.1:{}/postgres?lock=silent&ttl=1h&connect_timeout=1s", proxy.port);
+        let lock = tokio_lockfile::LockFile::open(&url).unwrap();
+        let guard = take(&lock).await;
+        proxy.fall_silent();
+        if is_dropped {
+            drop(guard);
+        } else {
+            let error = timeout(HANG, guard.release()).await.expect("hangs").unwrap_err();
+            assert!(error.to_string().contains("has not answered for 1s"), "{error}");
+        }
+        let error = timeout(HANG, lock.attempt()).await.expect("hangs").unwrap_err();
+        assert!(error.to_string().contains("has not answered for 1s"), "{error}");
+        // The network heals, and the server hears that the session has ended.
+        proxy.speak();
+        let client = server.client().await;
+        until(&client, &crate::server::sessions("silent", true), "0").await;
+    }
+}
+
+/// Carries bytes to a server and back, or nothing.
+struct Proxy {
+    port: u16,
+    is_silent: tokio::sync::watch::Sender<bool>,
+}
+
+impl Proxy {
+    async fn start(server: u16) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let is_silent = tokio::sync::watch::Sender::new(false);
+        let silence = is_silent.subscribe();
+        tokio::spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let server = tokio::net::TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+                tokio::spawn(carry(from_client, to_server, silence.clone()));
+                tokio::spawn(carry(from_server, to_client, silence.clone()));
+            }
+        });
+        Self { port, is_silent }
+    }
+
+    fn fall_silent(&self) {
+        self.is_silent.send_replace(true);
+    }
+
+    fn speak(&self) {
+        self.is_silent.send_replace(false);
+    }
+}
+
+async fn carry(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut silence: tokio::sync::watch::Receiver<bool>,
+) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut bytes = [0; 4096];
+    loop {
+        let read = from.read(&mut bytes).await.unwrap_or(0);
+        if silence.wait_for(|is_silent| !is_silent).await.is_err() || read == 0 {
+            return;
+        }
+        if to.write_all(&bytes[..read]).await.is_err() {
+            return;
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::config::{Host, Settings};
@@ -9,12 +10,13 @@ use crate::words::error::LockError;
 use crate::words::kind::LockKind;
 use crate::words::target::Target;
 
-#[derive(Debug)]
+/// Cheap to clone: many may wait for one answer.
+#[derive(Debug, Clone)]
 pub(super) enum Failure {
     /// No host could be reached.
     Unreachable(Vec<(Host, Failure)>),
-    Io(io::Error),
-    Postgres(tokio_postgres::Error),
+    Io(Arc<io::Error>),
+    Postgres(Arc<tokio_postgres::Error>),
     NoAnswer(Duration),
     /// The server cannot have such locks, or something between us and the server breaks them.
     Unsupported(String),
@@ -38,7 +40,7 @@ impl Failure {
     }
 
     pub(super) fn no_such_answer() -> Self {
-        Self::Io(io::Error::new(io::ErrorKind::InvalidData, "the server's answer is not that of PostgreSQL"))
+        io::Error::new(io::ErrorKind::InvalidData, "the server's answer is not that of PostgreSQL").into()
     }
 
     pub(super) fn sql_state(&self) -> Option<&str> {
@@ -70,7 +72,10 @@ impl Failure {
         let url = target.server.as_deref().expect("a lock on a server has its URL");
         match self {
             Self::Unsupported(reason) => LockError::unsupported(&target.path, LockKind::Postgres, reason),
-            Self::Io(error) => LockError::engine(url, action, error),
+            Self::Io(error) => {
+                let copy = |error: Arc<io::Error>| io::Error::new(error.kind(), error.to_string());
+                LockError::engine(url, action, Arc::try_unwrap(error).unwrap_or_else(copy))
+            }
             Self::Unreachable(mut tried) if tried.len() == 1 => {
                 let (_, failure) = tried.remove(0);
                 failure.into_error(target, action)
@@ -95,7 +100,7 @@ impl fmt::Display for Failure {
                 Some(error) => {
                     write!(f, "{}: {} (SQLSTATE {})", error.severity(), error.message(), error.code().code())
                 }
-                None => write_with_causes(f, error),
+                None => write_with_causes(f, &**error),
             },
             Self::NoAnswer(limit) => write!(f, "the server has not answered for {limit:?}"),
             Self::Unsupported(reason) => f.write_str(reason),
@@ -111,13 +116,13 @@ fn write_with_causes(f: &mut fmt::Formatter<'_>, error: &dyn std::error::Error) 
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::Io(error)
+        Self::Io(error.into())
     }
 }
 
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
-        Self::Postgres(error)
+        Self::Postgres(error.into())
     }
 }
 

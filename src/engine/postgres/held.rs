@@ -174,14 +174,21 @@ struct Keeper {
 
 impl Keeper {
     async fn keep(mut self, mut ordered: oneshot::Receiver<Order>) {
+        let lease = Arc::clone(&self.lease);
         loop {
             let until_beat = self.server.settings.beat().saturating_sub(self.session.sent().elapsed());
             let kept = tokio::select! {
                 biased;
-                () = self.lease.expired() => Err(LostReason::Expired),
+                () = lease.expired() => Err(LostReason::Expired),
                 () = self.session.ended() => Err(LostReason::Disconnected),
                 order = &mut ordered => return self.release(order.ok()).await,
-                () = tokio::time::sleep(until_beat) => self.beat().await,
+                // The server may be silent for long.
+                () = tokio::time::sleep(until_beat) => tokio::select! {
+                    biased;
+                    () = lease.expired() => Err(LostReason::Expired),
+                    order = &mut ordered => return self.release(order.ok()).await,
+                    beaten = self.beat() => beaten,
+                },
             };
             if let Err(reason) = kept {
                 self.lease.end();
@@ -218,7 +225,8 @@ impl Keeper {
     async fn unlock(&mut self) -> Result<(), Unreleased> {
         loop {
             let left = self.lease.left().ok_or(Unreleased::Lost(LostReason::Expired))?;
-            return match self.session.unlock(self.lock, self.mode, left).await {
+            let limit = left.min(self.server.settings.connect_timeout);
+            return match self.session.unlock(self.lock, self.mode, limit).await {
                 Ok(true) => Ok(()),
                 Ok(false) => Err(Unreleased::Lost(LostReason::Disconnected)),
                 Err(failure) if failure.is_canceled() => continue,

@@ -2,10 +2,12 @@
 //! exclude there.
 
 use std::collections::HashMap;
+use std::mem;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use super::config::Settings;
 use super::failure::Failure;
@@ -17,14 +19,27 @@ use crate::sys::per_process::PerProcess;
 /// How many sessions stay warm. A program that gives a thousand locks back at once needs no thousand of them.
 const WARM_SESSIONS: usize = 16;
 
+/// However long the lease is, a session without a lock does not stay open for longer.
+const LONGEST_WARMTH: Duration = Duration::from_secs(10);
+
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) settings: Settings,
+    warm: Mutex<Warm>,
+    /// The numbers of the locks that are being given back. All settings that lead to one database have one such list.
+    releasing: Arc<watch::Sender<Vec<i64>>>,
+    is_proven: AtomicBool,
+    /// Whoever proves has this. The failure of the last proof.
+    proving: AsyncMutex<Option<Failure>>,
+    failed_proofs: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Warm {
     /// Sessions that hold nothing, the last one that was used at the end.
-    warm: Mutex<Vec<Session>>,
-    /// The numbers of the locks that are being given back.
-    releasing: watch::Sender<Vec<i64>>,
-    is_proven: OnceCell<()>,
+    sessions: Vec<Session>,
+    /// Whether a job ends them when their time has come.
+    is_watched: bool,
 }
 
 /// The servers of this process. They stay: there are few, and a later lock finds them proven.
@@ -33,14 +48,22 @@ static SERVERS: PerProcess<Mutex<HashMap<Settings, Arc<Server>>>> = PerProcess::
 impl Server {
     pub(super) fn with(settings: &Settings) -> Arc<Self> {
         let mut servers = SERVERS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(servers.entry(settings.clone()).or_insert_with(|| Arc::new(Self::new(settings.clone()))))
+        if let Some(server) = servers.get(settings) {
+            return Arc::clone(server);
+        }
+        let sibling = servers.values().find(|other| other.settings.is_database_of(settings));
+        let releasing = sibling.map(|sibling| Arc::clone(&sibling.releasing)).unwrap_or_default();
+        let server = Arc::new(Self::new(settings.clone(), releasing));
+        servers.insert(settings.clone(), Arc::clone(&server));
+        server
     }
 
-    fn new(settings: Settings) -> Self {
-        Self { settings, warm: Mutex::default(), releasing: watch::Sender::default(), is_proven: OnceCell::new() }
+    fn new(settings: Settings, releasing: Arc<watch::Sender<Vec<i64>>>) -> Self {
+        let (is_proven, failed_proofs) = (AtomicBool::new(false), AtomicUsize::new(0));
+        Self { settings, warm: Mutex::default(), releasing, is_proven, proving: AsyncMutex::default(), failed_proofs }
     }
 
-    fn warm(&self) -> MutexGuard<'_, Vec<Session>> {
+    fn warm(&self) -> MutexGuard<'_, Warm> {
         self.warm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -56,38 +79,71 @@ impl Server {
     }
 
     fn warm_session(&self) -> Option<Session> {
-        let mut warm = self.warm();
-        warm.retain(|session| !session.has_ended());
-        warm.pop()
+        let sessions = &mut self.warm().sessions;
+        sessions.retain(|session| !session.has_ended());
+        sessions.pop()
     }
 
-    /// One proof for all that ask at the same time. Nobody connects for himself before that, so that the proof finds free
-    /// connections.
+    /// One proof for all that ask at the same time, also if it fails: a server that is silent would keep the last of them
+    /// waiting for the time-outs of all. Nobody connects for himself before that, so that the proof finds free connections.
     async fn prove(self: &Arc<Self>) -> Result<(), Failure> {
-        let proof = || async {
-            // In a box, because every try would have room for it.
-            let session = Box::pin(probe::prove(&self.settings)).await?;
-            self.keep_warm(session);
-            Ok(())
-        };
-        self.is_proven.get_or_try_init(proof).await.copied()
+        if self.is_proven() {
+            return Ok(());
+        }
+        let failed_before = self.failed_proofs.load(Ordering::Relaxed);
+        let mut last_failure = self.proving.lock().await;
+        match &*last_failure {
+            _ if self.is_proven() => return Ok(()),
+            Some(failure) if self.failed_proofs.load(Ordering::Relaxed) > failed_before => return Err(failure.clone()),
+            _ => {}
+        }
+        // In a box, because every try would have room for it.
+        match Box::pin(probe::prove(&self.settings)).await {
+            Ok(session) => {
+                self.is_proven.store(true, Ordering::Relaxed);
+                self.keep_warm(session);
+                Ok(())
+            }
+            Err(failure) => {
+                self.failed_proofs.fetch_add(1, Ordering::Relaxed);
+                Err(last_failure.insert(failure).clone())
+            }
+        }
+    }
+
+    fn is_proven(&self) -> bool {
+        self.is_proven.load(Ordering::Relaxed)
     }
 
     /// Keeps a session that holds nothing for a moment.
     pub(super) fn keep_warm(self: &Arc<Self>, session: Session) {
         let mut warm = self.warm();
-        if warm.len() >= WARM_SESSIONS || session.has_ended() {
+        if warm.sessions.len() >= WARM_SESSIONS || session.has_ended() {
             return;
         }
-        warm.push(session);
-        drop(warm);
-        let server = Arc::clone(self);
+        warm.sessions.push(session);
         // A job, because the driver's thread ends without one, and the session with it.
-        let _ = driver::spawn(async move {
-            let warmth = server.settings.warmth();
-            tokio::time::sleep(warmth).await;
-            server.warm().retain(|session| session.sent().elapsed() < warmth);
-        });
+        if !mem::replace(&mut warm.is_watched, true) {
+            let _ = driver::spawn(Arc::clone(self).end_warm_sessions());
+        }
+    }
+
+    /// Ends each warm session when its time has come, until there is none.
+    async fn end_warm_sessions(self: Arc<Self>) {
+        let warmth = self.settings.warmth();
+        while let Some(rest) = self.end_old_sessions(warmth) {
+            tokio::time::sleep(rest).await;
+        }
+    }
+
+    /// How long the next one has; `None` if there is none, and then nobody watches them any more.
+    fn end_old_sessions(&self, warmth: Duration) -> Option<Duration> {
+        let mut warm = self.warm();
+        warm.sessions.retain(|session| session.sent().elapsed() < warmth);
+        let rests = warm.sessions.iter().map(|session| warmth.saturating_sub(session.sent().elapsed()));
+        let next = rests.min();
+        warm.is_watched = next.is_some();
+        next
     }
 
     /// From here on, [`released`](Self::released) waits for [`end_release`](Self::end_release). On any thread.
@@ -112,7 +168,12 @@ impl Server {
 impl Settings {
     /// How long a session without a lock stays open.
     fn warmth(&self) -> Duration {
-        self.ttl / 3
+        (self.ttl / 3).min(LONGEST_WARMTH)
+    }
+
+    /// Whether these lead to the same database as `other`.
+    fn is_database_of(&self, other: &Self) -> bool {
+        self.hosts == other.hosts && self.database == other.database
     }
 
     /// How often a session shows that its holder lives.

@@ -97,7 +97,10 @@ impl Session {
         self.is_asked = true;
         let answer = match within(limit, self.client.simple_query(statement)).await {
             Err(failure @ Failure::NoAnswer(_)) => return Err(failure),
-            Err(Failure::Postgres(error)) if error.is_closed() => return Err(self.why_closed(error).await),
+            Err(Failure::Postgres(error)) if error.is_closed() => {
+                // What the server said when it ended the session.
+                return Err(self.end().await.map_or(Failure::Postgres(error), Failure::from));
+            }
             answer => answer,
         };
         self.is_asked = false;
@@ -108,11 +111,6 @@ impl Session {
         }
         self.sent = sent;
         Ok(answer)
-    }
-
-    /// What the server said when it ended the session.
-    async fn why_closed(&mut self, error: tokio_postgres::Error) -> Failure {
-        self.end().await.unwrap_or(error).into()
     }
 
     /// Resolves when the session has ended, with the reason if it is told for the first time.
