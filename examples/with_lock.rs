@@ -6,12 +6,19 @@
 //! ```
 
 use std::error::Error;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
+use std::io::Write;
 use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
+#[cfg(unix)]
+use std::{future::poll_fn, task::Poll};
 
+#[cfg(unix)]
+use rustix::process::Signal;
 use tokio::process::{Child, Command};
+#[cfg(unix)]
+use tokio::signal::unix::SignalKind;
 use tokio_lockfile::{LockError, LockFile, LockGuard};
 
 const HELP: &str = "\
@@ -20,7 +27,8 @@ Usage: with_lock [OPTIONS] LOCK [--] COMMAND [ARGUMENT...]
 Runs COMMAND while holding LOCK, and tells who holds it while it waits.
 
 LOCK is a URL, such as lockfile:/run/app/x.lock or flockfile:/run/app/x.lock,
-or the path of a lock file of the platform's default kind.
+or the path of a lock file of the platform's default kind. A path with a colon
+begins with / or a dot.
 
 Options, also behind LOCK:
   -s, --shared        take the lock shared
@@ -35,9 +43,11 @@ it; N if the lock is not free in time; 64 for wrong usage; 65, 66, 71 or 73 if
 the lock fails; 69 if COMMAND cannot be run or the server of the lock does not
 answer. 75 if the lock is lost: then COMMAND is stopped.
 
-COMMAND gets Ctrl-C from the terminal, as this program does. SIGTERM is passed
-on to it. The lock is held until COMMAND has ended. If this program is killed,
-the lock is free, and on Linux COMMAND is killed too.";
+COMMAND gets Ctrl-C from the terminal, as this program does. SIGTERM, SIGHUP,
+SIGUSR1 and SIGUSR2 are passed on to it, and SIGINT and SIGQUIT if they cannot
+come from the terminal. The lock is held until COMMAND has ended. Processes that
+COMMAND leaves behind do not count, and nobody stops them. If this program is
+killed, the lock is free, and on Linux COMMAND is killed too.";
 
 // The codes of sysexits.h that flock(1) uses.
 const WRONG_USAGE: u8 = 64;
@@ -69,7 +79,7 @@ async fn main() -> ExitCode {
     let order = match parse(arguments.into_iter()) {
         Ok(Some(order)) => order,
         Ok(None) => {
-            println!("{HELP}");
+            let _ = writeln!(std::io::stdout(), "{HELP}");
             return ExitCode::SUCCESS;
         }
         Err(error) => {
@@ -88,7 +98,8 @@ async fn main() -> ExitCode {
 }
 
 fn say(text: impl Display) {
-    eprintln!("with_lock: {text}");
+    // Nobody need read it. The command does not suffer by that.
+    let _ = writeln!(std::io::stderr(), "with_lock: {text}");
 }
 
 /// `None` if the user asks for help.
@@ -117,12 +128,19 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Option<Order>,
     if command.is_empty() {
         return Err("no command is given".into());
     }
-    let lock = match name.to_str() {
-        Some(url) if url.contains(':') => LockFile::open(url)?,
-        _ => LockFile::new(&name)?,
-    };
+    let lock = open(&name)?;
     let lock = if is_shared { lock.shared()? } else { lock };
     Ok(Some(Order { lock, limit, conflict, command }))
+}
+
+fn open(name: &OsStr) -> Result<LockFile, Box<dyn Error>> {
+    let text = name.to_string_lossy();
+    if text.starts_with(['/', '.']) || !text.contains(':') {
+        return Ok(LockFile::new(name)?);
+    }
+    // As a path it would be shown in errors, with the password that it may contain.
+    let url = name.to_str().ok_or("the URL is not UTF-8; write such bytes as %FF")?;
+    Ok(LockFile::open(url)?)
 }
 
 /// `5s`, `500ms`, `2m`, `1h`, or seconds without a unit.
@@ -195,7 +213,7 @@ async fn run(guard: LockGuard, command: &[OsString]) -> u8 {
     let ended = loop {
         tokio::select! {
             ended = child.wait() => break ended,
-            () = signals.terminated() => terminate(&mut child),
+            signal = signals.next() => send(&mut child, signal),
             reason = guard.lost() => {
                 say(format_args!("lost the lock: {reason}; stopping the command"));
                 stop(&mut child).await;
@@ -211,7 +229,7 @@ async fn run(guard: LockGuard, command: &[OsString]) -> u8 {
 }
 
 async fn stop(child: &mut Child) {
-    terminate(child);
+    send(child, Signal::TERM);
     if tokio::time::timeout(PATIENCE, child.wait()).await.is_err() {
         say("it does not end; killing it");
         let _ = child.kill().await;
@@ -230,35 +248,73 @@ fn code_of_command(status: ExitStatus) -> u8 {
     status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(SYSTEM_ERROR)
 }
 
-/// The signals that would end this program before its command.
+/// The signals that would end this program before its command, and those that are meant for the command.
 #[cfg(unix)]
-struct Signals {
-    term: tokio::signal::unix::Signal,
-    /// The terminal sends these to the command too.
-    _from_terminal: [tokio::signal::unix::Signal; 3],
-}
+struct Signals(Vec<(Signal, tokio::signal::unix::Signal)>);
 
 #[cfg(unix)]
 impl Signals {
     fn catch() -> Self {
-        use tokio::signal::unix::{SignalKind, signal};
-        let catch = |kind| signal(kind).expect("the signal can be handled");
-        Self {
-            term: catch(SignalKind::terminate()),
-            _from_terminal: [SignalKind::interrupt(), SignalKind::quit(), SignalKind::hangup()].map(catch),
-        }
+        let kinds = [Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1, Signal::USR2, Signal::TERM];
+        let ignored = ignored_signals();
+        let catch = |kind: Signal| {
+            let signal = tokio::signal::unix::signal(SignalKind::from_raw(kind.as_raw()));
+            (kind, signal.expect("the signal can be handled"))
+        };
+        // The command inherits what is ignored, as under nohup(1), but not what is caught.
+        Self(kinds.into_iter().filter(|kind| ignored >> (kind.as_raw() - 1) & 1 == 0).map(catch).collect())
     }
 
-    async fn terminated(&mut self) {
-        self.term.recv().await;
+    /// The next one that the command does not get from the terminal.
+    async fn next(&mut self) -> Signal {
+        loop {
+            let signal = poll_fn(|context| {
+                for (kind, signal) in &mut self.0 {
+                    if signal.poll_recv(context).is_ready() {
+                        return Poll::Ready(*kind);
+                    }
+                }
+                Poll::Pending
+            })
+            .await;
+            let has_key = matches!(signal, Signal::INT | Signal::QUIT);
+            if !(has_key && is_in_foreground()) {
+                return signal;
+            }
+        }
     }
 }
 
+/// A bit for each signal that this process ignores. Only Linux tells.
 #[cfg(unix)]
-fn terminate(child: &mut Child) {
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// Whether the keys of the terminal send their signals to this program, and so to its command.
+#[cfg(unix)]
+fn is_in_foreground() -> bool {
+    let group = std::fs::File::open("/dev/tty").ok().and_then(|tty| rustix::termios::tcgetpgrp(tty).ok());
+    group == Some(rustix::process::getpgrp())
+}
+
+#[cfg(unix)]
+fn send(child: &mut Child, signal: Signal) {
     if let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = rustix::process::kill_process(pid, signal);
     }
+}
+
+/// Windows has no signals that could be passed on.
+#[cfg(not(unix))]
+#[derive(Clone, Copy)]
+struct Signal;
+
+#[cfg(not(unix))]
+impl Signal {
+    const TERM: Self = Self;
 }
 
 #[cfg(not(unix))]
@@ -272,13 +328,13 @@ impl Signals {
         Self
     }
 
-    async fn terminated(&mut self) {
+    async fn next(&mut self) -> Signal {
         std::future::pending().await
     }
 }
 
 #[cfg(not(unix))]
-fn terminate(child: &mut Child) {
+fn send(child: &mut Child, Signal: Signal) {
     let _ = child.start_kill();
 }
 
@@ -290,7 +346,8 @@ fn start(command: &[OsString]) -> std::io::Result<Child> {
 #[cfg(target_os = "linux")]
 fn start(command: &[OsString]) -> std::io::Result<Child> {
     let parent = std::process::id().to_string();
-    Command::new(std::env::current_exe()?).args([under_lock::MARK, &parent]).args(command).spawn()
+    // Not the name of the file: that may be gone, or another version.
+    Command::new("/proc/self/exe").args([under_lock::MARK, &parent]).args(command).spawn()
 }
 
 /// This program once more, on its way to become the command: it asks the kernel to be killed when its parent dies.

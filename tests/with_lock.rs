@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
@@ -16,7 +17,9 @@ const HANG: Duration = Duration::from_secs(60);
 fn program() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join("examples/with_lock");
-    assert!(program.exists(), "no {program:?}: run `cargo build --example with_lock` first");
+    let changed = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let is_built = changed(&program) >= changed(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/with_lock.rs"));
+    assert!(is_built, "no present {program:?}: run `cargo build --example with_lock` first");
     program
 }
 
@@ -37,8 +40,13 @@ impl Running {
     }
 
     fn with(arguments: &[&str]) -> Self {
-        let mut child = Command::new(program())
-            .args(arguments)
+        Self::run(Command::new(program()).args(arguments))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        // In a group of its own, which is not in the foreground of a terminal.
+        let mut child = command
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -51,7 +59,7 @@ impl Running {
         Self { child, stdin, stdout, stderr }
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
+    fn signal(&self, signal: Signal) {
         let pid = rustix::process::Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
     }
@@ -125,13 +133,21 @@ async fn it_tells_who_holds_the_lock_while_it_waits() {
 async fn the_lock_is_held_as_long_as_the_command_lives() {
     let dir = TempDir::new().unwrap();
     for lock in file_kinds(dir.path()) {
-        let command = "trap 'echo terminated' TERM; echo works; until read line; do :; done; exit 5";
+        let command = "for signal in INT QUIT HUP USR1 USR2 TERM; do trap \"echo $signal\" $signal; done; \
+                       echo works; until read line; do :; done; exit 5";
         let mut running = Running::start(&lock, command);
         assert_eq!(line(&mut running.stdout).await, "works");
-        running.signal(rustix::process::Signal::INT);
-        running.signal(rustix::process::Signal::HUP);
-        running.signal(rustix::process::Signal::TERM);
-        assert_eq!(line(&mut running.stdout).await, "terminated");
+        for (signal, name) in [
+            (Signal::INT, "INT"),
+            (Signal::QUIT, "QUIT"),
+            (Signal::HUP, "HUP"),
+            (Signal::USR1, "USR1"),
+            (Signal::USR2, "USR2"),
+            (Signal::TERM, "TERM"),
+        ] {
+            running.signal(signal);
+            assert_eq!(line(&mut running.stdout).await, name);
+        }
         assert!(lock.attempt().await.unwrap().is_none());
         running.stdin.write_all(b"end\n").await.unwrap();
         assert_eq!(running.end().await, (5, String::new()));
@@ -151,6 +167,62 @@ async fn a_command_whose_lock_is_lost_is_stopped() {
         assert_eq!(rest, "cleans up\n");
         let (code, said) = running.end().await;
         assert!(code == 75 && said.contains("lost the lock"), "{code}: {said}");
+    }
+}
+
+/// As under nohup(1), and in the background of a script.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_command_ignores_the_signals_that_its_caller_ignores() {
+    let dir = TempDir::new().unwrap();
+    let script = "trap '' INT QUIT HUP TERM; exec \"$0\" \"$1\" sh -c 'kill -INT $$; kill -QUIT $$; kill -HUP $$; \
+                  kill -TERM $$; echo survived'";
+    let mut running = Running::run(Command::new("sh").args(["-c", script]).arg(program()).arg(dir.path().join("x")));
+    assert_eq!(line(&mut running.stdout).await, "survived");
+    assert_eq!(running.end().await, (0, String::new()));
+}
+
+/// As when the output goes to a program that has ended.
+#[tokio::test]
+async fn nobody_need_read_what_it_says() {
+    let dir = TempDir::new().unwrap();
+    for lock in file_kinds(dir.path()) {
+        let command = "exec 2>&-; trap 'echo cleans up; exit' TERM; echo works; read line";
+        let Running { mut child, stdin: _stdin, mut stdout, stderr } = Running::start(&lock, command);
+        assert_eq!(line(&mut stdout).await, "works");
+        drop(stderr);
+        std::fs::remove_file(lock.path().unwrap()).unwrap();
+        assert_eq!(line(&mut stdout).await, "cleans up");
+        assert_eq!(in_time(child.wait()).await.unwrap().code(), Some(75));
+    }
+}
+
+/// As when a new version is installed while it waits.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn its_file_may_be_removed_while_it_waits() {
+    // A link, which is never open for writing, as a copy may be in a process that another test has just started.
+    let dir = TempDir::new_in(program().parent().unwrap()).unwrap();
+    let (link, path) = (dir.path().join("with_lock"), dir.path().join("x.lock"));
+    std::fs::hard_link(program(), &link).unwrap();
+    let guard = LockFile::new(&path).unwrap().attempt().await.unwrap().unwrap();
+    let mut waiting = Running::run(Command::new(&link).arg(&path).args(["echo", "works"]));
+    line(&mut waiting.stderr).await;
+    std::fs::remove_file(&link).unwrap();
+    guard.release().await.unwrap();
+    assert_eq!(line(&mut waiting.stdout).await, "works");
+    assert_eq!(waiting.end().await, (0, String::new()));
+}
+
+#[tokio::test]
+async fn it_shows_no_password() {
+    use std::os::unix::ffi::OsStrExt;
+
+    for lock in [&b"postgres://app:S3cretPw@db/app?lock=\xff"[..], b"postgres://app:S3cretPw@[db/app?lock=x"] {
+        let mut command = Command::new(program());
+        command.arg(std::ffi::OsStr::from_bytes(lock)).arg("true");
+        let (code, said) = Running::run(&mut command).end().await;
+        assert!(code == 64 && !said.contains("S3cretPw"), "{code}: {said}");
     }
 }
 
