@@ -47,7 +47,8 @@ COMMAND gets Ctrl-C from the terminal, as this program does. SIGTERM, SIGHUP,
 SIGUSR1 and SIGUSR2 are passed on to it, and SIGINT and SIGQUIT if they cannot
 come from the terminal. The lock is held until COMMAND has ended. Processes that
 COMMAND leaves behind do not count, and nobody stops them. If this program is
-killed, the lock is free, and on Linux COMMAND is killed too.";
+killed, the lock is free, and on Linux COMMAND is killed too, unless it changes
+its user, as sudo(8) does.";
 
 // The codes of sysexits.h that flock(1) uses.
 const WRONG_USAGE: u8 = 64;
