@@ -1,7 +1,8 @@
 //! Work that behaves badly under a lock.
 
-use std::future::pending;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::future::{pending, poll_fn};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -117,6 +118,74 @@ async fn work_that_panics_when_it_is_stopped_has_failed() {
         };
         assert_eq!(quick.run(work, shutdown.notified()).await.unwrap(), None);
         assert!(!lock.locked() && !leadership.is_leader());
+    })
+    .await;
+}
+
+/// A signal that comes when it is looked at for the `last`th time.
+async fn at_poll(last: usize) {
+    let mut polls = 0;
+    poll_fn(|context| {
+        polls += 1;
+        if polls > last {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// Leads for some polls, fails, pauses, and leads again.
+async fn fickle(is_working: &AtomicBool) -> Result<(), String> {
+    struct Works<'a>(&'a AtomicBool);
+
+    impl Drop for Works<'_> {
+        fn drop(&mut self) {
+            self.0.store(false, Ordering::SeqCst);
+        }
+    }
+
+    assert!(!is_working.swap(true, Ordering::SeqCst), "two work at once");
+    let _works = Works(is_working);
+    for _ in 0..3 {
+        tokio::task::yield_now().await;
+    }
+    Err("fails".into())
+}
+
+#[tokio::test]
+async fn a_singleton_ends_cleanly_wherever_it_is() {
+    crate::support::each_kind(|lock, other| async move {
+        for polls in 0..60 {
+            for is_held in [false, true] {
+                let leader = Singleton::new(lock.clone()).pause(Duration::from_millis(1), Duration::from_millis(1));
+                let holder = if is_held { other.attempt().await.unwrap() } else { None };
+                let is_working = AtomicBool::new(false);
+                let is_free = || !is_working.load(Ordering::SeqCst) && !leader.leadership().is_leader();
+
+                // Two at once, of which one is dropped and one is shut down.
+                let (first, second) = (leader.clone(), leader.clone());
+                let work = || fickle(&is_working);
+                let release = async {
+                    at_poll(polls / 2).await;
+                    drop(holder);
+                };
+                let dropped = async {
+                    tokio::select! {
+                        biased;
+                        _ = first.run(work, pending()) => unreachable!("it always fails"),
+                        () = at_poll(polls) => {}
+                    }
+                };
+                let shut_down = second.run(work, at_poll(polls + 3));
+                let ((), (), ended) = tokio::join!(dropped, release, shut_down);
+                assert_eq!(ended.unwrap(), None);
+                assert!(is_free());
+                // A try that was dropped may still be on its way.
+                other.obtain().await.unwrap().release().await.unwrap();
+            }
+        }
     })
     .await;
 }
