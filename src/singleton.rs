@@ -87,7 +87,7 @@ enum Ended<T, E> {
 enum Failure<E> {
     /// The lock could not be obtained.
     Lock(LockError),
-    /// The lock was lost or could not be released. The log tells that already.
+    /// The lock was lost. The log tells that already.
     Loss(LockError),
     Work(E),
     Panic(Box<dyn Any + Send>),
@@ -141,7 +141,7 @@ impl Singleton {
     ///
     /// The lock may fail for a time: its directory is missing, the disk is full, a server is away. The log tells it, and
     /// after a [`pause`](Self::pause) this process stands by again, as after a failure of the work. The work runs again
-    /// also if it succeeded but the lock was lost before it was released.
+    /// also if it succeeded but the lock was lost before it was released. Any other failure of the release is only logged.
     ///
     /// # Errors
     /// - [`SingletonError::Lock`] if the lock can never work: [`InvalidUrl`](LockError::InvalidUrl),
@@ -271,8 +271,8 @@ impl Singleton {
             }
         };
         let ended = match (guard.release().await, ended) {
-            // A result counts only if we held the lock to the end. After any other end, a failed release is only logged.
-            (Err(error), Ended::Done(_)) => Ended::Failed(Failure::Loss(error)),
+            // A result counts only if we held the lock to the end. Any other failure of the release is only logged.
+            (Err(error @ LockError::Lost { .. }), Ended::Done(_)) => Ended::Failed(Failure::Loss(error)),
             (_, ended) => ended,
         };
         self.report_end(&ended, began.elapsed());

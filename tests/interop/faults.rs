@@ -5,9 +5,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tempfile::TempDir;
-use tokio_lockfile::{LockError, LockFile};
+use tokio_lockfile::{LockError, LockFile, Singleton};
 use tracing::field::Field;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -250,6 +251,21 @@ async fn a_release_that_fails_is_an_error_and_a_drop_that_fails_a_warning() {
         // The file that is left does not keep other processes out.
         take(&lock).await.release().await.unwrap();
     }
+}
+
+/// The lock was held to the end: that its file stays is no reason to do the work twice.
+#[tokio::test]
+async fn work_that_is_done_is_not_done_again_because_the_release_fails() {
+    let (dir, path) = crate::place();
+    let chattr = |flag| assert!(succeeds(Command::new("chattr").arg(flag).arg(dir.path())));
+    let leader = Singleton::new(LockFile::shlock(&path).unwrap());
+    let work = || async {
+        chattr("+a");
+        Ok::<_, String>("served")
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(60), leader.run(work, std::future::pending())).await;
+    chattr("-a");
+    assert_eq!(ended.expect("hangs").unwrap(), Some("served"));
 }
 
 /// The limit is two processes. The program itself counts as one, and its second thread as the other.
