@@ -246,7 +246,8 @@ impl From<LockError> for io::Error {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LostReason {
-    /// There is no file at the path any more. Somebody removed the lock file or moved it away.
+    /// There is no file at the path any more. Somebody removed the lock file or moved it away. In etcd: the key was deleted,
+    /// by itself or with its lease.
     Removed,
     /// Another file is at the path.
     Replaced,
@@ -259,7 +260,7 @@ pub enum LostReason {
 impl fmt::Display for LostReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Removed => "the lock file was removed",
+            Self::Removed => "the lock file or its key was removed",
             Self::Replaced => "the lock file was replaced by another",
             Self::Disconnected => "the server ended the session that held it",
             Self::Expired => "the server did not answer in time",
