@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use crate::kinds::CLUSTER;
 use crate::support::{Holder, poll_once, take};
@@ -119,9 +120,17 @@ async fn readers_and_etcdctl() {
     assert_eq!(CLUSTER.keys(name).len(), 2);
     assert!(CLUSTER.keys(name).contains(&key));
     assert!(reader.attempt().await.unwrap().is_none());
+    let mut wait = Box::pin(reader.obtain());
+    while CLUSTER.keys(name).len() < 3 {
+        assert!(!poll_once(wait.as_mut()).await, "a reader beside a writer");
+    }
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert!(!poll_once(wait.as_mut()).await, "a reader beside a writer");
+    }
     etcdctl.interrupt();
     other_reader.has_it();
-    let reading = take(&reader).await;
+    let reading = wait.await.unwrap();
     assert_eq!(reader.holders().await.unwrap().len(), 2);
     reading.release().await.unwrap();
     other_reader.release();
