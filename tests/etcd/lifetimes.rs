@@ -156,3 +156,17 @@ async fn each_name_is_a_lock_of_its_own() {
         holder.release();
     }
 }
+
+/// Outside a runtime, a dropped guard is released a moment later. The next attempt finds the lock free all the same, also
+/// by a handle with another lease.
+#[test]
+fn an_attempt_right_after_a_drop_waits_for_the_release() {
+    let cluster = Cluster::of(1);
+    let locks =
+        ["x?ttl=3s", "x?ttl=4s"].map(|lock| LockFile::open(&format!("etcd://{}/{lock}", cluster.endpoints())).unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for round in 0..50 {
+        let guard = runtime.block_on(take(&locks[round / 2 % 2]));
+        drop(guard);
+    }
+}

@@ -27,9 +27,12 @@ pub(super) struct Client {
     pub(super) sessions: Arc<Sessions>,
     /// What this process writes into its keys.
     pub(super) owner: Owner,
-    /// One for each lock for which this process has, or may have, a key.
-    names: Mutex<HashMap<String, Weak<AsyncMutex<()>>>>,
+    names: Arc<Names>,
 }
+
+/// One mutex for each lock for which this process has, or may have, a key. All clients of one cluster have the same: so an
+/// attempt by a handle with another lease or another user also waits until nothing is left of the last key.
+type Names = Mutex<HashMap<String, Weak<AsyncMutex<()>>>>;
 
 impl Client {
     /// The client with this configuration. To be called by jobs of the driver only: so all that a client has is dropped on
@@ -42,7 +45,9 @@ impl Client {
         driver::spawn(leave_when_idle(config.clone()))?;
         let cluster = Arc::new(Cluster::new(config.clone()));
         let sessions = Arc::new(Sessions::new(Arc::clone(&cluster)));
-        let client = Arc::new(Self { cluster, sessions, owner: Owner::this_process(), names: Mutex::default() });
+        let sibling = clients.values().find(|other| other.cluster.config.endpoints == config.endpoints);
+        let names = sibling.map(|sibling| Arc::clone(&sibling.names)).unwrap_or_default();
+        let client = Arc::new(Self { cluster, sessions, owner: Owner::this_process(), names });
         clients.insert(config.clone(), Arc::clone(&client));
         Ok(client)
     }
