@@ -11,6 +11,8 @@ use crate::words::options::Options;
 /// Makes a [`LockFile`] with options. The last call has the name of a constructor of [`LockFile`], or is
 /// [`build`](Self::build).
 ///
+/// All options concern lock files. They have no effect on a null lock, or on a lock on a server.
+///
 /// ```
 /// use std::time::Duration;
 /// use tokio_lockfile::LockFile;
@@ -58,8 +60,8 @@ impl LockFileBuilder {
         self
     }
 
-    /// As [`mode`](Self::mode), but the umask changes nothing: a new lock file gets exactly these permission bits. Use
-    /// 0666 for a lock that all users share.
+    /// Does the same as [`mode`](Self::mode), but the umask changes nothing: a new lock file gets exactly these
+    /// permission bits. Use 0666 for a lock that all users share.
     ///
     /// The file first gets the bits less the umask, and then fchmod(2) adds the others. This happens only to a file that
     /// the same try has created. Where the file system refuses the fchmod(2), the file stays as it is, and the lock works.
@@ -78,8 +80,9 @@ impl LockFileBuilder {
         self
     }
 
-    /// Breaks locks that look stale on every file system. The default is to break them only on local file systems,
-    /// where a free flock(2) proves that the holder is dead. On other file systems, [`LockError::Stale`] reports them.
+    /// Sets whether a try takes over a lock that looks stale (left behind by a dead holder) on every file system. The
+    /// default is `false`: a try takes over such a lock only on local file systems, where a free flock(2) proves that
+    /// the holder is dead. On other file systems, [`LockError::Stale`] reports it.
     ///
     /// On a network file system whose `flock` does not exclude other machines, this option makes two holders possible.
     pub fn break_stale_anywhere(&mut self, yes: bool) -> &mut Self {
@@ -87,8 +90,8 @@ impl LockFileBuilder {
         self
     }
 
-    /// Waits only by polling, even if the system can report changes of the lock file. Use this for file systems whose
-    /// events are not reliable.
+    /// Sets whether waits only poll, even if the system can report changes of the lock file. The default is `false`. Use
+    /// this for file systems whose events are not reliable.
     pub fn poll_only(&mut self, yes: bool) -> &mut Self {
         self.options.poll_only = yes;
         self

@@ -35,11 +35,13 @@ impl LockGuard {
     /// Releases the lock and returns the errors that a drop could only log.
     ///
     /// # Errors
-    /// - [`LockError::Lost`] if the lock file was removed or replaced while the lock was held. The file that is there
-    ///   now is not changed.
+    /// - [`LockError::Lost`] if the lock was lost while it was held, see [`LostReason`]. If another file is at the path
+    ///   now, that file is not changed.
     /// - [`LockError::Io`] if a system call failed.
+    /// - [`LockError::Engine`] if the server of the lock does not answer as it should.
     ///
-    /// In both cases we no longer hold the lock.
+    /// After each of these errors this guard no longer holds the lock. After [`LockError::Engine`], the server may keep
+    /// the lock until the lease ends.
     ///
     /// # Cancel safety
     /// After the first poll, the lock is released even if the future is dropped. Dropping the future before the first
@@ -64,7 +66,8 @@ impl LockGuard {
         }
     }
 
-    /// Resolves when we have lost the lock because its file was removed or replaced. It never resolves otherwise.
+    /// Resolves when this guard has lost the lock: somebody has removed or replaced the file, or the server has ended
+    /// the session or does not answer in time. It never resolves otherwise.
     ///
     /// The caller must still drop or release the guard after that.
     ///
@@ -100,7 +103,8 @@ impl LockGuard {
         unconstrained(self.acquisition().lost()).await
     }
 
-    /// Whether we hold the lock at this moment. This looks at the path once and does not wait.
+    /// Whether this guard holds the lock at this moment. It does not wait. For a lock on a file it looks at the path
+    /// once. For a lock on a server it reads the clock, which shows whether the lease has ended.
     pub fn is_held(&self) -> bool {
         self.acquisition().is_held()
     }
@@ -110,8 +114,9 @@ impl LockGuard {
         self.acquisition().mode() == Mode::Shared
     }
 
-    /// A number that grows with every change of the holder. A server that receives this number can reject the late
-    /// write of a former holder. `None` for locks on files, because they have no such number.
+    /// A number that grows with every change of the holder. A storage that receives this number with each write can
+    /// refuse the late write of a former holder, see [the page on servers](crate::beyond#fencing-tokens). `None` for
+    /// locks on files, for null locks, and with `fence=off` in the URL.
     pub fn fencing_token(&self) -> Option<u64> {
         self.acquisition().token()
     }
@@ -128,7 +133,8 @@ impl LockGuard {
     /// Dropping the future drops `work` and then releases the lock.
     ///
     /// # Panics
-    /// This panics under the same condition as [`lost`](Self::lost), and when `work` panics. Then the lock is released.
+    /// This panics under the same condition as [`lost`](Self::lost), and when `work` panics. The lock is released in
+    /// both cases.
     ///
     /// # Examples
     /// ```
@@ -166,8 +172,8 @@ impl LockGuard {
     /// permissions allow that. `None` for the other kinds, and in a forked child.
     ///
     /// Use this file and do not open the path again: the path may lead to another file by now. The position is at the
-    /// start of the file, and belongs to this guard alone. But the readers of one process
-    /// have one file together: if the lock is shared, read at an offset, and do not move the position.
+    /// start of the file, and belongs to this guard alone. But the readers of one process have one file together: if the
+    /// lock is shared, read at an offset, and do not move the position.
     ///
     /// Change the file in place, with [`set_len`](File::set_len). Do not rename another file over it: the lock stays
     /// with the old file, and the guard reports it as [lost](Self::lost). Use
@@ -198,7 +204,7 @@ impl LockGuard {
         self.acquisition().file()
     }
 
-    /// The path of the lock file. `None` for a null lock and for a lock on a server.
+    /// The absolute path of the lock file. `None` for a null lock, and for a lock on a server.
     pub fn path(&self) -> Option<&Path> {
         let target = self.acquisition().target();
         target.is_file().then_some(&*target.path)

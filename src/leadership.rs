@@ -99,15 +99,15 @@ impl Leadership {
         self.state.borrow().token
     }
 
-    /// Asks the singleton to step down, so that another process can lead. Returns `false` if it does not lead; then this
-    /// has no effect.
+    /// Asks the singleton to step down, so that another process can lead. If the singleton does not lead, this has no
+    /// effect and returns `false`.
     ///
     /// The work is dropped at its current `await`, after the time of [`grace`](crate::Singleton::grace). Then the lock is
     /// released. After the shortest [pause](crate::Singleton::pause), this process stands by again. It leads again if no
     /// other process wants to.
     ///
-    /// If the work ends by itself in the time of grace, an error counts as stepping down, and not as a failure. A result
-    /// is still a result, and ends the singleton.
+    /// If the work ends by itself in the time of grace with an error, this counts as stepping down, and not as a
+    /// failure. If it ends with a result, the singleton ends with this result.
     pub fn step_down(&self) -> bool {
         self.state.send_if_modified(|state| {
             state.step_downs += u64::from(state.is_leader());

@@ -22,7 +22,8 @@
 //!   errors. [`run`](LockGuard::run) stops the work if the lock is lost.
 //! - A [`Singleton`] runs a service of which only one replica works. A [`Semaphore`] lets N processes work at a time.
 //!
-//! The [`guide`] leads from choosing a kind to containers and other users. It is one page.
+//! The [`guide`] leads from choosing a kind to containers and other users. It is one page. The page [`beyond`] is about
+//! locks on servers, for several machines.
 //!
 //! # Kinds
 //!
@@ -43,9 +44,10 @@
 //! # What it promises
 //!
 //! - **Never two holders**, among processes of this library and other programs that keep the same protocol.
-//! - **Never stuck.** A dead holder's lock is free at once. A wait that is dropped leaves nothing behind.
+//! - **Never stuck.** A dead holder's lock file is free at once, and its lock on a server at the latest when its lease
+//!   has ended. A wait that is dropped leaves nothing behind.
 //! - **Never someone else's file.** What is not certainly a lock record is not removed or overwritten.
-//! - **Never in the way.** No thread waits, and an idle wait costs no CPU.
+//! - **Never in the way.** No thread waits, and an idle wait costs almost no CPU.
 //! - **Always an answer**: who holds it, since when, why it failed, what to do.
 //!
 //! The page of [`guarantees`] names the test behind each of them, and says what is not guaranteed.
@@ -54,11 +56,11 @@
 //!
 //! Events and spans of [`tracing`](https://docs.rs/tracing) have the target `tokio_lockfile`.
 //!
-//! | Level and message | Fields besides `path` and `kind` |
+//! | Level and message | Fields besides `path` |
 //! |---|---|
-//! | DEBUG acquired. INFO if the log has reported the wait | `waited_ms` |
-//! | WARN acquired by takeover: the last holder died with the lock | `waited_ms`, `holder.pid` |
-//! | INFO waiting for the lock: after 1 s, 3 s, 7 s, … | `waited_ms`, `holder.pid`, `holder.name` |
+//! | DEBUG acquired. INFO if the log has reported the wait | `kind`, `waited_ms` |
+//! | WARN acquired by takeover: the last holder died with the lock | `kind`, `waited_ms`, `holder.pid` |
+//! | INFO waiting for the lock: after 1 s, 3 s, 7 s, … | `kind`, `waited_ms`, `holder.pid`, `holder.name` |
 //! | WARN this very task has obtained the lock it waits for | `waited_ms` |
 //! | WARN another process has a record lock (fcntl) on the lock file | `holder.pid` |
 //! | DEBUG released | `held_ms` |
@@ -67,24 +69,25 @@
 //!
 //! A [`Singleton`] adds these:
 //!
-//! | Level and message | Fields besides `path` and `kind` |
+//! | Level and message | Fields besides `path` |
 //! |---|---|
-//! | INFO stands by | |
-//! | INFO leads | `waited_ms` |
+//! | INFO stands by | `kind` |
+//! | INFO leads | `kind`, `waited_ms` |
 //! | INFO stepped down | `held_ms`, `reason` |
 //! | WARN the work under the lock failed; standing by again | `held_ms`, `error` |
 //! | WARN the lock failed; standing by again | `error` |
 //!
-//! Times are whole milliseconds. The span `obtain` (DEBUG; `path`, `kind`) covers a wait. An event inside that span does not
-//! repeat the fields of the span. The crate looks up a holder for an event only if a subscriber is interested in that
-//! event.
+//! For a lock on a server, `path` is its URL without the password. Times are whole milliseconds. The span `obtain`
+//! (DEBUG; `path`, `kind`) covers a wait. An event inside that span does not repeat the fields of the span. The crate
+//! looks up a holder for an event only if a subscriber is interested in that event.
 //!
 //! # Features
 //!
 //! No feature is on by default.
 //!
 //! - `serde` makes a [`LockUrl`] a string in a configuration file.
-//! - `postgres` and `etcd` build in these kinds. `postgres-tls` adds TLS to the first; the second has it.
+//! - `postgres` adds locks in a PostgreSQL database, and `postgres-tls` the same with TLS.
+//! - `etcd` adds locks in an etcd cluster, with TLS.
 //!
 //! # Platforms
 //!
@@ -126,7 +129,6 @@ mod words;
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}
-
 #[doc = include_str!("../docs/beyond.md")]
 pub mod beyond {}
 #[cfg(any(doc, doctest))]

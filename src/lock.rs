@@ -23,16 +23,17 @@ use crate::words::target::Target;
 use crate::words::trace;
 use crate::words::url::LockUrl;
 
-/// A lock on the name of a file. It is for processes, and for the tasks within one process.
+/// The handle of a lock, usually a lock on a file. The lock is for processes, and for the tasks within one process.
 ///
 /// A handle is cheap to clone and keeps no resources open. It opens no file before a try, and it keeps no descriptor
-/// between tries. All handles of one process on the same file and of the same kind share one queue.
+/// between tries. All handles of one process on the same lock share one queue. For files, the same lock means the same
+/// kind and the same file.
 ///
 /// The constructors make a relative path absolute. They look once at the directory of the path and at its file system.
 /// This follows symbolic links, so it may block on a network file system that hangs.
 ///
-/// Two handles are equal if they are of the same kind, in the same mode, and on the same file by whatever path. A null lock
-/// without a name is equal only to its clones.
+/// Two handles are equal if they take the same lock in the same mode. It does not matter by which path or URL they name
+/// it. A null lock without a name is equal only to its clones.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct LockFile {
     lock: Arc<Lock>,
@@ -44,7 +45,8 @@ impl LockFile {
     /// [`WinFlock`](LockKind::WinFlock) on Windows.
     ///
     /// # Errors
-    /// [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
+    /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
+    /// - [`LockError::Io`] if the path is relative and the current directory cannot be found.
     pub fn new(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::PLATFORM_DEFAULT, path.as_ref(), Options::default())
     }
@@ -55,7 +57,8 @@ impl LockFile {
     /// Use this for a data file that the lock protects, see [`LockGuard::file`].
     ///
     /// # Errors
-    /// [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
+    /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
+    /// - [`LockError::Io`] if the path is relative and the current directory cannot be found.
     pub fn native(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::NATIVE, path.as_ref(), Options::default())
     }
@@ -65,6 +68,7 @@ impl LockFile {
     /// # Errors
     /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
     /// - [`LockError::Unsupported`] on other platforms.
+    /// - [`LockError::Io`] if the path is relative and the current directory cannot be found.
     pub fn shlock(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::Shlock, path.as_ref(), Options::default())
     }
@@ -74,6 +78,7 @@ impl LockFile {
     /// # Errors
     /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
     /// - [`LockError::Unsupported`] on other platforms.
+    /// - [`LockError::Io`] if the path is relative and the current directory cannot be found.
     pub fn flock(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::Flock, path.as_ref(), Options::default())
     }
@@ -83,6 +88,7 @@ impl LockFile {
     /// # Errors
     /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
     /// - [`LockError::Unsupported`] on other platforms.
+    /// - [`LockError::Io`] if the path is relative and the current directory cannot be found.
     pub fn winflock(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::WinFlock, path.as_ref(), Options::default())
     }
@@ -93,10 +99,13 @@ impl LockFile {
         Self::exclusive(target).expect("nothing can be wrong with a null lock")
     }
 
-    /// Makes the lock that a URL names. See [`LockUrl`] for the forms of a URL.
+    /// Makes the lock that a URL names. See [`LockUrl`] for the forms of a URL. This does not use the network.
     ///
     /// # Errors
-    /// [`LockError::InvalidUrl`], and the errors of the constructor of that kind.
+    /// - [`LockError::InvalidUrl`] if the text is not the URL of a lock.
+    /// - [`LockError::Unsupported`] if this platform does not have the kind of lock, if the URL asks for a shared
+    ///   handle of a kind that cannot be shared, or if the feature for the kind or for its TLS is not enabled.
+    /// - For a lock on a file, also the errors of the constructor of that kind.
     pub fn open(url: &str) -> Result<Self, LockError> {
         Self::from_url(&url.parse()?, Options::default())
     }
@@ -125,7 +134,7 @@ impl LockFile {
     /// exclusive or back while it is held, see the [guide](crate::guide#readers-and-writers).
     ///
     /// # Errors
-    /// [`LockError::Unsupported`] for a lock of kind [`Shlock`](LockKind::Shlock), whose one name has one holder.
+    /// [`LockError::Unsupported`] for a lock of kind [`Shlock`](LockKind::Shlock), whose file names one holder.
     ///
     /// # Examples
     /// ```
@@ -147,7 +156,7 @@ impl LockFile {
     pub fn shared(&self) -> Result<Self, LockError> {
         let target = self.target();
         if !target.kind.can_be_shared() {
-            let reason = "its one name has one holder, so it cannot be shared; use the flock kind";
+            let reason = "readers cannot share it, because its file names one holder; use the flock kind";
             return Err(LockError::unsupported(&target.path, target.kind, reason));
         }
         Ok(Self { lock: Arc::clone(&self.lock), mode: Mode::Shared })
@@ -166,8 +175,8 @@ impl LockFile {
     /// somebody else holds the lock.
     ///
     /// # Cancel safety
-    /// This is cancel safe. If the future is dropped, a try that has begun on the blocking pool ends there. If that try
-    /// gets the lock, it releases it.
+    /// This is cancel safe. If the future is dropped, a try that has begun on the blocking pool or at a server ends
+    /// there. If that try gets the lock, it releases it.
     ///
     /// # Panics
     /// This panics if it is polled outside a Tokio runtime with time enabled.
@@ -266,9 +275,10 @@ impl LockFile {
     /// Does the same as [`attempt`](Self::attempt) without an `await`, for example in `main` before the runtime starts, or
     /// in a destructor.
     ///
-    /// This works everywhere. It blocks the thread for a few system calls and never waits for a holder. Inside a runtime
-    /// it needs a thread of its own for that, so there `attempt` costs less. Inside a runtime it is `None` also while
-    /// this process still releases the lock on a file system that is not local, or on Windows.
+    /// This works everywhere. It blocks the thread for a few system calls, or until a server has answered. It never
+    /// waits for a holder. Inside a runtime it starts a thread for that, so there `attempt` costs less. Inside a
+    /// runtime it is `None` also while this process still releases the lock on a server, on a file system that is not
+    /// local, or on Windows.
     ///
     /// # Errors
     /// The errors are the same as for [`attempt`](Self::attempt).
@@ -351,8 +361,9 @@ impl LockFile {
         self.lock.is_held_here()
     }
 
-    /// Finds the holder of the lock in any process. `None` if nobody holds the lock. The holder may have changed when
-    /// the answer arrives. If several processes share the lock, this is one of them; [`holders`](Self::holders) finds all.
+    /// Finds the holder of the lock in any process. `None` if nobody holds the lock. When the answer arrives, the
+    /// holder may be another one already. If several processes share the lock, this is one of them;
+    /// [`holders`](Self::holders) finds all.
     ///
     /// # Errors
     /// The errors are the same as for [`attempt`](Self::attempt).
@@ -385,7 +396,7 @@ impl LockFile {
     /// Finds all holders of the lock in any process. The list is empty if nobody holds the lock. It has more than one
     /// entry only if the lock is [shared](Self::shared): one for each process, however many of its tasks read.
     ///
-    /// The kernel tells who shares a lock. Only Linux does that. On other systems a shared lock of another process is not
+    /// Linux and the servers tell who shares a lock. On other systems, a shared lock of another process on a file is not
     /// seen.
     ///
     /// # Errors
@@ -414,7 +425,7 @@ impl LockFile {
         self.lock.holders().await
     }
 
-    /// The absolute path of the lock file. `None` for a null lock and for a lock on a server.
+    /// The absolute path of the lock file. `None` for a null lock, and for a lock on a server.
     pub fn path(&self) -> Option<&Path> {
         self.target().is_file().then_some(&*self.target().path)
     }

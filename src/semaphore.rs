@@ -114,8 +114,8 @@ impl Semaphore {
     /// Tries once. `None` means that all permits are taken, or that another task of this process waits for one.
     ///
     /// # Errors
-    /// The errors of [`LockFile::attempt`]. A permit that is free counts more than a lock that fails: the error is
-    /// returned only if no permit is free.
+    /// The errors of [`LockFile::attempt`]. If one lock fails and the permit of another one is free, this returns that
+    /// permit. It returns the error only if no permit is free.
     ///
     /// # Cancel safety
     /// This is cancel safe, as [`LockFile::attempt`] is.
@@ -134,8 +134,8 @@ impl Semaphore {
     /// Waits for a permit. Tasks that use clones of this semaphore are served in the order of their first poll.
     ///
     /// # Errors
-    /// The errors are the same as for [`attempt`](Self::attempt). So one lock that fails ends the wait, unless a permit
-    /// is free at once.
+    /// The errors are the same as for [`attempt`](Self::attempt). One lock that fails ends the wait, unless a permit is
+    /// free at once.
     ///
     /// # Cancel safety
     /// This is cancel safe. The task loses its place in the queue, and nothing stays taken.

@@ -139,15 +139,16 @@ impl Singleton {
     /// signal is over, the work is dropped at its current `await`. Only then the lock is released. The destructors of
     /// the work must stop everything that the work has spawned as another task or with `spawn_blocking`.
     ///
-    /// The lock may fail for a time: its directory is missing, the disk is full, a server is away. The log tells it, and
+    /// The lock may fail for a time: its directory is missing, the disk is full, a server is away. The log says so, and
     /// after a [`pause`](Self::pause) this process stands by again, as after a failure of the work. The work runs again
     /// also if it succeeded but the lock was lost before it was released. Any other failure of the release is only logged.
     ///
     /// # Errors
-    /// - [`SingletonError::Lock`] if the lock can never work: [`InvalidUrl`](LockError::InvalidUrl),
+    /// - [`SingletonError::Lock`] if the lock cannot work: [`InvalidUrl`](LockError::InvalidUrl),
     ///   [`InvalidPath`](LockError::InvalidPath), [`Unsupported`](LockError::Unsupported) and
-    ///   [`NotALockFile`](LockError::NotALockFile), unless the lock has worked in this run: then it may work again, such
-    ///   as after a failover. With [`Restart::Never`], every error and the loss of the lock.
+    ///   [`NotALockFile`](LockError::NotALockFile). If the lock has worked before in this run, these errors do not end
+    ///   the run, because the lock may work again, for example after a failover. With [`Restart::Never`], every error
+    ///   of the lock and its loss end the run.
     /// - [`SingletonError::Work`] if the work fails and the restart policy is [`Restart::Never`].
     ///
     /// # Cancel safety
@@ -155,7 +156,7 @@ impl Singleton {
     ///
     /// # Panics
     /// This panics if it is polled outside a Tokio runtime with time enabled. With [`Restart::Never`], it also panics
-    /// when the work panics. Then the lock is released.
+    /// when the work panics, after it has released the lock.
     pub async fn run<W, F, T, E>(
         &self,
         work: W,
