@@ -51,10 +51,11 @@ pub enum LockError {
         reason: &'static str,
     },
 
-    /// This platform or this file system does not support the requested kind of lock.
+    /// This platform, this file system or this server does not support the requested kind of lock, or the feature of
+    /// this kind is not enabled.
     #[error("a {kind} lock is not possible at {path:?}: {reason}")]
     Unsupported {
-        /// Path of the lock file.
+        /// Path of the lock file, or URL of the lock on a server.
         path: PathBuf,
         /// The requested kind.
         kind: LockKind,
@@ -96,11 +97,11 @@ pub enum LockError {
         holder: Option<Box<Holder>>,
     },
 
-    /// Somebody removed or replaced the lock file while the lock was held, or the server gave it up. Another process may
-    /// hold the lock now.
+    /// The lock was lost while it was held: somebody removed or replaced the lock file, or the server ended the session
+    /// or did not answer in time. Another process may hold the lock now.
     #[error("lost the lock {path:?}: {reason}")]
     Lost {
-        /// Path of the lock file.
+        /// Path of the lock file, or URL of the lock on a server.
         path: PathBuf,
         /// What happened to it.
         reason: LostReason,
@@ -109,7 +110,7 @@ pub enum LockError {
     /// A system call failed. A lock that somebody else holds never causes this error.
     #[error("cannot {action} {path:?}: {error}")]
     Io {
-        /// Path of the lock file.
+        /// Path of the lock file, or URL of the lock on a server.
         path: PathBuf,
         /// The action that failed. It completes "cannot … PATH".
         action: &'static str,
@@ -246,21 +247,21 @@ impl From<LockError> for io::Error {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LostReason {
-    /// There is no file at the path any more. Somebody removed the lock file or moved it away. In etcd: the key was deleted,
-    /// by itself or with its lease.
+    /// There is no file at the path any more: somebody removed the lock file or moved it away. In an etcd cluster: the
+    /// key is gone, because somebody deleted it or revoked the lease.
     Removed,
     /// Another file is at the path.
     Replaced,
-    /// The server ended our session or took the lock away.
+    /// The server ended the session of the holder, or took the lock away.
     Disconnected,
-    /// The server did not answer within the lease, so it may give the lock to another.
+    /// The server did not answer for 0.9 of the lease. When the lease ends, it may give the lock to another process.
     Expired,
 }
 
 impl fmt::Display for LostReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Removed => "the lock file or its key was removed",
+            Self::Removed => "it was removed",
             Self::Replaced => "the lock file was replaced by another",
             Self::Disconnected => "the server ended the session that held it",
             Self::Expired => "the server did not answer in time",

@@ -7,9 +7,12 @@ use super::escape::Escaped;
 
 /// Who holds a lock, as far as that can be known.
 ///
-/// The PID is the one that the kernel reports. Where the kernel reports none, it is the one that the holder wrote. A
-/// holder in another PID namespace (a container) wrote the number that it has there. The kernel reports the number that
-/// it has here, if that namespace is inside ours.
+/// For a lock on a file, the PID is the one that the kernel reports. Where the kernel reports none, it is the one that
+/// the holder wrote. A holder in another PID namespace (a container) wrote the number that it has there. The kernel
+/// reports the number that it has here, if that namespace is inside ours.
+///
+/// For a lock on a server, the holder has told the server its PID, name and host. A holder of another program has told
+/// less: PostgreSQL then shows the PID of its own server process, and etcd shows none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
     pid: u32,
@@ -45,8 +48,8 @@ impl Holder {
         self.host.as_deref()
     }
 
-    /// When the holder took the lock, if the lock file or the server tells. It is wall-clock time: show it, but do not base a decision
-    /// on it.
+    /// When the holder took the lock, if the lock file or the server tells it. It is wall-clock time: show it, but do
+    /// not base a decision on it.
     pub fn since(&self) -> Option<SystemTime> {
         self.since
     }

@@ -4,17 +4,17 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LockKind {
-    /// A PID file made with link(2), as shlock(1), HoneyDanBer UUCP and NNTP servers use it. Unix.
+    /// A PID file made with link(2), as shlock(1), HoneyDanBer UUCP and NNTP servers use it. On Unix.
     Shlock,
-    /// flock(2) on a file that stays. Unix.
+    /// flock(2) on a file that stays. On Unix.
     Flock,
-    /// `LockFileEx` on a file that stays. Windows.
+    /// `LockFileEx` on a file that stays. On Windows.
     WinFlock,
-    /// Excludes only tasks of this process. Everywhere.
+    /// Excludes only tasks of this process. On every platform.
     Null,
-    /// An advisory lock of a session in a PostgreSQL database. With the feature `postgres`.
+    /// An advisory lock of a session in a PostgreSQL database. Needs the feature `postgres`.
     Postgres,
-    /// A key under a lease in an etcd cluster. With the feature `etcd`.
+    /// A key under a lease in an etcd cluster. Needs the feature `etcd`.
     Etcd,
 }
 
@@ -80,7 +80,7 @@ impl std::str::FromStr for LockKind {
 
 /// The text is not the name of a [`LockKind`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no kind of lock; the kinds are shlock, flock, winflock, null, postgres and etcd")]
+#[error("{0:?} is not a kind of lock; the kinds are shlock, flock, winflock, null, postgres and etcd")]
 pub struct UnknownLockKind(String);
 
 #[cfg(test)]

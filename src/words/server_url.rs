@@ -99,7 +99,7 @@ fn parse_known(kind: LockKind, known: &[&str], rest: &str, shown: &str) -> Resul
         return Err("it has a fragment; write a # as %23".into());
     }
     let Some(rest) = rest.strip_prefix("//") else {
-        return Err(format!("it names no host; it begins with {kind}://"));
+        return Err(format!("it names no host; write {kind}:// in front of the host"));
     };
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -119,7 +119,7 @@ fn parse_authority(authority: &str) -> Result<Authority, String> {
     let (user, hosts) = match authority.split_once('@') {
         None => (None, authority),
         Some((_, hosts)) if hosts.contains('@') => {
-            return Err("it has two @ in front of the host; write an @ in a user's name or password as %40".into());
+            return Err("it has two @ in front of the host; write an @ in the user or the password as %40".into());
         }
         Some((user, hosts)) => (Some(user), hosts),
     };
@@ -130,7 +130,7 @@ fn parse_authority(authority: &str) -> Result<Authority, String> {
         };
     // Otherwise the password would be shown as a part of the name.
     if user.as_ref().is_some_and(|user| user.contains(':')) {
-        return Err("its user contains a colon; write the one in front of the password as it is, and not as %3A".into());
+        return Err("its user contains a colon; write the colon in front of the password as : and not as %3A".into());
     }
     let password = password.map(|password| decode(password, "password")).transpose()?;
     let hosts = match hosts {
@@ -147,7 +147,7 @@ fn parse_host(host: &str) -> Result<Host, String> {
             let (address, port) = address.split_once(']').ok_or(unclosed)?;
             let port = if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or(unclosed)?) };
             let (number, _zone) = address.split_once('%').unwrap_or((address, ""));
-            number.parse::<Ipv6Addr>().map_err(|_| "what stands between [ and ] is no IPv6 address")?;
+            number.parse::<Ipv6Addr>().map_err(|_| "the text between [ and ] is not an IPv6 address")?;
             (address.to_owned(), port)
         }
         None => {
@@ -156,7 +156,7 @@ fn parse_host(host: &str) -> Result<Host, String> {
             // A user and a password, encoded with the host. The directory of a socket may have an @ in its name.
             if name.contains(':') || (name.contains('@') && !name.starts_with('/')) {
                 return Err(
-                    "a host's name contains a colon or an @; write them as they are in user:password@host".into()
+                    "a host's name contains a colon or an @; write both unencoded, as in user:password@host".into()
                 );
             }
             (name, port)

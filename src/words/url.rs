@@ -40,9 +40,10 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// With `?shared` at its end a URL opens the [shared](crate::LockFile::shared) handle.
 ///
 /// The URL of a lock on a server is `SCHEME://user:password@host:port/path?name=value`. Several hosts stand with commas
-/// between them. The schemes are `postgres` (also `postgresql`) and `etcd`. The crate's features of the same names build
-/// these kinds in. No text of a URL shows the password, and two URLs that differ only in their passwords are equal. So the
-/// printed text of such a URL opens the same lock only if the password comes from elsewhere.
+/// between them. The schemes are `postgres` (also `postgresql`) and `etcd`, and they need the features of the same
+/// names. [Beyond one machine](crate::beyond) lists the parameters. No text of a URL shows the password, and two URLs
+/// that differ only in their passwords are equal. So the printed text of such a URL opens the same lock only if the
+/// password comes from elsewhere, such as the variable `PGPASSWORD`.
 ///
 /// With the feature `serde`, a URL is a string in a configuration file.
 ///
@@ -219,8 +220,8 @@ fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
     }
 }
 
-/// Prints `SCHEME:///abs` or `SCHEME:relative`, percent-encoded, and `?shared` behind it for a shared handle. Prints the URL
-/// of a lock on a server without its password. The printed text parses to an equal URL.
+/// Prints `SCHEME:///abs` or `SCHEME:relative`, percent-encoded, and for a shared handle `?shared` behind it. The URL
+/// of a lock on a server is printed without its password. The printed text parses to an equal URL.
 impl fmt::Display for LockUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, path) = match &self.address {

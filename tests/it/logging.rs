@@ -222,7 +222,7 @@ async fn a_lost_lock_is_a_warning_also_when_the_guard_is_dropped() {
         drop(guard);
         let lost = recorder.only("lost");
         assert_eq!(lost.level, Level::WARN);
-        assert_eq!(lost.fields["reason"], "the lock file or its key was removed");
+        assert_eq!(lost.fields["reason"], "it was removed");
         assert!(lost.numbers.contains_key("held_ms"));
         assert_eq!(recorder.about("released").len(), 0);
     })
@@ -240,7 +240,7 @@ async fn a_loss_is_logged_once_when_it_is_noticed() {
         let guard = take(&kind(&path)).await;
         std::fs::remove_file(&path).unwrap();
         guard.lost().await;
-        assert_eq!(recorder.only("lost").fields["reason"], "the lock file or its key was removed");
+        assert_eq!(recorder.only("lost").fields["reason"], "it was removed");
         assert!(recorder.only("lost").numbers.contains_key("held_ms"));
         guard.lost().await;
         assert!(guard.release().await.is_err());

@@ -28,7 +28,7 @@ pub(super) fn attempt(
         LockKind::Shlock => match mode {
             Mode::Exclusive => Ok(shlock::attempt(target, last, thread)?.map(Held::Shlock)),
             Mode::Shared => {
-                let reason = "one name has one holder, so it cannot be shared; use the flock kind";
+                let reason = "readers cannot share it, because its file names one holder; use the flock kind";
                 Err(LockError::unsupported(&target.path, target.kind, reason))
             }
         },
