@@ -70,7 +70,7 @@ impl Client {
         })
     }
 
-    /// Whether only the map has it. Under the map's mutex nobody else gets it.
+    /// Whether only the map has this client. Under the map's mutex nobody else gets it.
     fn is_idle(self: &Arc<Self>) -> bool {
         Arc::strong_count(self) == 1 && Arc::strong_count(&self.sessions) == 1
     }

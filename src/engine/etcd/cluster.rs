@@ -13,13 +13,13 @@ use super::grpc::{Channel, Stream};
 use super::proto::Call;
 use crate::engine::server::lease::Moment;
 
-/// Before all members are asked once more.
+/// The pause before all members are asked once more.
 const PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) struct Cluster {
     pub(super) config: Config,
     channel: AsyncMutex<Option<Channel>>,
-    /// With which member the next connection begins.
+    /// The member that the next connection tries first.
     next: AtomicUsize,
 }
 
@@ -37,12 +37,12 @@ impl Cluster {
         Self { config, channel: AsyncMutex::default(), next: AtomicUsize::default() }
     }
 
-    /// When an operation that begins now must have its answer.
+    /// The time by which an operation that begins now must have its answer.
     pub(super) fn deadline(&self) -> Instant {
         Instant::now() + self.config.limit
     }
 
-    /// A call that ends by `deadline`. Members that do not answer are passed over.
+    /// Makes a call that ends by `deadline`. If a member does not answer, the next one is asked.
     pub(super) async fn call<C: Call>(&self, call: &C, deadline: Instant) -> Result<Answered<C::Answer>, Failure> {
         let share = deadline.saturating_duration_since(Instant::now()) / 3;
         let mut is_in_doubt = false;
@@ -103,7 +103,7 @@ impl Cluster {
 
     /// The member at the other end does not answer as it should. So all who use the connection go to another one.
     fn give_up(&self, channel: &Channel) {
-        // Who has the mutex now connects, so the connection has been given up already.
+        // Whoever has the mutex now is connecting, so this connection has been given up already.
         let Ok(mut current) = self.channel.try_lock() else { return };
         if current.as_ref().is_some_and(|current| current.is_same(channel)) {
             *current = None;

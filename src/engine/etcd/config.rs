@@ -28,7 +28,7 @@ pub(super) struct Config {
     pub(super) tls: Option<Tls>,
     /// In whole seconds.
     pub(super) ttl: Duration,
-    /// How long an operation may go without an answer, from all servers together.
+    /// How long an operation may wait for an answer, from all members together.
     pub(super) limit: Duration,
 }
 
@@ -82,7 +82,7 @@ impl Config {
 
     fn read(url: &ServerUrl) -> Result<Self, String> {
         if url.path.is_empty() {
-            return Err("it names no lock; the name stands behind the hosts, as in etcd://HOST/NAME".into());
+            return Err("it names no lock; write the name behind the hosts, as in etcd://HOST/NAME".into());
         }
         let mut endpoints: Vec<Endpoint> = url.hosts.iter().map(Endpoint::of).collect();
         endpoints.sort();
@@ -134,7 +134,7 @@ fn tls(url: &ServerUrl) -> Result<Option<Tls>, String> {
     let identity = match (file("cert"), file("key")) {
         (Some(certificate), Some(key)) => Some(Identity { certificate, key }),
         (None, None) => None,
-        _ => return Err("it has one of the parameters cert and key; they go together".into()),
+        _ => return Err("it has only one of the parameters cert and key; they go together".into()),
     };
     let is_meant = roots.is_some() || identity.is_some();
     match url.parameter("tls") {

@@ -1,4 +1,4 @@
-//! The way to one member of a cluster, or to the first of them that answers.
+//! Connects to one member of a cluster, or to the first one that answers.
 
 use std::io;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::engine::server::socket::Socket;
 /// How long one member may take before the next one is tried beside it, as "Happy Eyeballs" (RFC 8305) does it.
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// Connects to the first member that answers. Begins with the one that has the number `first`.
+/// Connects to the first member that answers. The first try is for the member with the number `first`.
 pub(super) async fn to_any(config: &Config, first: usize) -> Result<Channel, Failure> {
     let members = config.endpoints.len();
     let mut remaining = (0..members).map(|number| &config.endpoints[(first + number) % members]);

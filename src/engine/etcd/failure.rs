@@ -1,4 +1,4 @@
-//! Why a call has failed, and what that says of its request.
+//! Why a call has failed, and whether its request may be carried out all the same.
 
 use std::fmt;
 use std::io;
@@ -20,7 +20,7 @@ impl Code {
 #[derive(Debug)]
 pub(super) struct Failure {
     kind: Kind,
-    /// Which member it was.
+    /// The member that it came from.
     member: Option<String>,
     /// Whether the request may be carried out all the same, now or later.
     is_in_doubt: bool,
@@ -29,7 +29,7 @@ pub(super) struct Failure {
 #[derive(Debug)]
 enum Kind {
     Io(io::Error),
-    /// What the URL says leads nowhere, however often.
+    /// What the URL says cannot work, also at a later try.
     Unusable(io::Error),
     Refused(Code, String),
 }
@@ -40,7 +40,7 @@ impl Failure {
         Self { kind: Kind::Io(error), member: None, is_in_doubt: false }
     }
 
-    /// What the URL says cannot be done, by no member.
+    /// No member can do what the URL says.
     pub(super) fn unusable(error: io::Error) -> Self {
         Self { kind: Kind::Unusable(error), member: None, is_in_doubt: false }
     }
@@ -55,7 +55,10 @@ impl Failure {
     }
 
     pub(super) fn no_connection() -> Self {
-        Self::not_sent(io::Error::new(io::ErrorKind::TimedOut, "no member of the cluster accepts a connection in time"))
+        Self::not_sent(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "no member of the cluster accepted a connection in time",
+        ))
     }
 
     /// The lock cannot be waited for any more.
@@ -70,7 +73,7 @@ impl Failure {
         Self { kind: Kind::Refused(code, message), member: None, is_in_doubt }
     }
 
-    /// The same, with the member that it was.
+    /// The same, with the member that it came from.
     pub(super) fn at(self, member: impl fmt::Display) -> Self {
         Self { member: Some(member.to_string()), ..self }
     }

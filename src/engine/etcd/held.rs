@@ -1,4 +1,4 @@
-//! A lock that is held: the face of a place in front of the queue, which a job of the driver keeps.
+//! A lock that is held. A job of the driver has the place in front of the queue, and this is the handle of that job.
 
 use std::fmt;
 use std::future::pending;
@@ -29,11 +29,12 @@ pub(super) struct EtcdHeld {
 }
 
 /// How long a lock waits for the task that wants it. The task may do something else, for example in another branch of
-/// `select!`, or its runtime may be blocked: it does not know yet that it has the lock, so the lock must not keep others out
-/// for long. This is longer than for a file, for the next place in the queue is the last one.
+/// `select!`, or its runtime may be blocked. It does not know yet that it has the lock, so the lock must not keep
+/// others out for long. This time is longer than for a file, because the task then gets a new place at the end of the
+/// queue.
 const UNCLAIMED: Duration = Duration::from_millis(100);
 
-/// A hold that is shorter than this costs the cluster no watch.
+/// A lock that is held for a shorter time than this costs the cluster no watch.
 const SHORT: Duration = Duration::from_millis(10);
 
 /// Decided once.
@@ -67,7 +68,7 @@ impl EtcdHeld {
         Ok(Self { parts: Some(Parts { session, lost, fate, release }), token, owner: Owner::this_process() })
     }
 
-    /// The task that wants the lock is there. `false` if the lock has been taken back.
+    /// To be called by the task that wants the lock. `false` if the lock has been taken back.
     pub(super) fn claim(&self) -> bool {
         *self.parts().fate.get_or_init(|| Fate::Claimed) == Fate::Claimed
     }
@@ -172,7 +173,7 @@ impl Held for EtcdHeld {
         Box::pin(async move {
             match lost.wait_for(Option::is_some).await.map(|reason| *reason) {
                 Ok(Some(reason)) => reason,
-                // The driver's job has panicked. Nobody hears of the key any more.
+                // The driver's job has panicked, so nobody watches the key any more.
                 Ok(None) | Err(_) => LostReason::Disconnected,
             }
         })
@@ -200,7 +201,9 @@ impl Held for EtcdHeld {
                 Ok(Ok(false)) => LostReason::Removed,
                 Ok(Err(failure)) if session.lease.is_alive() => return Err(not_released(&target, failure.into_io())),
                 Ok(Err(_)) => LostReason::Expired,
-                Err(_) => return Err(not_released(&target, io::Error::other("a job of the driver panicked"))),
+                Err(_) => {
+                    return Err(not_released(&target, io::Error::other("an internal task for the server panicked")));
+                }
             };
             Err(LockError::lost(&target.path, reason))
         }))

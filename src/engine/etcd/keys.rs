@@ -1,7 +1,7 @@
 //! The requests about the keys of a lock, as etcdctl's `lock` and Go's `concurrency.Mutex` make them.
 //!
-//! Each who wants the lock has a key `NAME/LEASE`, with his lease in hexadecimal. Of the keys below `NAME/`, the one with
-//! the lowest create revision holds the lock. A key of a reader says so in its value.
+//! Everyone who wants the lock has a key `NAME/LEASE`, with his lease in hexadecimal. Of the keys below `NAME/`, the
+//! one with the lowest create revision holds the lock. A key of a reader says so in its value.
 
 use super::proto::{
     Compare, CompareResult, CompareTarget, DeleteRangeRequest, FilterType, Operation, PutRequest, RangeRequest,
@@ -85,7 +85,7 @@ fn created_at(key: &[u8], revision: i64) -> Compare {
     }
 }
 
-/// Tells of the deletion of the key, at `revision` or later.
+/// Asks to be told of the deletion of the key, at `revision` or later.
 pub(super) fn watch(key: &[u8], revision: i64) -> WatchRequest {
     let filters = vec![FilterType::NoPut.into()];
     WatchRequest { create: Some(WatchCreateRequest { key: key.to_owned(), start_revision: revision, filters }) }

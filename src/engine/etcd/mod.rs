@@ -10,11 +10,11 @@
 //! - [`held`] is a lock that is held.
 //!
 //! # What may go wrong, and what is done against it
-//! - A request whose answer did not come may be carried out at any time, also after we have given up. So its lease takes no
-//!   new locks, and keys under it that nobody here owns are deleted until it ends. A request to delete a key names the
-//!   revision of the key, so a late one does no harm.
+//! - The cluster may carry out a request whose answer did not come, at any time, also after we have given up. So the
+//!   lease of this request takes no new locks, and keys under it that nobody in this process owns are deleted until it
+//!   ends. A request to delete a key names the revision of the key, so a late one does no harm.
 //! - A lease may end while its owner waits (see jepsen.io on etcd 3.4.3). So the look that finds the lock free also shows
-//!   that our own key is still there, and then our clock is asked.
+//!   that our own key is still there. After it we ask our clock whether the lease goes on.
 //! - A member may be cut off from the others and answer all the same. So each request asks for a member that has a leader.
 
 mod client;

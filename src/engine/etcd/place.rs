@@ -20,7 +20,7 @@ use crate::engine::server::driver;
 use crate::words::error::LostReason;
 use crate::words::mode::Mode;
 
-/// Before a watch that has broken off begins again, or a request that has failed is made again.
+/// The pause before a watch that has broken off begins again, or a request that has failed is made again.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// One lock in one cluster.
@@ -200,14 +200,14 @@ impl Place {
         }
     }
 
-    /// Writes into the key since when the lock is held.
+    /// Writes into the value of the key since when the lock is held.
     pub(super) async fn tell_since(&self, since: SystemTime) {
         let request = keys::rewrite(self.revision, self.claim.put(Some(since)));
         // Only people read it.
         let _ = self.claim.cluster().call(&request, self.claim.cluster().deadline()).await;
     }
 
-    /// Resolves when the key is gone, or may be.
+    /// Resolves when the key is gone, or when the lease may have ended and the key with it.
     pub(super) async fn lost(&self) -> LostReason {
         tokio::select! {
             () = self.deleted() => LostReason::Removed,
@@ -230,7 +230,7 @@ impl Place {
         }
     }
 
-    /// Deletes the key. Whether it was still there.
+    /// Deletes the key, and returns whether it was still there.
     pub(super) async fn delete(&self) -> Result<bool, Failure> {
         let (cluster, key) = (self.claim.cluster(), &self.claim.key);
         let answered = cluster.call(&keys::delete(key, self.revision), cluster.deadline()).await?;
@@ -238,11 +238,11 @@ impl Place {
         Ok(answered.value.succeeded || answered.is_in_doubt)
     }
 
-    /// Deletes the key, whatever it takes, before its lease ends.
+    /// Deletes the key, with as many tries as that needs, before its lease ends.
     pub(super) async fn delete_at_last(&self) {
         while let Err(failure) = self.delete().await {
             if !failure.is_passing() {
-                // So the session deletes it, or ends.
+                // The task of the session deletes the key, or the lease ends.
                 return self.claim.session.set_in_doubt();
             }
             if !self.claim.session.lease.is_alive() {

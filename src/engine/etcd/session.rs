@@ -28,7 +28,7 @@ pub(super) struct Session {
     pub(super) lease: Lease,
     /// Between two beats.
     interval: Duration,
-    /// Whether a key has been asked for since the last beat.
+    /// Whether somebody has asked for a key since the last beat.
     is_in_use: AtomicBool,
     /// Whether a request for a key has had no answer, so that the server may make that key at any time. Then the session
     /// takes no new locks, and its task deletes what nobody here owns.
@@ -42,7 +42,7 @@ impl Sessions {
         Self { cluster, current: AsyncMutex::default() }
     }
 
-    /// The session for a new key. Whoever comes first gets the lease from the server.
+    /// The session for a new key. If there is none, the first caller gets a lease from the server.
     pub(super) async fn current(self: &Arc<Self>, deadline: Instant) -> Result<Arc<Session>, Failure> {
         let current = timeout_at(deadline, self.current.lock()).await;
         let mut current = current.map_err(|_| Failure::no_connection())?;
@@ -97,13 +97,13 @@ impl Session {
             }
         }
         self.lease.end();
-        // What is still there of the lease would keep others waiting until its end.
+        // Keys that are left under the lease would keep others waiting until its end.
         let _ = cluster.call(&LeaseRevokeRequest { id: self.id }, cluster.deadline()).await;
     }
 
     /// Whether nobody has used the lease since the last beat. From then on nobody gets it.
     fn end_if_idle(self: &Arc<Self>, sessions: &Sessions) -> bool {
-        // While somebody waits for a new lease, this is not the one that he gets.
+        // Somebody who has the mutex is getting a new lease. So nobody gets this one.
         let Ok(mut current) = sessions.current.try_lock() else { return false };
         let is_current = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, self));
         let others = Arc::strong_count(self) - 1 - usize::from(is_current);

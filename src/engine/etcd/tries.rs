@@ -11,7 +11,7 @@ use super::place::{Claim, Lock, Place};
 use crate::engine::server::driver;
 use crate::words::mode::Mode;
 
-/// With how many leases a try may begin, because the server has ended the last one without our knowledge.
+/// How many leases a try may use, one after another: the server may have ended the last one without our knowledge.
 const LEASES: u32 = 3;
 
 /// What a try has got.
@@ -57,7 +57,8 @@ async fn repeat<Turn: Send + 'static>(
 ) -> Result<Claimed<Turn>, Failure> {
     loop {
         let answer = begin(turn).map_err(Failure::not_sent)?.await;
-        let answer = answer.map_err(|_| Failure::not_sent(io::Error::other("a job of the driver panicked")))?;
+        let answer =
+            answer.map_err(|_| Failure::not_sent(io::Error::other("an internal task for the server panicked")))?;
         match answer?.claim() {
             Claimed::Held(held, back) if !held.claim() => {
                 let _ = held.begin_release().await;
@@ -109,7 +110,7 @@ impl<Turn: Send + 'static> Job<Turn> {
         place.delete_at_last().await;
     }
 
-    /// What `make` makes of a claim. `None` if the caller goes away before that.
+    /// Makes a claim and calls `make` with it. `None` if the caller goes away before that.
     async fn make<T, F>(&mut self, make: impl Fn(Claim) -> F) -> Option<Result<T, Failure>>
     where
         F: Future<Output = Result<T, Failure>>,

@@ -1,6 +1,7 @@
-//! What a session calls itself: `backupd[4321]@db1`, and behind that since when it holds a lock, in seconds since 1970.
+//! The application name of a session: `backupd[4321]@db1`, and behind it the time since when it holds a lock, in seconds
+//! since 1970.
 //!
-//! The server shows this name to everybody, so it tells who holds a lock.
+//! The server shows this name to everybody, so the name tells who holds a lock.
 
 use std::io;
 use std::time::{Duration, SystemTime};
@@ -38,7 +39,8 @@ fn plain(text: &str) -> String {
     text.chars().map(|char| if char.is_ascii_alphanumeric() || "-_.:/".contains(char) { char } else { '_' }).collect()
 }
 
-/// Who calls itself so. `now` is the time on the clock that the name's time comes from.
+/// The holder with this application name. `now` is the time on the clock of the server, which the time in the name comes
+/// from.
 pub(super) fn parse(name: &str, now: u64) -> Option<Holder> {
     let (name, since) = name.rsplit_once(' ')?;
     let (program, rest) = name.rsplit_once('[')?;

@@ -37,7 +37,9 @@ impl Request {
                 return outcome;
             }
             // The lock came while this task was not polled, and has been given back.
-            turn = returned.await.map_err(|_| self.failed(std::io::Error::other("the driver panicked").into()))?;
+            turn = returned
+                .await
+                .map_err(|_| self.failed(std::io::Error::other("an internal task for the server panicked").into()))?;
         }
     }
 
@@ -53,10 +55,10 @@ impl Request {
     ) {
         let server = Server::with(&self.lock.settings);
         match self.ask(&server, &mut offer).await {
-            // The turn goes now, and the task has gone before.
+            // The task has gone. The end of this function gives the turn back.
             None => {}
             Some(Err(failure)) => {
-                // Who hears of the failure can try again at once.
+                // The turn goes first, so that the task can try again as soon as it hears of the failure.
                 drop(turn);
                 offer.tell(Err(self.failed(failure)));
             }
@@ -112,7 +114,7 @@ impl Request {
         }
     }
 
-    /// Slice after slice, until the lock is there. `None` if the task has gone.
+    /// Waits for one slice of time after another, until the lock is there. `None` if the task has gone.
     async fn wait<T>(&self, session: &mut Session, offer: &mut Offer<T>) -> Option<Result<Tried, Failure>> {
         loop {
             match self.wait_for_slice(session, offer).await? {
@@ -137,7 +139,7 @@ impl Request {
         }
     }
 
-    /// The lease counts from the beginning of the slice, which may be long ago.
+    /// Makes the lease long enough: it counts from the beginning of the slice, which may be long ago.
     async fn confirm(&self, session: &mut Session) -> Result<(), Failure> {
         match session.sent().elapsed() < self.lock.settings.beat() / 2 {
             true => Ok(()),

@@ -1,7 +1,7 @@
 //! The way of a lock from the driver to the task that has asked for it.
 //!
-//! The task may have gone, or do something else. It does not know yet that it has the lock, so the lock must not keep other
-//! processes out for long.
+//! The task may have gone, or it may do something else. It does not know yet that it has the lock. So the lock must not
+//! keep other processes out for long.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -17,7 +17,8 @@ const LONGEST_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const PORT: u16 = 5432;
 
-/// How to get to a server, and how sessions there behave. Locks with equal settings use each other's warm sessions.
+/// How to connect to a server, and how sessions there behave. Locks with equal settings use the same warm sessions. (A
+/// warm session is open, but holds no lock.)
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Settings {
     pub(super) hosts: Vec<Host>,
@@ -75,7 +76,7 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Reads the parts of the URL; `environment` has what it leaves out.
+    /// Reads the parts of the URL. What the URL leaves out comes from `environment`.
     pub(super) fn read(target: &Arc<Target>, environment: Environment<'_>) -> Result<Self, LockError> {
         let url = target.server.as_deref().expect("a lock on a server has its URL");
         let parts = read(url, environment).map_err(|reason| LockError::invalid_url(url, reason));
@@ -104,7 +105,8 @@ fn read(url: &ServerUrl, environment: Environment<'_>) -> Result<(Settings, Lock
 }
 
 fn system_user() -> Result<String, String> {
-    whoami::username().map_err(|error| format!("it names no user, nor does PGUSER, nor the system: {error}"))
+    whoami::username()
+        .map_err(|error| format!("it names no user, PGUSER is not set, and the system does not tell the user: {error}"))
 }
 
 fn lock_number(url: &ServerUrl) -> Result<LockNumber, String> {
@@ -113,7 +115,7 @@ fn lock_number(url: &ServerUrl) -> Result<LockNumber, String> {
         (Some(name), None) => key::of_name(name),
         (None, Some(key)) => key.parse().map_err(|_| format!("its key {key:?} is not a 64-bit integer"))?,
         (None, None) => return Err("it names no lock; add lock=NAME or key=NUMBER".into()),
-        (Some(_), Some(_)) => return Err("it has a lock and a key; one of them names the lock".into()),
+        (Some(_), Some(_)) => return Err("it has a lock and a key; give only one of them".into()),
     };
     let has_token = match url.parameter("fence") {
         None | Some("on") => true,
@@ -154,7 +156,7 @@ fn tls(url: &ServerUrl, environment: Environment<'_>) -> Result<Tls, String> {
 fn connect_timeout(url: &ServerUrl, environment: Environment<'_>) -> Result<Duration, String> {
     let timeout = match (url.parameter("connect_timeout"), environment("PGCONNECT_TIMEOUT")) {
         (Some(text), _) => span::parse("connect_timeout", text)?,
-        // libpq waits for ever at 0 and below. No lock of ours does.
+        // With 0 or less, libpq waits for ever. This library does not: it uses the default.
         (None, Some(text)) => {
             let seconds: i32 =
                 text.trim().parse().map_err(|_| format!("PGCONNECT_TIMEOUT {text:?} is not a number"))?;
@@ -233,7 +235,7 @@ mod tests {
         assert!(reason("lock=x&ttl=999ms").contains("1s to 24h"));
         assert!(reason("lock=x&ttl=25h").contains("1s to 24h"));
         assert!(reason("lock=x&ttl=soon").contains("10s"));
-        assert!(reason("lock=x&ttl=18446744073709551615h").contains("no time"));
+        assert!(reason("lock=x&ttl=18446744073709551615h").contains("not a time"));
         assert!(reason("lock=x&connect_timeout=0").contains("less than"));
         assert!(reason("lock=x&fence=no").contains("neither"));
         assert!(reason("lock=x&sslmode=allow").contains("verify-full"));

@@ -1,4 +1,4 @@
-//! The way to a server session: the hosts in their order, their addresses, TLS, the password, and one primary.
+//! Connects to a host: its addresses in their order, TLS, and the password.
 
 use std::io;
 use std::net::SocketAddr;
@@ -51,7 +51,7 @@ impl Address {
         }
     }
 
-    /// TLS has no meaning on a Unix socket, as in libpq.
+    /// Whether this is a Unix socket. There is no TLS there, as in libpq.
     fn is_local(&self) -> bool {
         !matches!(self, Self::Tcp(_))
     }

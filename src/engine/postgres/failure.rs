@@ -23,7 +23,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// The session is another one than that which was asked before.
+    /// The statement ran in another server session than the one before.
     pub(super) fn another_session() -> Self {
         Self::Unsupported(
             "something in front of the server changes the server session between statements, as PgBouncer does with \
@@ -126,7 +126,7 @@ impl From<tokio_postgres::Error> for Failure {
     }
 }
 
-/// What could be done with no host: the one that can be reached but is unsuitable tells more than the others.
+/// The failure of all hosts. If there is only one host and it is unsuitable, its own failure tells more.
 pub(super) fn of_all(settings: &Settings, failures: Vec<Failure>) -> Failure {
     let is_unsupported = |failure: &Failure| matches!(failure, Failure::Unsupported(_));
     match failures.iter().all(is_unsupported) && failures.len() == 1 {

@@ -30,10 +30,10 @@ fn client_config(tls: &Tls) -> io::Result<ClientConfig> {
     Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
 }
 
-/// What a certificate has to be.
+/// Which certificates are accepted.
 #[derive(Debug)]
 enum Trust {
-    /// Whatever it is. The connection is encrypted, and that is all.
+    /// Every certificate. The connection is encrypted, but nothing is verified.
     Anything,
     Signed(Arc<WebPkiServerVerifier>),
     SignedForHost(Arc<WebPkiServerVerifier>),
@@ -76,7 +76,7 @@ fn from_system() -> io::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     match roots.is_empty() {
-        true => Err(io::Error::other("this system has no root certificates; name a file by sslrootcert")),
+        true => Err(io::Error::other("this system has no root certificates; name a file in sslrootcert")),
         false => Ok(roots),
     }
 }

@@ -49,7 +49,7 @@ enum Unreleased {
     Failed(Failure),
 }
 
-/// Makes the next try of this process wait, until this is dropped.
+/// While this exists, the next try of this process waits.
 #[derive(Debug)]
 struct Releasing {
     server: Arc<Server>,
@@ -80,12 +80,12 @@ impl PostgresHeld {
         let server = Arc::clone(server);
         let keeper = Keeper { server: Arc::clone(&server), session, lock, mode, lease: Arc::clone(&lease), is_lost };
         let parts = Parts { server, key: lock.key, lost, order };
-        // On the driver's own thread, this cannot fail. Elsewhere a keeper that does not run is a lost lock.
+        // On the driver's own thread, this cannot fail. If it failed, the keeper would be dropped: a lost lock.
         let _ = driver::spawn(keeper.keep(ordered));
         Self { parts: Some(parts), token: token::parse(grant), lease, owner: Owner::this_process() }
     }
 
-    /// The order to release is on its way when this returns.
+    /// Sends the order to release before this returns.
     fn begin_release(&mut self) -> impl Future<Output = Result<(), Unreleased>> + Send + use<> {
         let parts = self.parts.take().map(|Parts { server, key, lost, order }| {
             server.begin_release(key);
@@ -129,7 +129,7 @@ impl Held for PostgresHeld {
             let Some(mut lost) = lost else { return std::future::pending().await };
             match lost.wait_for(Option::is_some).await.map(|reason| *reason) {
                 Ok(reason) => reason.expect("it was waited for"),
-                // The keeper has ended without a word.
+                // The keeper has panicked.
                 Err(_) => LostReason::Disconnected,
             }
         })
@@ -149,7 +149,7 @@ impl Held for PostgresHeld {
         Answer::Later(Box::pin(async move { releasing.await.map_err(|unreleased| unreleased.into_error(&target)) }))
     }
 
-    /// The order is all that can be done here. A failure of the keeper is not heard.
+    /// This can only send the order. It does not hear of a failure of the keeper.
     fn release_now(mut self: Box<Self>, target: &Target) -> Result<(), LockError> {
         let lost = self.why_lost();
         drop(self.begin_release());
@@ -202,7 +202,7 @@ impl Keeper {
         let left = self.lease.left().ok_or(LostReason::Expired)?;
         match self.session.beat(left).await {
             Ok(()) => self.lease.renew(self.session.sent()),
-            // The next one follows at once.
+            // The next beat follows at once.
             Err(failure) if failure.is_canceled() => {}
             Err(Failure::NoAnswer(_)) => return Err(LostReason::Expired),
             Err(_) => return Err(LostReason::Disconnected),

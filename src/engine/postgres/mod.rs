@@ -1,8 +1,8 @@
 //! Advisory locks of sessions in a PostgreSQL database.
 //!
-//! Each lock that is held or waited for has a server session of its own (`session.rs`), which the driver's thread keeps
-//! alive. The server ends a session that it has not heard of for the time of the lease, and frees its lock; `held.rs` counts
-//! the same time from its side, and gives the lock up before. `sql.rs` has the statements.
+//! Each lock that is held or waited for has a server session of its own (`session.rs`). The driver's thread keeps the
+//! session alive. If the server does not hear of a session for the time of the lease, it ends the session and frees its
+//! lock. `held.rs` counts the same time and gives the lock up earlier. `sql.rs` has the statements.
 
 mod application;
 mod attempt;

@@ -15,7 +15,7 @@ pub(super) fn path(environment: Environment<'_>) -> Option<PathBuf> {
     })
 }
 
-/// The password for a user of a database, if the file has one. As libpq, this ignores a file that others may
+/// The password for a user of a database, if the file has one. As libpq does, this ignores a file that others may
 /// read, and one that we cannot read.
 pub(super) async fn look_up(path: PathBuf, host: &Host, database: &str, user: &str) -> io::Result<Option<String>> {
     let text = blocking::run(move || read(&path)).await?;

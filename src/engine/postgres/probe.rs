@@ -1,4 +1,4 @@
-//! Shows by trying that locks exclude at a server, whatever it is called.
+//! Proves by a trial that locks exclude at a server. The name and the version of the server prove nothing.
 //!
 //! CockroachDB and others accept pg_advisory_lock and do nothing. PgBouncer gives two clients one server session, unless its
 //! pool_mode is session.
@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::session::{Session, Tried};
 use crate::words::mode::Mode;
 
-/// Two sessions exclude each other on a random lock. Returns one of them.
+/// Shows that two sessions exclude each other on a random lock. Returns one of them.
 pub(super) async fn prove(settings: &Settings) -> Result<Session, Failure> {
     let (mut first, mut second) = tokio::try_join!(Session::open(settings), Session::open(settings))?;
     let limit = settings.connect_timeout;
@@ -18,7 +18,8 @@ pub(super) async fn prove(settings: &Settings) -> Result<Session, Failure> {
     let mut tries = Vec::new();
     tries.push(is_granted(first.try_lock(lock, Mode::Exclusive).await?));
     tries.push(is_granted(second.try_lock(lock, Mode::Exclusive).await?));
-    // An odd number of statements of the first in a row: taking turns over two server sessions does not hide.
+    // The first session makes an odd number of statements in a row. So the trial fails also at a pool that sends the
+    // statements to two server sessions in turn.
     first.beat(limit).await?;
     tries.push(first.unlock(lock, Mode::Exclusive, limit).await?);
     tries.push(first.unlock(lock, Mode::Exclusive, limit).await?);

@@ -16,7 +16,7 @@ use super::session::Session;
 use crate::engine::server::driver;
 use crate::sys::per_process::PerProcess;
 
-/// How many sessions stay warm. A program that gives a thousand locks back at once needs no thousand of them.
+/// How many sessions stay warm. Not more, also when a program releases a thousand locks at once.
 const WARM_SESSIONS: usize = 16;
 
 /// However long the lease is, a session without a lock does not stay open for longer.
@@ -42,7 +42,7 @@ struct Warm {
     is_watched: bool,
 }
 
-/// The servers of this process. They stay: there are few, and a later lock finds them proven.
+/// The servers of this process. They stay: there are few, and a later lock needs no second proof.
 static SERVERS: PerProcess<Mutex<HashMap<Settings, Arc<Server>>>> = PerProcess::new();
 
 impl Server {
@@ -84,8 +84,9 @@ impl Server {
         sessions.pop()
     }
 
-    /// One proof for all that ask at the same time, also if it fails: a server that is silent would keep the last of them
-    /// waiting for the time-outs of all. Nobody connects for himself before that, so that the proof finds free connections.
+    /// Proves once that locks exclude at the server, for all that ask at the same time. They share a failure too: otherwise,
+    /// at a silent server, the last of them would wait for the time-outs of all. Nobody else connects before that, so that
+    /// the proof finds free connections.
     async fn prove(self: &Arc<Self>) -> Result<(), Failure> {
         if self.is_proven() {
             return Ok(());
@@ -97,7 +98,7 @@ impl Server {
             Some(failure) if self.failed_proofs.load(Ordering::Relaxed) > failed_before => return Err(failure.clone()),
             _ => {}
         }
-        // In a box, because every try would have room for it.
+        // In a box, because otherwise the future of every try would be as large as that of the proof.
         match Box::pin(probe::prove(&self.settings)).await {
             Ok(session) => {
                 self.is_proven.store(true, Ordering::Relaxed);
@@ -146,7 +147,8 @@ impl Server {
         next
     }
 
-    /// From here on, [`released`](Self::released) waits for [`end_release`](Self::end_release). On any thread.
+    /// After this call, [`released`](Self::released) waits for [`end_release`](Self::end_release). Any thread may call
+    /// this.
     pub(super) fn begin_release(&self, key: i64) {
         self.releasing.send_modify(|releasing| releasing.push(key));
     }
@@ -181,7 +183,7 @@ impl Settings {
         self.ttl / 3
     }
 
-    /// How long one statement of a wait waits. Its answer also shows each side that the other one is there.
+    /// How long one statement of a wait waits. Its answer also shows each side that the other one still lives.
     pub(super) fn slice(&self) -> Duration {
         (self.ttl / 3).min(Duration::from_secs(5)).min(self.connect_timeout / 2)
     }

@@ -27,12 +27,12 @@ pub(super) struct Session {
     sent: Moment,
     /// Whether an answer is due.
     is_asked: bool,
-    /// Whether `moving` has ended and has been heard.
+    /// Whether `moving` has ended, and its result has been read.
     is_over: bool,
     settings: Settings,
 }
 
-/// What a try has brought.
+/// What a try has found.
 #[derive(Debug)]
 pub(super) enum Tried {
     Granted(String),
@@ -72,7 +72,7 @@ impl Session {
     async fn prepare(&mut self) -> Result<(), Failure> {
         let statement = sql::prepare(&self.stamp, self.settings.ttl, &self.application);
         let limit = self.settings.connect_timeout;
-        // The two travel together.
+        // The second statement does not wait for the answer to the first.
         let first = within(limit, self.client.simple_query(sql::NO_STATEMENT_TIMEOUT));
         let (first, second) = tokio::join!(first, within(limit, self.client.simple_query(&statement)));
         first?;
@@ -165,19 +165,19 @@ impl Session {
         Ok(answer.into_iter().filter_map(row).collect())
     }
 
-    /// What asks the server to end the statement that this session is at.
+    /// Makes a request to the server to end the statement that this session is running.
     pub(super) fn canceler(&self) -> Canceler {
         Canceler { way: self.way.clone(), token: self.client.cancel_token(), settings: self.settings.clone() }
     }
 
-    /// Gives up everything that the session may hold, and ends it. A request to cancel may come late, so the session is good
-    /// for nothing else.
+    /// Gives up everything that the session may hold, and ends it. A request to cancel may come late and hit a later
+    /// statement, so the session is not used again.
     pub(super) async fn give_up(mut self) {
         if self.is_asked {
             // It does not answer.
             return;
         }
-        // The late request can hit the first of these, but not the other one.
+        // A late request to cancel can hit only one of these two statements.
         for _ in 0..2 {
             match self.ask(&sql::unlock_all(), self.settings.connect_timeout).await {
                 Err(failure) if failure.is_canceled() => {}
@@ -189,7 +189,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // The connection says goodbye by itself, but not before the answer that is due.
+        // The connection closes by itself, but it would wait for the answer that is due.
         if self.is_asked {
             self.moving.abort();
         }

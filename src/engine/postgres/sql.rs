@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::config::LockNumber;
 use crate::words::mode::Mode;
 
-/// In front of everything else: the timeout of the role may be shorter than one statement takes.
+/// Comes before all other statements: the timeout of the role may be shorter than one statement takes.
 pub(super) const NO_STATEMENT_TIMEOUT: &str = "SET statement_timeout = 0";
 
 const STAMP: &str = "pg_catalog.current_setting('tokio_lockfile.stamp', true)";
@@ -23,7 +23,7 @@ pub(super) fn beat() -> String {
 /// The second column is true on a hot standby. The third is NULL where the server has no `idle_session_timeout`.
 pub(super) fn prepare(stamp: &str, ttl: Duration, application: &str) -> String {
     let ttl_ms = ttl.as_millis().to_string();
-    // A server that gives a silent client up before the lease ends would have two holders.
+    // If the server gave up a silent client before the lease ends, there would be two holders.
     let keepalive = (ttl.as_secs() + 1).to_string();
     let settings = [
         ("application_name", application),

@@ -1,6 +1,6 @@
 //! The one thread of this process that talks to servers.
 //!
-//! A service may block its runtime, or end it. The heartbeat of a lock that it holds must go on meanwhile. So no connection
+//! A service may block its runtime, or end it. A lock that it holds must be renewed all the same. So no connection
 //! depends on a runtime of the service. The thread ends when it has had nothing to do for a while.
 
 use std::future::Future;
@@ -22,7 +22,7 @@ type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 static DRIVER: PerProcess<Mutex<Option<UnboundedSender<Job>>>> = PerProcess::new();
 
-/// Runs `job` on the driver's thread, from now on, whoever calls. Fails only if the system starts no thread.
+/// Starts `job` on the driver's thread. Any thread may call this. It fails only if the system starts no thread.
 pub(crate) fn spawn(job: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
     let mut driver = DRIVER.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     let mut job: Job = Box::pin(job);
@@ -36,7 +36,7 @@ pub(crate) fn spawn(job: impl Future<Output = ()> + Send + 'static) -> io::Resul
     start(&mut driver, job)
 }
 
-/// As [`spawn`], for a job with an output. The job goes on if nobody waits for its output.
+/// Does the same as [`spawn`] for a job with an output. The job goes on if nobody waits for its output.
 pub(crate) fn run<T: Send + 'static>(
     job: impl Future<Output = T> + Send + 'static,
 ) -> impl Future<Output = io::Result<T>> + Send + 'static {
@@ -44,7 +44,7 @@ pub(crate) fn run<T: Send + 'static>(
     let spawned = spawn(async move { drop(sender.send(job.await)) });
     async move {
         spawned?;
-        output.await.map_err(|_| io::Error::other("a job of the driver panicked"))
+        output.await.map_err(|_| io::Error::other("an internal task for the server panicked"))
     }
 }
 

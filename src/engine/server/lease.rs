@@ -1,7 +1,8 @@
 //! How long a lock on a server is certainly ours.
 //!
-//! The server frees the lock when it has not heard of us for the lease's time. Its count begins when our last request
-//! arrives, so ours begins when we send it. The clock goes on while the machine is suspended.
+//! The server frees the lock when it has not heard of us for the time of the lease. The server counts from the arrival
+//! of our last request. We count from the moment at which we sent it, so our count ends first. The clock goes on while
+//! the machine is suspended.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -38,15 +39,15 @@ impl Lease {
         lease
     }
 
-    /// The server has answered a request that was sent at `sent`. An ended lease stays ended.
+    /// Extends the lease: the server has answered a request that was sent at `sent`. An ended lease stays ended.
     pub(crate) fn renew(&self, sent: Moment) {
-        // A tenth is for clocks of different speed, and for the time that a task needs to stop.
+        // The last tenth is a reserve, for clocks of different speed, and for the time that a task needs to stop.
         let end = nanos(sent.0 + self.ttl / 10 * 9);
         let later = |old| (old != 0 && old < end).then_some(end);
         let _ = self.end.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
     }
 
-    /// The lock is ours no more, whatever the time.
+    /// Ends the lease now: the lock is no longer ours.
     pub(crate) fn end(&self) {
         self.end.store(0, Ordering::Relaxed);
     }

@@ -1,6 +1,7 @@
 //! A connection to a server, of which a forked child keeps no copy.
 //!
-//! If the child kept its copy, the server would not hear that the parent has died, and the parent's lock would stay taken.
+//! If the child kept its copy, the connection would stay open after the death of the parent. So the server would not
+//! free the parent's lock.
 
 use std::io;
 use std::net::SocketAddr;

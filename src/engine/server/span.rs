@@ -15,7 +15,7 @@ pub(crate) fn parse(name: &str, text: &str) -> Result<Duration, String> {
     let number: Option<u64> = text[..digits].parse().ok();
     match number.and_then(|number| number.checked_mul(unit)).filter(|_| unit > 0) {
         Some(millis) => Ok(Duration::from_millis(millis)),
-        None => Err(format!("its {name} {text:?} is no time such as 10s or 1500ms")),
+        None => Err(format!("its {name} {text:?} is not a time, such as 10s or 1500ms")),
     }
 }
 
