@@ -1,12 +1,12 @@
-//! The README's service with a lock from the command line: on this machine, or beyond it.
+//! The service of the README, with the URL of its lock on the command line: a lock of this machine, or one on a server.
 //!
 //! ```text
 //! cargo run --example beyond -- lockfile:/tmp/service.lock
 //! cargo run --example beyond --features postgres -- 'postgres://app@db/app?lock=service'
 //! ```
 //!
-//! Start it on two machines. One of them works and the other one stands by. The program ends when its stdin closes. Without
-//! a URL it uses a lock file.
+//! With a lock on a server, start it on two machines. One of them works and the other one stands by. The program ends
+//! when its stdin closes. Without a URL it uses a lock file.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Runs a command under a lock of any kind, as flock(1) does for its kind.
+//! Runs a command under a lock of any kind, as flock(1) does under an flock.
 //!
 //! ```text
 //! cargo run --example with_lock -- lockfile:/tmp/nightly.lock --timeout 5s -- sh -c 'echo works; sleep 1'
