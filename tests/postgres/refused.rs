@@ -1,5 +1,6 @@
 //! What looks like a server with locks and is none: pools that share sessions, standbys, locks that do nothing.
 
+use std::io::Write as _;
 use std::time::Instant;
 
 use tempfile::TempDir;
@@ -137,4 +138,29 @@ async fn locks_that_do_nothing_are_refused() {
     }
     let said = refusal(&server.lock("lock=x")).await;
     assert!(said.contains("do not exclude each other"), "{said}");
+}
+
+/// What is no server of PostgreSQL, or a hostile one, does not fill the memory.
+#[tokio::test]
+async fn an_answer_without_an_end_is_refused() {
+    const MUCH: usize = 256 << 20;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        // An answer to the first message, with the greatest length that can be said.
+        let mut sent = client.write(b"R\x7f\xff\xff\xff").unwrap();
+        while sent < MUCH {
+            match client.write(&[0; 1 << 16]) {
+                Ok(more) => sent += more,
+                Err(_) => break,
+            }
+        }
+        sent
+    });
+    let url = format!("postgres://a@127.0.0.1:{port}/a?lock=x&sslmode=disable&connect_timeout=1h");
+    let attempt = timeout(HANG, LockFile::open(&url).unwrap().attempt()).await.expect("hangs");
+    let error = attempt.unwrap_err().to_string();
+    assert!(server.join().unwrap() < MUCH);
+    assert!(error.contains("more than was asked for"), "{error}");
 }

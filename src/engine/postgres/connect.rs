@@ -17,7 +17,7 @@ use super::failure::Failure;
 #[cfg(feature = "postgres-tls")]
 use super::handshake;
 use super::passfile;
-use crate::engine::server::socket::Socket;
+use crate::engine::server::socket::{Allowance, Socket};
 
 /// An open connection. A task of its own moves the bytes, and ends with the reason when the connection ends.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) moving: JoinHandle<Result<(), tokio_postgres::Error>>,
     pub(super) way: Way,
+    /// To be renewed before each question.
+    pub(super) allowance: Allowance,
 }
 
 /// How the connection was made. A request to cancel goes the same way.
@@ -124,7 +126,8 @@ async fn to_address(settings: &Settings, host: &Host, address: Address) -> Resul
 
 impl Way {
     async fn open(&self, settings: &Settings, config: &mut Config) -> Result<Connection, Failure> {
-        let stream = self.address.connect().await?;
+        let mut stream = self.address.connect().await?;
+        let allowance = stream.limit();
         config.ssl_mode(match (self.tls_host.is_some(), settings.tls.is_demanded()) {
             (false, _) => SslMode::Disable,
             (true, false) => SslMode::Prefer,
@@ -133,10 +136,10 @@ impl Way {
         #[cfg(feature = "postgres-tls")]
         if let Some(host) = &self.tls_host {
             let (client, connection) = config.connect_raw(stream, tls(settings, host).await?).await?;
-            return Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone() });
+            return Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone(), allowance });
         }
         let (client, connection) = config.connect_raw(stream, NoTls).await?;
-        Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone() })
+        Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone(), allowance })
     }
 
     /// Asks the server to end the statement that the session is at. Whether it did is in the answer to that statement.

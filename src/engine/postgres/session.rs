@@ -12,6 +12,7 @@ use super::connect::{self, Connection, Way, within};
 use super::failure::{self, Failure};
 use super::sql;
 use crate::engine::server::lease::Moment;
+use crate::engine::server::socket::Allowance;
 use crate::words::mode::Mode;
 
 /// A session of our own at a primary, prepared for locks. When it is dropped, it ends, and the server frees its locks.
@@ -20,6 +21,7 @@ pub(super) struct Session {
     client: Client,
     moving: JoinHandle<Result<(), tokio_postgres::Error>>,
     way: Way,
+    allowance: Allowance,
     /// A random text that only this session has.
     stamp: String,
     application: String,
@@ -53,11 +55,12 @@ impl Session {
     }
 
     async fn at_host(settings: &Settings, host: &Host) -> Result<Self, Failure> {
-        let Connection { client, moving, way } = connect::to_host(settings, host).await?;
+        let Connection { client, moving, way, allowance } = connect::to_host(settings, host).await?;
         let mut session = Self {
             client,
             moving,
             way,
+            allowance,
             stamp: format!("{:016x}{:016x}", RandomState::new().hash_one(0), RandomState::new().hash_one(1)),
             application: application::name().await?,
             sent: Moment::now(),
@@ -95,6 +98,7 @@ impl Session {
     async fn ask_for_all(&mut self, statement: &str, limit: Duration) -> Result<Vec<SimpleQueryMessage>, Failure> {
         let sent = Moment::now();
         self.is_asked = true;
+        self.allowance.renew();
         let answer = match within(limit, self.client.simple_query(statement)).await {
             Err(failure @ Failure::NoAnswer(_)) => return Err(failure),
             Err(Failure::Postgres(error)) if error.is_closed() => {
