@@ -74,10 +74,12 @@ impl Hold {
         self.held.check(target)
     }
 
-    /// Whether the lock may be passed on or shared, as `target` names it.
+    /// Whether the lock may be passed on or shared, as `target` names it. The URL of a lock on a server also says what its
+    /// holder wants of it, such as a lease or a fencing token.
     fn verify(&self, target: &Target) -> bool {
         let now = Instant::now();
-        let is_in_order = self.held.is_of_this_process() && self.check(target).is_ok();
+        let is_the_one = self.target.server == target.server;
+        let is_in_order = is_the_one && self.held.is_of_this_process() && self.check(target).is_ok();
         if is_in_order {
             self.verified.set(now);
         }

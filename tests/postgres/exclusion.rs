@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile, LockGuard};
 
 use crate::server::{Server, key, sessions, until, value};
-use crate::support::{HANG, Holder, take};
+use crate::support::{HANG, Holder, poll_once, take};
 
 fn lock(name: &str) -> LockFile {
     Server::shared().lock(&format!("lock={name}&ttl=3s"))
@@ -199,4 +199,21 @@ async fn a_release_at_the_end_of_a_slice_counts_once() {
         // At once, not when the session ends.
         assert_eq!(value(&other, &sessions("slice", true)).await, "0", "round {round}");
     }
+}
+
+/// One task leaves the lock to the next, and readers share it. But who has asked for a token, or for another lease, gets it.
+#[tokio::test]
+async fn handles_with_other_parameters_do_not_share_what_they_hold() {
+    let [without, with] = ["fence=off", "ttl=3s"].map(|more| Server::shared().lock(&format!("lock=parameters&{more}")));
+    let guard = take(&without).await;
+    let mut next = Box::pin(with.obtain());
+    assert!(!poll_once(next.as_mut()).await);
+    drop(guard);
+    let guard = timeout(HANG, next).await.expect("hangs").unwrap();
+    assert!(guard.fencing_token().is_some());
+    drop(guard);
+
+    let reader = take(&without.shared().unwrap()).await;
+    let other = timeout(HANG, with.shared().unwrap().obtain()).await.expect("hangs").unwrap();
+    assert!(reader.fencing_token().is_none() && other.fencing_token().is_some());
 }
