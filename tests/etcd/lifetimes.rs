@@ -82,6 +82,16 @@ fn a_lock_outlives_its_runtime_and_is_released_without_one() {
     until("the key is left", || cluster.keys("x").is_empty());
 }
 
+/// Without a runtime, the drop does not wait for the cluster. The next try does.
+#[test]
+fn a_try_right_after_a_drop_does_not_meet_its_own_leftover() {
+    let cluster = Cluster::of(3);
+    let lock = cluster.lock("x");
+    for round in 0..300 {
+        drop(lock.blocking_attempt().unwrap().unwrap_or_else(|| panic!("round {round}")));
+    }
+}
+
 #[test]
 fn a_lock_outlives_a_blocked_runtime() {
     let cluster = Cluster::of(1);
