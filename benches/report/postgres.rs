@@ -261,6 +261,7 @@ async fn held(server: &Server, count: u32) -> Vec<Row> {
     let what = |what: &str| format!("postgres: {count} held locks, {what}");
     vec![
         Row::new(what("CPU"), "% of a core, ttl 10 s", share, Goal::AtMost(3.0), String::new()),
-        Row::new(what("each"), "KiB", each, Goal::AtMost(24.0), String::new()),
+        Row::new(what("each"), "KiB", each, Goal::AtMost(24.0), String::new())
+            .if_missed("tokio-postgres has 16 KiB of buffers for each connection, and all of them connect at once here: the allocator keeps what that has needed."),
     ]
 }
