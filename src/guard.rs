@@ -154,17 +154,17 @@ impl LockGuard {
             tokio::select! {
                 // The work comes first. If it is done at once, we do not need to watch the file.
                 biased;
-                output = work => Some(output),
-                _ = self.lost() => None,
+                output = work => Ok(output),
+                reason = self.lost() => Err(reason),
             }
         };
         let path = self.acquisition().target().path.clone();
         let released = self.release().await;
         match output {
-            Some(output) => released.map(|()| output),
+            Ok(output) => released.map(|()| output),
             // Somebody may have put the file back in the meantime. We still report the loss, because the work was
             // stopped.
-            None => Err(released.err().unwrap_or_else(|| LockError::lost(&path, LostReason::Replaced))),
+            Err(reason) => Err(released.err().unwrap_or_else(|| LockError::lost(&path, reason))),
         }
     }
 

@@ -129,6 +129,7 @@ mod words;
 #[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/guide.md")]
 pub mod guide {}
+#[cfg(any(doc, doctest))]
 #[doc = include_str!("../docs/beyond.md")]
 pub mod beyond {}
 #[cfg(any(doc, doctest))]

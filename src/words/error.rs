@@ -139,7 +139,7 @@ impl fmt::Display for Subject<'_> {
         match self.0.to_str() {
             _ if self.0.is_absolute() => write!(f, "{:?}", self.0),
             Some("") => f.write_str("a null lock"),
-            Some(url) if url.contains("://") => f.write_str(url),
+            Some(url) if is_url(url) => f.write_str(url),
             _ => write!(f, "the null lock {:?}", self.0),
         }
     }
@@ -157,24 +157,22 @@ impl fmt::Display for Left {
     }
 }
 
+fn is_url(text: &str) -> bool {
+    text.split_once("://").is_some_and(|(scheme, _)| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
 impl LockError {
     /// The path that this error concerns. `None` for [`InvalidUrl`](Self::InvalidUrl), for null locks, and for locks on a
     /// server.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::InvalidUrl { .. } | Self::Engine { .. } => None,
-            Self::TimedOut { path, .. } | Self::Lost { path, .. } | Self::Unsupported { path, .. }
-                if !path.is_absolute() =>
-            {
-                None
-            }
-            Self::InvalidPath { path, .. }
-            | Self::Unsupported { path, .. }
-            | Self::NotALockFile { path, .. }
-            | Self::Stale { path, .. }
-            | Self::TimedOut { path, .. }
-            | Self::Lost { path, .. }
-            | Self::Io { path, .. } => Some(path),
+            // As it was given.
+            Self::InvalidPath { path, .. } | Self::NotALockFile { path, .. } | Self::Stale { path, .. } => Some(path),
+            // The name of a null lock, or a URL, is no path.
+            Self::Unsupported { path, .. } | Self::Io { path, .. } if path.to_str().is_some_and(is_url) => None,
+            Self::Unsupported { path, .. } | Self::Io { path, .. } => Some(path),
+            Self::TimedOut { path, .. } | Self::Lost { path, .. } => path.is_absolute().then_some(path),
         }
     }
 
@@ -277,13 +275,17 @@ mod tests {
 
     #[test]
     fn an_engines_error_says_its_cause_once() {
-        let cause = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let cause_of_io = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let cause = cause_of_io();
         let said = cause.to_string();
         let url = "postgres://db/app?lock=x".into();
         let error = LockError::Engine { url, action: "connect to", source: cause.into() };
         assert_eq!(error.to_string(), format!("cannot connect to postgres://db/app?lock=x: {said}"));
         assert!(error.source().is_none());
         assert_eq!(error.path(), None);
+        let path_of = |path: &str| LockError::io(Path::new(path), "try for", cause_of_io()).path().map(Path::to_owned);
+        assert_eq!(path_of("postgres://db/app?lock=x"), None);
+        assert_eq!(path_of("/run/app://x"), Some("/run/app://x".into()));
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::ConnectionRefused);
     }
 }
