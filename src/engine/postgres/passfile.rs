@@ -91,7 +91,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("pgpass");
         assert_eq!(read(&file), None);
-        std::fs::write(&file, b"# caf\xe9\ndb:*:*:*:pw\n").unwrap();
+        std::fs::write(&file, b"# \xe9t\xe9\ndb:*:*:*:pw\n").unwrap();
         #[cfg(unix)]
         std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         assert_eq!(read(&file.join("no directory")), None);
