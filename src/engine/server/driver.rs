@@ -24,8 +24,9 @@ static DRIVER: PerProcess<Mutex<Option<UnboundedSender<Job>>>> = PerProcess::new
 
 /// Starts `job` on the driver's thread. Any thread may call this. It fails only if the system starts no thread.
 pub(crate) fn spawn(job: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
-    let mut driver = DRIVER.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     let mut job: Job = Box::pin(job);
+    // The driver is free again before a job is dropped, which may need it.
+    let mut driver = DRIVER.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(jobs) = driver.as_ref() {
         match jobs.send(job) {
             Ok(()) => return Ok(()),
@@ -33,7 +34,10 @@ pub(crate) fn spawn(job: impl Future<Output = ()> + Send + 'static) -> io::Resul
             Err(refused) => job = refused.0,
         }
     }
-    start(&mut driver, job)
+    let jobs = start()?;
+    drop(jobs.send(job));
+    *driver = Some(jobs);
+    Ok(())
 }
 
 /// Does the same as [`spawn`] for a job with an output. The job goes on if nobody waits for its output.
@@ -48,16 +52,14 @@ pub(crate) fn run<T: Send + 'static>(
     }
 }
 
-fn start(driver: &mut Option<UnboundedSender<Job>>, job: Job) -> io::Result<()> {
+fn start() -> io::Result<UnboundedSender<Job>> {
     let (sender, jobs) = unbounded_channel();
     let (runtime, handed_over) = std::sync::mpsc::channel::<tokio::runtime::Runtime>();
     let thread = std::thread::Builder::new().name("lockfile-driver".into());
     // The thread comes first. Without it, the runtime would be dropped here, which panics inside another runtime.
     thread.spawn(move || handed_over.recv().map(|runtime| runtime.block_on(drive(jobs))))?;
     drop(runtime.send(tokio::runtime::Builder::new_current_thread().enable_all().build()?));
-    drop(sender.send(job));
-    *driver = Some(sender);
-    Ok(())
+    Ok(sender)
 }
 
 async fn drive(mut jobs: UnboundedReceiver<Job>) {
