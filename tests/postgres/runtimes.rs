@@ -92,7 +92,7 @@ fn an_attempt_right_after_a_drop_waits_for_the_unlock() {
     let [lock, _] = &locks;
     let runtime = Runtime::new().unwrap();
     for round in 0..50 {
-        let guard = runtime.block_on(take(&locks[round.div_ceil(2) % 2]));
+        let guard = runtime.block_on(take(&locks[usize::div_ceil(round, 2) % 2]));
         match round % 2 {
             0 => drop(guard),
             _ => runtime.block_on(async { drop(guard) }),
