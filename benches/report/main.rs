@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo bench                 # the whole report; writes docs/benchmarks.md and docs/benchmarks.svg
+//! cargo bench -- --picture    # what the picture shows; writes docs/benchmarks.svg
 //! cargo bench -- --quick      # every row with few rounds, as a test of the report; writes target/benchmarks.svg
 //! cargo bench -- fairness     # one group of rows; writes nothing
 //! cargo bench --features postgres -- postgres     # the rows of an engine need its server
@@ -59,6 +60,11 @@ fn main() {
         ["--releases", count] => wakeups::releases(count.parse().unwrap()).iter().for_each(|row| println!("{row}")),
         ["--quick"] => std::fs::write("target/benchmarks.svg", picture::draw(&report(true, |_| true))).unwrap(),
         [] => chart::write(&report(false, |_| true)),
+        ["--picture"] => {
+            let wanted = ["uncontended", "handover", "pending", "timeout"];
+            std::fs::write("docs/benchmarks.svg", picture::draw(&report(false, |name| wanted.contains(&name))))
+                .unwrap();
+        }
         [group] => assert!(!report(false, |name| name == group).is_empty(), "no group is called {group:?}"),
         _ => panic!("unknown arguments {words:?}; see the header of benches/report/main.rs"),
     }

@@ -25,7 +25,7 @@ const PANELS: [(Panel, &str, Scale); 5] = [
     (Panel::Free, "Take and release a free lock", Scale { from: 1e-6, to: 1e-3, is_time: true }),
     (Panel::HandOver, "From a release to the next process", Scale { from: 1e-5, to: 1e-1, is_time: true }),
     (Panel::Crash, "From SIGKILL of the holder to the next process", Scale { from: 1e-4, to: 1e-1, is_time: true }),
-    (Panel::Waits, "Threads for 10,000 waits", Scale { from: 1.0, to: 1e3, is_time: false }),
+    (Panel::Waits, "Threads for thousands of waits", Scale { from: 1.0, to: 1e3, is_time: false }),
     (Panel::Exit, "From a timeout to the end of the program", Scale { from: 1e-3, to: 1e1, is_time: true }),
 ];
 
