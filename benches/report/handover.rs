@@ -13,8 +13,7 @@ use tokio::net::unix::pipe;
 use tokio_lockfile::LockFile;
 
 use crate::bare::{self, Watch};
-use crate::outcome::{Goal, Row, Times};
-use crate::picture::Panel;
+use crate::outcome::{Goal, Panel, Row, Times};
 
 /// The idle time before the release, in every row. After it, processors are in a sleep state and caches are cold.
 const IDLE: Duration = Duration::from_millis(2);

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::picture::Panel;
-
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
     AtMost(f64),
@@ -26,6 +24,16 @@ pub(crate) struct Row {
     pub(crate) excuse: &'static str,
     /// What the picture shows of it.
     pub(crate) bars: Vec<Bar>,
+}
+
+/// What one panel of the picture compares.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Panel {
+    Free,
+    HandOver,
+    Crash,
+    Waits,
+    Exit,
 }
 
 #[derive(Clone, Debug)]

@@ -11,8 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio_lockfile::LockFile;
 
 use crate::bare;
-use crate::outcome::{Goal, Row};
-use crate::picture::Panel;
+use crate::outcome::{Goal, Panel, Row};
 
 /// A crate whose waits are threads of the blocking pool. The pool has 512 threads, and the other waits stand behind them.
 const PEER: &str = "async-fd-lock";

@@ -2,17 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::outcome::{Bar, Row};
-
-/// What one panel compares.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Panel {
-    Free,
-    HandOver,
-    Crash,
-    Waits,
-    Exit,
-}
+use crate::outcome::{Bar, Panel, Row};
 
 /// The numbers between which a panel shows its values, and how it writes them.
 struct Scale {

@@ -10,8 +10,7 @@ use async_fd_lock::LockWrite;
 use tokio_lockfile::{LockError, LockFile};
 
 use crate::bare;
-use crate::outcome::{Goal, Row, Times};
-use crate::picture::Panel;
+use crate::outcome::{Goal, Panel, Row, Times};
 
 const LIMIT: Duration = Duration::from_millis(100);
 

@@ -7,8 +7,7 @@ use async_fd_lock::LockWrite;
 use tokio_lockfile::LockFile;
 
 use crate::bare;
-use crate::outcome::{Goal, Row, Times};
-use crate::picture::Panel;
+use crate::outcome::{Goal, Panel, Row, Times};
 
 pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
     let rounds = if is_quick { 200 } else { 20_000 };

@@ -284,7 +284,7 @@ impl NotForChildren {
 }
 
 /// The name of this host; empty if it has none.
-#[cfg(feature = "etcd")]
+#[cfg(any(feature = "postgres", feature = "etcd"))]
 pub(crate) fn host_name() -> String {
     std::env::var("COMPUTERNAME").unwrap_or_default()
 }

@@ -63,15 +63,19 @@ async fn a_user_and_a_password() {
 }
 
 /// The tokens of this cluster end after two seconds, whether they are in use or not.
+fn with_short_tokens(keys: &Path) -> Cluster {
+    let (private, public) = (keys.join("private.pem"), keys.join("public.pem"));
+    openssl(&["genrsa", "-out", private.to_str().unwrap(), "2048"]);
+    openssl(&["rsa", "-in", private.to_str().unwrap(), "-pubout", "-out", public.to_str().unwrap()]);
+    make_readable(keys);
+    let token = format!("jwt,pub-key={},priv-key={},sign-method=RS256,ttl=2s", public.display(), private.display());
+    guarded(Settings { arguments: vec!["--auth-token".into(), token], ..Settings::default() })
+}
+
 #[tokio::test]
 async fn a_token_that_ends_is_renewed() {
     let keys = tempfile::tempdir().unwrap();
-    let (private, public) = (keys.path().join("private.pem"), keys.path().join("public.pem"));
-    openssl(&["genrsa", "-out", private.to_str().unwrap(), "2048"]);
-    openssl(&["rsa", "-in", private.to_str().unwrap(), "-pubout", "-out", public.to_str().unwrap()]);
-    make_readable(keys.path());
-    let token = format!("jwt,pub-key={},priv-key={},sign-method=RS256,ttl=2s", public.display(), private.display());
-    let cluster = guarded(Settings { arguments: vec!["--auth-token".into(), token], ..Settings::default() });
+    let cluster = with_short_tokens(keys.path());
     let lock = LockFile::open(&url(&cluster, "app:S3cretPw", "app/x")).unwrap();
     let guard = take(&lock).await;
     for _ in 0..4 {
@@ -104,12 +108,7 @@ fn no_password_and_no_token_is_logged() {
         return;
     }
     let keys = tempfile::tempdir().unwrap();
-    let (private, public) = (keys.path().join("private.pem"), keys.path().join("public.pem"));
-    openssl(&["genrsa", "-out", private.to_str().unwrap(), "2048"]);
-    openssl(&["rsa", "-in", private.to_str().unwrap(), "-pubout", "-out", public.to_str().unwrap()]);
-    make_readable(keys.path());
-    let token = format!("jwt,pub-key={},priv-key={},sign-method=RS256,ttl=2s", public.display(), private.display());
-    let cluster = guarded(Settings { arguments: vec!["--auth-token".into(), token], ..Settings::default() });
+    let cluster = with_short_tokens(keys.path());
     let log = Everything::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);

@@ -7,7 +7,7 @@ use std::io;
 use std::time::{Duration, SystemTime};
 
 use super::config::variable;
-use crate::sys::process;
+use crate::sys::{self, process};
 use crate::util::blocking;
 use crate::words::holder::Holder;
 
@@ -21,7 +21,7 @@ const TIME: usize = 11;
 pub(super) async fn name() -> io::Result<String> {
     let us = blocking::run(|| process::this_process(SystemTime::now())).await?;
     let program = variable("PGAPPNAME").or_else(|| us.name().map(str::to_owned)).unwrap_or_default();
-    let host = whoami::hostname().unwrap_or_default();
+    let host = sys::host_name();
     Ok(compose(&program, us.pid(), &host))
 }
 

@@ -271,7 +271,7 @@ pub(crate) fn time_since_boot() -> Duration {
 }
 
 /// The name of this host; empty if it has none.
-#[cfg(feature = "etcd")]
+#[cfg(any(feature = "postgres", feature = "etcd"))]
 pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
