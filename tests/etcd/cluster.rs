@@ -178,6 +178,15 @@ impl Cluster {
         LockFile::open(&self.url(name, "")).unwrap()
     }
 
+    /// A lock with a lease that the election of a leader does not use up, not even one of two rounds.
+    pub(crate) fn lasting_lock(&self, name: &str) -> LockFile {
+        LockFile::open(&self.lasting_url(name)).unwrap()
+    }
+
+    pub(crate) fn lasting_url(&self, name: &str) -> String {
+        format!("etcd://{}/{name}?ttl=6s", self.endpoints())
+    }
+
     pub(crate) fn etcdctl(&self, arguments: &[&str]) -> Output {
         self.etcdctl_command(arguments).output().unwrap()
     }

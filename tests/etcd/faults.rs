@@ -9,8 +9,8 @@ use tokio_lockfile::{LockError, LockFile, LockGuard, LostReason};
 use crate::cluster::Cluster;
 use crate::support::{HANG, Holder, poll_once, take};
 
-/// The lease of [`Cluster::url`].
-const TTL: Duration = Duration::from_secs(3);
+/// Longer than the lease of [`Cluster::lasting_lock`].
+const MORE_THAN_A_LEASE: Duration = Duration::from_secs(8);
 
 async fn reason_of_loss(guard: &LockGuard) -> LostReason {
     timeout(HANG, guard.lost()).await.expect("the loss is not noticed")
@@ -151,14 +151,14 @@ async fn one_dead_member_is_no_error() {
 #[tokio::test]
 async fn a_held_lock_and_a_wait_outlive_the_leader() {
     let mut cluster = Cluster::of(3);
-    let (held, waited) = (cluster.lock("held"), cluster.lock("waited"));
+    let (held, waited) = (cluster.lasting_lock("held"), cluster.lasting_lock("waited"));
     let guard = take(&held).await;
     let holder = Holder::holding(&waited);
     let mut wait = Box::pin(waited.obtain());
     queue_up(&cluster, "waited", wait.as_mut(), 2).await;
     let (token, leader) = (guard.fencing_token(), cluster.leader());
     cluster.kill(leader);
-    assert!(timeout(TTL * 2, guard.lost()).await.is_err(), "lost with the leader");
+    assert!(timeout(MORE_THAN_A_LEASE, guard.lost()).await.is_err(), "lost with the leader");
     assert!(guard.is_held());
     guard.release().await.unwrap();
     holder.release();
@@ -170,11 +170,11 @@ async fn a_held_lock_and_a_wait_outlive_the_leader() {
 #[tokio::test]
 async fn a_stopped_member_is_passed_over() {
     let cluster = Cluster::of(3);
-    let lock = cluster.lock("x");
+    let lock = cluster.lasting_lock("x");
     let guard = take(&lock).await;
     for member in 0..3 {
         cluster.signal(member, Signal::STOP);
-        assert!(timeout(TTL * 2, guard.lost()).await.is_err(), "lost with member {member}");
+        assert!(timeout(MORE_THAN_A_LEASE, guard.lost()).await.is_err(), "lost with member {member}");
         let other = cluster.lock(&format!("other/{member}"));
         obtain(&other).await.release().await.unwrap();
         cluster.signal(member, Signal::CONT);
@@ -187,7 +187,7 @@ async fn a_stopped_member_is_passed_over() {
 #[tokio::test]
 async fn a_watch_outlives_compaction() {
     let cluster = Cluster::of(3);
-    let (held, waited) = (cluster.lock("held"), cluster.lock("waited"));
+    let (held, waited) = (cluster.lasting_lock("held"), cluster.lasting_lock("waited"));
     let guard = take(&held).await;
     let holder = Holder::holding(&waited);
     let mut wait = Box::pin(waited.obtain());

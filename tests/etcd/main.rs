@@ -13,6 +13,9 @@ mod partitions;
 mod proxy;
 mod transit;
 
+#[path = "../servers/last_held.rs"]
+mod last_held;
+
 // The behaviour of every kind.
 #[path = "../it/behaviour.rs"]
 mod behaviour;

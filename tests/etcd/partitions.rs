@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use tokio_lockfile::LockFile;
 
 use crate::cluster::{Cluster, Settings};
+use crate::last_held::last_held;
 use crate::network::{Network, within};
 
 const TTL: Duration = Duration::from_secs(3);
@@ -64,7 +65,7 @@ impl Drop for Process {
     }
 }
 
-/// Not a real test: a [`Process`] runs this. It takes the lock, and says when it got it and when it lost it.
+/// Not a real test: a [`Process`] runs this. It takes the lock, and says when it got it and until when it had it.
 #[tokio::test]
 #[expect(clippy::disallowed_methods, reason = "a test, and no work of the library")]
 async fn hold_and_report() {
@@ -79,9 +80,9 @@ async fn hold_and_report() {
     let told = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
     tokio::select! {
         _ = told => drop(guard.release().await),
-        reason = guard.lost() => {
-            assert!(!guard.is_held());
-            say(&format!("LOST-{reason:?}"));
+        last = last_held(&guard, now) => {
+            let reason = guard.lost().await;
+            println!("LOST-{reason:?} {}", last.as_micros());
         }
     }
 }
@@ -90,7 +91,7 @@ fn now() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
 }
 
-/// The holder hears of its loss before the next one can have the lock: on one clock, nothing overlaps.
+/// The lock is no longer the holder's before the next one can have it: on one clock, nothing overlaps.
 #[test]
 fn a_holder_without_a_way_to_the_cluster() {
     let (network, cluster) = setting();
@@ -108,7 +109,8 @@ fn a_holder_without_a_way_to_the_cluster() {
         (0..3).for_each(|member| network.mend(HOLDER, member));
         println!("lost after {:?}, the next one holds after {:?}", lost - cut, held - cut);
         assert!(held > lost, "two holders for {:?}", lost - held);
-        assert!(held - cut <= TTL + Duration::from_secs(1));
+        // Much longer only if the lease is not what the URL says.
+        assert!(held - cut < TTL * 3);
         margins.push(held - lost);
     }
     println!("margins: {margins:?}");
@@ -147,14 +149,14 @@ fn a_holder_alone_with_the_old_leader() {
 #[test]
 fn a_member_without_the_others() {
     let (network, cluster) = setting();
-    let url = cluster.url("x", "");
+    let url = cluster.lasting_url("x");
     let mut holder = Process::start(&network, HOLDER, &url);
     holder.says("HELD");
     for member in 0..3 {
         let others: Vec<usize> = (0..3).filter(|&other| other != member).collect();
         others.iter().for_each(|&other| network.cut(member, other));
         // It would have lost the lock by now if it had stayed with that member.
-        std::thread::sleep(TTL * 2);
+        std::thread::sleep(Duration::from_secs(8));
         others.iter().for_each(|&other| network.mend(member, other));
         cluster.wait_until_all_are_healthy();
     }

@@ -2,8 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile, LostReason};
 
 use crate::cluster::Cluster;
@@ -14,7 +15,7 @@ fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < HANG, "{what}");
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -105,6 +106,19 @@ async fn a_late_release_spares_the_next_hold() {
     kept.release().await.unwrap();
 }
 
+/// Members that take a request and say nothing do not use up the lease, for the next ones are asked beside them.
+#[tokio::test]
+async fn a_lock_outlives_six_silent_members() {
+    let cluster = Cluster::of(1);
+    let proxies: Vec<Proxy> = (0..6).map(|_| Proxy::before(&cluster.endpoint(0))).collect();
+    let members: String = proxies.iter().map(|proxy| format!("127.0.0.1:{},", proxy.port)).collect();
+    let url = format!("etcd://{members}{}/x?ttl=6s", cluster.endpoint(0));
+    let guard = take(&LockFile::open(&url).unwrap()).await;
+    proxies.iter().for_each(Proxy::stop_requests);
+    assert!(timeout(Duration::from_secs(8), guard.lost()).await.is_err(), "lost");
+    guard.release().await.unwrap();
+}
+
 /// There is no other member. The key is there, and the caller knows only that there was no answer.
 #[tokio::test]
 async fn a_try_without_an_answer_leaves_no_key() {
@@ -143,5 +157,5 @@ async fn a_release_without_an_answer_is_reported_and_done_later() {
     let guard = take(&lock).await;
     assert!(guard.fencing_token() > token, "it has the key that is about to go");
     cluster.ask(&["del", "--prefix", "x/"]);
-    assert_eq!(tokio::time::timeout(HANG, guard.lost()).await.unwrap(), LostReason::Removed);
+    assert_eq!(timeout(HANG, guard.lost()).await.unwrap(), LostReason::Removed);
 }

@@ -6,6 +6,8 @@ mod exclusion;
 mod fencing;
 mod fork;
 mod kinds;
+#[path = "../servers/last_held.rs"]
+mod last_held;
 mod logging;
 mod loss;
 mod many;

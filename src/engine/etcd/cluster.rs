@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::config::Config;
 use super::connect;
@@ -70,6 +71,42 @@ impl Cluster {
         unreachable!("the loop has no end")
     }
 
+    /// Makes a call that may be carried out more than once, and takes the first answer. A member that has not answered after
+    /// `patience` is not given up: the next one is asked beside it.
+    pub(super) async fn call_beside<C: Call + Clone + 'static>(
+        &self,
+        call: &C,
+        patience: Duration,
+        deadline: Instant,
+    ) -> Result<Answered<C::Answer>, Failure> {
+        let mut tries = JoinSet::new();
+        tries.spawn(ask(self.channel(deadline).await?, call.clone()));
+        let (mut last, mut asked, mut next) = (None, 1, Instant::now() + patience);
+        loop {
+            tokio::select! {
+                Some(tried) = tries.join_next() => match tried.unwrap_or_else(|error| Err(Failure::not_sent(error.into()))) {
+                    Ok((channel, answered)) => {
+                        self.prefer(channel);
+                        return Ok(answered);
+                    }
+                    Err(failure) if !failure.is_passing() => return Err(failure),
+                    Err(failure) => {
+                        last = Some(failure);
+                        if asked < self.config.endpoints.len() {
+                            next = next.min(Instant::now() + PAUSE);
+                        }
+                    }
+                },
+                () = sleep_until(next) => {
+                    let member = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+                    tries.spawn(connect_and_ask(self.config.clone(), member, call.clone()));
+                    (asked, next) = (asked + 1, Instant::now() + patience);
+                }
+                () = sleep_until(deadline) => return Err(last.unwrap_or_else(Failure::no_answer)),
+            }
+        }
+    }
+
     /// A call with a stream of answers.
     pub(super) async fn stream<C: Call>(&self, call: &C, deadline: Instant) -> Result<Stream<C>, Failure> {
         let channel = self.channel(deadline).await?;
@@ -101,6 +138,15 @@ impl Cluster {
         connected.unwrap_or_else(|_| Err(last.unwrap_or_else(Failure::no_connection)))
     }
 
+    /// All who use the connection go over to `channel`, whose member has answered.
+    fn prefer(&self, channel: Channel) {
+        // Whoever has the mutex now is connecting.
+        let Ok(mut current) = self.channel.try_lock() else { return };
+        if let Some(old) = current.replace(channel.clone()).filter(|old| !old.is_same(&channel)) {
+            old.close();
+        }
+    }
+
     /// The member at the other end does not answer as it should. So all who use the connection go to another one.
     fn give_up(&self, channel: &Channel) {
         // Whoever has the mutex now is connecting, so this connection has been given up already.
@@ -111,4 +157,19 @@ impl Cluster {
             channel.close();
         }
     }
+}
+
+type Tried<C> = Result<(Channel, Answered<<C as Call>::Answer>), Failure>;
+
+async fn ask<C: Call>(channel: Channel, call: C) -> Tried<C> {
+    let sent = Moment::now();
+    match channel.call(&call).await {
+        Ok(value) => Ok((channel, Answered { value, sent, is_in_doubt: false })),
+        Err(failure) => Err(failure.at(channel.origin())),
+    }
+}
+
+async fn connect_and_ask<C: Call>(config: Config, member: usize, call: C) -> Tried<C> {
+    let member = config.endpoints[member % config.endpoints.len()].clone();
+    ask(connect::to(config, member).await?, call).await
 }

@@ -43,7 +43,8 @@ pub(super) async fn to_any(config: &Config, first: usize) -> Result<Channel, Fai
     }
 }
 
-async fn to(config: Config, endpoint: Endpoint) -> Result<Channel, Failure> {
+/// Connects to this member.
+pub(super) async fn to(config: Config, endpoint: Endpoint) -> Result<Channel, Failure> {
     let stream = dial(&endpoint).await.map_err(|error| Failure::not_sent(error).at(&endpoint))?;
     let channel = match &config.tls {
         None => Channel::open(stream, &format!("http://{endpoint}")).await,

@@ -116,18 +116,19 @@ impl Session {
 
     /// Asks the server to keep the lease, until it answers or the lease has run out.
     async fn renew(&self, cluster: &Cluster) -> bool {
+        // A member asks its leader, and does not answer while the leader does not. Once there is another leader, it answers a
+        // new request.
+        let patience = self.interval / 5;
         while let Some(left) = self.lease.left() {
-            let deadline = Instant::now() + left.min(self.interval * 3 / 2);
-            match cluster.call(&LeaseKeepAliveRequest { id: self.id }, deadline).await {
+            let request = LeaseKeepAliveRequest { id: self.id };
+            match cluster.call_beside(&request, patience, Instant::now() + left).await {
                 Ok(answered) if answered.value.ttl > 0 => {
                     self.lease.renew(answered.sent);
                     return self.lease.is_alive();
                 }
                 Ok(_) => return false,
                 Err(failure) if failure.is_lease_gone() => return false,
-                // Without a pause: each member has had its time in the call.
-                Err(failure) if failure.is_passing() => {}
-                Err(_) => sleep(self.interval / 10).await,
+                Err(_) => sleep(patience).await,
             }
         }
         false
