@@ -276,8 +276,8 @@ async fn what_is_in_the_way_of_a_takeover_is_named_and_stays() {
 
 /// The directory may have hundreds of thousands of names. In memory, all else runs on the executor.
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
-#[tokio::test]
-async fn a_search_through_the_directory_runs_on_the_blocking_pool() {
+#[test]
+fn a_search_through_the_directory_runs_on_the_blocking_pool() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = dir.path().join("x.lock");
     let lock = LockFile::shlock(&path).unwrap();
@@ -286,12 +286,20 @@ async fn a_search_through_the_directory_runs_on_the_blocking_pool() {
     for number in 0..300 {
         std::fs::write(dir.path().join(number.to_string()), "").unwrap();
     }
-    let mut attempt = Box::pin(lock.attempt());
-    assert!(!poll_once(attempt.as_mut()).await, "the executor searches");
-    assert!(attempt.await.unwrap().is_none());
-    std::fs::remove_file(dir.path().join("precious")).unwrap();
-    let mut attempt = Box::pin(lock.attempt());
-    assert!(poll_once(attempt.as_mut()).await, "nothing is to be searched");
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        // The pool's only thread is busy, so what the pool shall do cannot be done.
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let busy = runtime.spawn_blocking(move || ended.recv());
+        let mut attempt = Box::pin(lock.attempt());
+        assert!(!poll_once(attempt.as_mut()).await, "the executor searches");
+        drop(end);
+        let _ = busy.await.unwrap();
+        assert!(attempt.await.unwrap().is_none());
+        std::fs::remove_file(dir.path().join("precious")).unwrap();
+        let mut attempt = Box::pin(lock.attempt());
+        assert!(poll_once(attempt.as_mut()).await, "nothing is to be searched");
+    });
 }
 
 #[tokio::test]
