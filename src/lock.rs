@@ -3,6 +3,7 @@
 use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
+use std::pin::pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -264,12 +265,14 @@ impl LockFile {
     /// # Ok(()) }
     /// ```
     pub async fn obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
-        let obtained =
-            if limit.is_zero() { self.attempt().await? } else { timeout(limit, self.obtain()).await.transpose()? };
-        match obtained {
-            Some(guard) => Ok(guard),
-            None => Err(self.timed_out(limit).await),
+        let obtained = match limit.is_zero() {
+            true => self.attempt().await?,
+            false => timeout(limit, pin!(self.obtain())).await.transpose()?,
+        };
+        if let Some(guard) = obtained {
+            return Ok(guard);
         }
+        Err(Box::pin(self.timed_out(limit)).await)
     }
 
     /// Does the same as [`attempt`](Self::attempt) without an `await`, for example in `main` before the runtime starts, or
@@ -352,7 +355,7 @@ impl LockFile {
         // ever.
         const PATIENCE: Duration = Duration::from_millis(500);
         const FRESHNESS: Duration = Duration::from_millis(10);
-        let holder = timeout(PATIENCE, self.lock.describe_holder(FRESHNESS)).await;
+        let holder = timeout(PATIENCE, pin!(self.lock.describe_holder(FRESHNESS))).await;
         LockError::TimedOut { path: self.target().path.to_path_buf(), limit, holder: holder.flatten().map(Box::new) }
     }
 

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::future::poll_fn;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
@@ -191,12 +192,14 @@ impl Semaphore {
     pub async fn obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
         let obtained = match limit.is_zero() {
             true => self.attempt().await?,
-            false => timeout(limit, self.obtain()).await.transpose()?,
+            false => timeout(limit, pin!(self.obtain())).await.transpose()?,
         };
-        match (obtained, self.locks.first()) {
-            (Some(guard), _) => Ok(guard),
-            (None, Some(lock)) => Err(lock.timed_out(limit).await),
-            (None, None) => Err(LockError::TimedOut { path: PathBuf::new(), limit, holder: None }),
+        if let Some(guard) = obtained {
+            return Ok(guard);
+        }
+        match self.locks.first() {
+            Some(lock) => Err(Box::pin(lock.timed_out(limit)).await),
+            None => Err(LockError::TimedOut { path: PathBuf::new(), limit, holder: None }),
         }
     }
 

@@ -19,9 +19,11 @@
 
 use std::fmt;
 use std::fs::File;
+use std::future::poll_fn;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use crate::words::error::{LockError, LostReason};
 use crate::words::holder::Holder;
@@ -38,11 +40,16 @@ pub(crate) enum Answer<T> {
 }
 
 impl<T> Answer<T> {
-    pub(crate) async fn get(self) -> T {
-        match self {
-            Self::Ready(value) => value,
-            Self::Later(future) => future.await,
-        }
+    /// The value, once it is there.
+    pub(crate) fn get(self) -> impl Future<Output = T> {
+        let mut answer = Some(self);
+        poll_fn(move |context| match &mut answer {
+            Some(Self::Later(future)) => future.as_mut().poll(context),
+            ready => match ready.take() {
+                Some(Self::Ready(value)) => Poll::Ready(value),
+                _ => unreachable!("a future is not polled after its end"),
+            },
+        })
     }
 }
 

@@ -14,7 +14,7 @@ use super::lock::Lock;
 use super::registry::{Release, Turn};
 use super::report::{Report, Wait};
 use super::{time_slice, writers_turn};
-use crate::engine::contract::Attempt;
+use crate::engine::contract::{Answer, Attempt};
 use crate::sys::process::Owner;
 use crate::util::blocking;
 use crate::util::timer::{sleep, timeout};
@@ -35,19 +35,19 @@ pub(crate) async fn attempt_at_once(lock: &Lock, mode: Mode) -> Result<Option<Ac
 async fn attempt_with(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<Acquisition>, LockError> {
     // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
     tokio::task::consume_budget().await;
-    match read_along(lock, mode) {
-        Some(acquisition) => Ok(Some(acquisition)),
-        None => again_after_a_fork(|| attempt_here(lock, mode, may_wait)).await,
+    if let Some(acquisition) = read_along(lock, mode) {
+        return Ok(Some(acquisition));
     }
+    again_after_a_fork(|| attempt_here(lock, mode, may_wait)).await
 }
 
 /// Waits in the queue of this process, then until the engine has the lock.
 pub(crate) async fn obtain(lock: &Lock, mode: Mode) -> Result<Acquisition, LockError> {
     tokio::task::consume_budget().await;
-    match read_along(lock, mode) {
-        Some(acquisition) => Ok(acquisition),
-        None => again_after_a_fork(|| obtain_here(lock, mode)).await,
+    if let Some(acquisition) = read_along(lock, mode) {
+        return Ok(acquisition);
     }
+    again_after_a_fork(|| obtain_here(lock, mode)).await
 }
 
 /// The shortest way of a reader: others read already. Nothing here waits.
@@ -110,8 +110,8 @@ async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<
     };
     if mode == Mode::Shared {
         // The reader that has the lead may not be polled.
-        let leads =
-            turn.try_lead() || (may_wait && timeout(PATIENCE, turn.take_lead_unless_waiting()).await.unwrap_or(false));
+        let leads = turn.try_lead()
+            || (may_wait && timeout(PATIENCE, pin!(turn.take_lead_unless_waiting())).await.unwrap_or(false));
         if !leads {
             return Ok(None);
         }
@@ -126,29 +126,43 @@ async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<
     }
 }
 
+/// Many waits are in here at the same time. So what few of them need is boxed, and no value is kept that has gone on.
 async fn obtain_here(lock: &Lock, mode: Mode) -> Result<Acquisition, LockError> {
     let mut report = Report::new(begin());
-    let turn = report.during(lock, pin!(lock.slot().turn(mode))).await;
-    let mut turn = match find_here(lock, turn, report.wait()).await {
+    let turn = if let Some(turn) = lock.slot().try_turn(mode) {
+        turn
+    } else {
+        report.during(lock, Box::pin(lock.slot().turn(mode)).as_mut()).await
+    };
+    let turn = match find_here(lock, turn, report.wait()).await {
         Found::Lock(acquisition) => return Ok(acquisition),
         Found::Turn(turn) => turn,
     };
-    if mode == Mode::Shared {
-        report.during(lock, pin!(turn.take_lead())).await;
-        turn = match lead(lock, turn, report.wait()).await? {
+    let turn = match mode {
+        Mode::Exclusive => turn,
+        Mode::Shared => match Box::pin(wait_for_lead(lock, turn, &mut report)).await? {
             Found::Lock(acquisition) => return Ok(acquisition),
             Found::Turn(turn) => turn,
-        };
-    }
-    let had_rivals = turn.time_slice().is_some_and(|slice| slice.forget_rivals());
-    let grant = match lock.engine.attempt(mode, turn).get().await? {
-        Attempt::Acquired(grant) => grant,
+        },
+    };
+    let (had_rivals, attempt) = forget_rivals_and_attempt(lock, turn);
+    let mut waiting = match attempt.get().await? {
+        Attempt::Acquired(grant) => return Ok(Acquisition::new(lock, grant, report.wait())),
         Attempt::Busy(turn, waiter) => {
             turn.begin_wait();
-            report.during(lock, waiter.wait(turn, had_rivals).as_mut()).await?
+            waiter.wait(turn, had_rivals)
         }
     };
+    let grant = report.during(lock, waiting.as_mut()).await?;
     Ok(Acquisition::new(lock, grant, report.wait()))
+}
+
+type Attempted = Result<Attempt<Turn<Hold>>, LockError>;
+
+/// Begins to try. Also returns whether other processes wanted the lock in the last time slice.
+fn forget_rivals_and_attempt(lock: &Lock, mut turn: Turn<Hold>) -> (bool, Answer<Attempted>) {
+    let had_rivals = turn.time_slice().is_some_and(|slice| slice.forget_rivals());
+    (had_rivals, lock.engine.attempt(turn.mode(), turn))
 }
 
 /// The moment at which a wait begins. Panics where Tokio has no timers: at the first try, not when another process first
@@ -172,25 +186,28 @@ impl From<Result<Acquisition, Turn<Hold>>> for Found {
 
 /// What other readers of this process share, or what another task of this process has offered. Before that, other
 /// processes try first if it is their turn.
-async fn find_here(lock: &Lock, mut turn: Turn<Hold>, wait: Wait) -> Found {
-    match turn.mode() {
-        Mode::Shared => {
-            let mut now = std::time::Instant::now();
-            if let Some(rest) = rest_of_writers_turn(lock, &turn, now) {
-                sleep(rest).await;
-                now = std::time::Instant::now();
-            }
-            Acquisition::join(lock, turn, wait, now).into()
-        }
-        Mode::Exclusive => {
-            if let Some(hold) = turn.accept() {
-                match Acquisition::accept(lock, turn, hold, wait) {
-                    Ok(acquisition) => return Found::Lock(acquisition),
-                    Err(back) => turn = back,
+#[expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
+fn find_here(lock: &Lock, mut turn: Turn<Hold>, wait: Wait) -> impl Future<Output = Found> {
+    async move {
+        match turn.mode() {
+            Mode::Shared => {
+                let mut now = std::time::Instant::now();
+                if let Some(rest) = rest_of_writers_turn(lock, &turn, now) {
+                    sleep(rest).await;
+                    now = std::time::Instant::now();
                 }
+                Acquisition::join(lock, turn, wait, now).into()
             }
-            step_aside_if_due(lock, &mut turn).await;
-            Found::Turn(turn)
+            Mode::Exclusive => {
+                if let Some(hold) = turn.accept() {
+                    match Acquisition::accept(lock, turn, hold, wait) {
+                        Ok(acquisition) => return Found::Lock(acquisition),
+                        Err(back) => turn = back,
+                    }
+                }
+                step_aside_if_due(lock, &mut turn).await;
+                Found::Turn(turn)
+            }
         }
     }
 }
@@ -200,6 +217,12 @@ fn rest_of_writers_turn(lock: &Lock, turn: &Turn<Hold>, now: std::time::Instant)
     let rest = writers_turn::rest(now)?;
     let is_due = lock.target.kind.is_between_processes() && turn.slot().readers().read_often(now);
     is_due.then_some(rest)
+}
+
+/// Waits for the lead among the readers. Then it does the same as [`lead`].
+async fn wait_for_lead(lock: &Lock, mut turn: Turn<Hold>, report: &mut Report) -> Result<Found, LockError> {
+    report.during(lock, pin!(turn.take_lead())).await;
+    lead(lock, turn, report.wait()).await
 }
 
 /// The same as [`find_here`] for the reader that has just got the lead.

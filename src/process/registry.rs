@@ -56,6 +56,13 @@ impl Hash for Key {
     }
 }
 
+/// When somebody looked who holds a lock, and whom he found.
+#[derive(Debug)]
+struct Look {
+    at: tokio::time::Instant,
+    holder: Option<Holder>,
+}
+
 /// One lock in this process.
 #[derive(Debug)]
 pub(super) struct Slot<T: Release> {
@@ -68,8 +75,8 @@ pub(super) struct Slot<T: Release> {
     releasing: AtomicUsize,
     /// The task that got the lock exclusively. Not kept if nobody would hear a warning.
     held_by: Mutex<Option<Worker>>,
-    /// When somebody last looked who holds the lock, and what he found.
-    last_look: Mutex<Option<(tokio::time::Instant, Option<Holder>)>>,
+    /// The last look. It is boxed, because nobody looks at most locks.
+    last_look: Mutex<Option<Box<Look>>>,
     /// Where this slot is registered; `None` for a lock without a name.
     entry: Option<(Key, &'static Registry<T>)>,
     /// The process that made the slot.
@@ -206,12 +213,13 @@ impl<T: Release> Slot<T> {
     /// The holder that a look within `freshness` from now has found; `None` if there was no such look.
     pub(super) fn last_look(&self, freshness: Duration) -> Option<Option<Holder>> {
         let last = self.last_look.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, holder) = last.as_ref()?;
-        (at.elapsed() <= freshness).then(|| holder.clone())
+        let look = last.as_deref().filter(|look| look.at.elapsed() <= freshness)?;
+        Some(look.holder.clone())
     }
 
     pub(super) fn remember_look(&self, holder: Option<Holder>) {
-        *self.last_look.lock().unwrap_or_else(PoisonError::into_inner) = Some((tokio::time::Instant::now(), holder));
+        let look = Box::new(Look { at: tokio::time::Instant::now(), holder });
+        *self.last_look.lock().unwrap_or_else(PoisonError::into_inner) = Some(look);
     }
 
     /// When this process got the lock that it holds.

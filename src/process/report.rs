@@ -76,7 +76,8 @@ impl Report {
     async fn report_when_due(&mut self, lock: &Lock) {
         sleep(self.due.saturating_sub(self.wait.started.elapsed())).await;
         if trace::waiting_is_heard() {
-            let holder = lock.describe_holder(FRESHNESS).await;
+            // It is boxed, because the future is large and every wait has this one.
+            let holder = Box::pin(lock.describe_holder(FRESHNESS)).await;
             trace::waiting(lock.target(), self.wait.started.elapsed(), holder.as_ref());
             self.wait.is_reported = true;
         }

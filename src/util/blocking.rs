@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -106,7 +107,7 @@ pub(crate) fn detach(work: impl FnOnce() + Send + 'static) {
 /// A pause of less than the millisecond in which Tokio's timers count. None at all where the system starts no thread.
 pub(crate) async fn short_pause(pause: Duration) {
     // All threads of the pool may be busy for long. Then the pause ends by the timer.
-    let _ = timeout(Duration::from_millis(1), run(move || std::thread::sleep(pause))).await;
+    let _ = timeout(Duration::from_millis(1), pin!(run(move || std::thread::sleep(pause)))).await;
 }
 
 /// Runs `future` on this thread, in a runtime of its own.

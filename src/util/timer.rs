@@ -2,7 +2,7 @@
 //! made, and panics if it is polled after that runtime has been shut down.
 
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,9 +17,10 @@ pub(crate) fn sleep(duration: Duration) -> Sleep {
     Sleep { deadline: Instant::now().checked_add(duration), timer: None }
 }
 
-/// The output of `future`; `None` if it takes longer than `limit`.
-pub(crate) async fn timeout<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
-    let (mut future, mut sleep) = (pin!(future), sleep(limit));
+/// The output of `future`; `None` if it takes longer than `limit`. The caller pins it, because an `async fn` would keep it
+/// twice.
+pub(crate) async fn timeout<F: Future>(limit: Duration, mut future: Pin<&mut F>) -> Option<F::Output> {
+    let mut sleep = sleep(limit);
     poll_fn(|context| match future.as_mut().poll(context) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
         Poll::Pending => Pin::new(&mut sleep).poll(context).map(|()| None),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::execution::{Execution, TargetOnDisk};
+use super::held::FileHeld;
 use super::outcome::{Contended, Outcome, Thread};
 use super::protocol;
 use super::unclaimed::Unclaimed;
@@ -23,7 +24,12 @@ const SECOND_LOOK: Duration = Duration::from_millis(1);
 /// What came of one try.
 #[derive(Debug)]
 pub(super) enum Tried<Turn> {
-    Acquired { turn: Turn, held: protocol::Held, taken_over: Option<u32> },
+    /// The lock is boxed, because a wait keeps room for the outcome of its next try.
+    Acquired {
+        turn: Turn,
+        held: Box<FileHeld>,
+        taken_over: Option<u32>,
+    },
     Busy(Turn, Contended),
 }
 
@@ -45,7 +51,7 @@ pub(super) fn attempt<Turn: Send + 'static>(
     if lock.execution() != Some(Execution::Inline) {
         return Answer::Later(Box::pin(look_again(Arc::clone(lock), mode, turn, Undecided::Slow(last))));
     }
-    match try_inline(lock, mode, &last).map(|outcome| decided(turn, outcome)) {
+    match try_inline(lock, mode, &last).map(|outcome| decided(lock, turn, outcome)) {
         Ok(Ok(tried)) => Answer::Ready(Ok(tried)),
         Ok(Err((turn, undecided))) => Answer::Later(Box::pin(look_again(Arc::clone(lock), mode, turn, undecided))),
         Err(error) => Answer::Ready(Err(error)),
@@ -61,9 +67,16 @@ enum Undecided {
 }
 
 /// The result of a try whose outcome is clear; else what the next look needs.
-fn decided<Turn>(turn: Turn, outcome: Outcome<protocol::Held>) -> Result<Tried<Turn>, (Turn, Undecided)> {
+fn decided<Turn>(
+    lock: &Arc<TargetOnDisk>,
+    turn: Turn,
+    outcome: Outcome<protocol::Held>,
+) -> Result<Tried<Turn>, (Turn, Undecided)> {
     match outcome {
-        Outcome::Acquired { held, taken_over } => Ok(Tried::Acquired { turn, held, taken_over }),
+        Outcome::Acquired { held, taken_over } => {
+            let held = Box::new(FileHeld::new(held, Arc::clone(lock)));
+            Ok(Tried::Acquired { turn, held, taken_over })
+        }
         Outcome::Busy(contended) => Ok(Tried::Busy(turn, contended)),
         Outcome::Unclear(contended) => Err((turn, Undecided::Unclear(contended))),
         Outcome::Slow => Err((turn, Undecided::Slow(Contended::default()))),
@@ -94,7 +107,7 @@ async fn look_again<Turn: Send + 'static>(
             _ => try_on_pool(&lock, mode, turn, last).await?,
         };
         // A lock that was taken back may be free, or somebody else's by now.
-        (turn, undecided) = match decided(turn, outcome.unwrap_or(Outcome::Slow)) {
+        (turn, undecided) = match decided(&lock, turn, outcome.unwrap_or(Outcome::Slow)) {
             Ok(tried) => return Ok(tried),
             Err(undecided) => undecided,
         };

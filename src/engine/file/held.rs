@@ -7,6 +7,7 @@ use super::execution::TargetOnDisk;
 use super::protocol;
 use super::wait::loss;
 use crate::engine::contract::{Answer, BoxFuture, Held};
+use crate::sys::OpenFile;
 use crate::sys::process::Owner;
 use crate::util::blocking;
 use crate::words::error::{LockError, LostReason};
@@ -26,6 +27,11 @@ impl FileHeld {
 
     fn held(&self) -> &protocol::Held {
         self.held.as_ref().expect("present until it is released")
+    }
+
+    /// The file that is locked or, for a PID file, linked.
+    pub(super) fn lock_file(&self) -> &Arc<OpenFile> {
+        self.held().file()
     }
 
     fn take(&mut self) -> protocol::Held {

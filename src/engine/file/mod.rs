@@ -29,7 +29,6 @@ use crate::words::target::Target;
 use crate::words::trace;
 use attempt::Tried;
 use execution::TargetOnDisk;
-use held::FileHeld;
 use outcome::Contended;
 use wait::FileWaiter;
 use wait::wake_up::WakeUp;
@@ -82,7 +81,6 @@ fn outcome_of<Turn: Send + 'static>(tried: Tried<Turn>, lock: Arc<TargetOnDisk>,
     warn_of_record_locks(&lock, &tried);
     match tried {
         Tried::Acquired { turn, held, taken_over } => {
-            let held = Box::new(FileHeld::new(held, lock));
             Attempt::Acquired(Grant { held, turn, taken_over, contention: Contention::None })
         }
         Tried::Busy(turn, last) => Attempt::Busy(turn, Box::new(FileWaiter::new(lock, mode, last))),
@@ -95,7 +93,7 @@ fn warn_of_record_locks<Turn>(lock: &TargetOnDisk, tried: &Tried<Turn>) {
         return;
     }
     let file = match tried {
-        Tried::Acquired { held, .. } => Some(held.file()),
+        Tried::Acquired { held, .. } => Some(held.lock_file()),
         Tried::Busy(_, last) => last.file(),
     };
     if let Some(pid) = file.and_then(|file| sys::record_lock_holder(file)) {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::attempt::{Tried, attempt};
 use super::execution::TargetOnDisk;
-use super::held::FileHeld;
 use super::outcome::Contended;
 use crate::engine::contract::{BoxFuture, Contention, Grant, Waiter};
 use crate::util::{blocking, random};
@@ -43,30 +42,36 @@ impl FileWaiter {
         Self { lock, mode, last }
     }
 
-    async fn run<Turn: Send + 'static>(self, mut turn: Turn, had_rivals: bool) -> Result<Grant<Turn>, LockError> {
+    /// This is a block and no `async fn`, which would keep its arguments twice.
+    fn run<Turn: Send + 'static>(
+        self,
+        mut turn: Turn,
+        had_rivals: bool,
+    ) -> impl Future<Output = Result<Grant<Turn>, LockError>> {
         let Self { lock, mode, mut last } = self;
-        let mut pause = Pause::new(&lock);
-        let mut lost_races = 0;
-        loop {
-            let contention = if lost_races > 0 { Contention::LostRaces } else { Contention::Waited };
-            let wake_up = pause.next(&lock, &last).await;
-            if wake_up == WakeUp::Event {
-                // Events reach processes always in the same order, so the first would win every race if it never waived
-                // one.
-                let is_patient =
-                    (had_rivals || lost_races > 0) && lost_races <= (random::fraction() * RACES_WAIVED) as u32;
-                if is_patient {
-                    Box::pin(blocking::short_pause(STEP_ASIDE)).await;
+        async move {
+            let mut pause = Pause::new(&lock);
+            let mut lost_races = 0;
+            loop {
+                let contention = if lost_races > 0 { Contention::LostRaces } else { Contention::Waited };
+                let wake_up = pause.next(&lock, &last).await;
+                if wake_up == WakeUp::Event {
+                    // Events reach processes always in the same order, so the first would win every race if it never waived
+                    // one.
+                    let is_patient =
+                        (had_rivals || lost_races > 0) && lost_races <= (random::fraction() * RACES_WAIVED) as u32;
+                    if is_patient {
+                        Box::pin(blocking::short_pause(STEP_ASIDE)).await;
+                    }
+                    lost_races += 1;
                 }
-                lost_races += 1;
-            }
-            last.is_awaited = true;
-            match attempt(&lock, mode, turn, last, wake_up).get().await? {
-                Tried::Acquired { turn, held, taken_over } => {
-                    let held = Box::new(FileHeld::new(held, lock));
-                    return Ok(Grant { held, turn, taken_over, contention });
+                last.is_awaited = true;
+                match attempt(&lock, mode, turn, last, wake_up).get().await? {
+                    Tried::Acquired { turn, held, taken_over } => {
+                        return Ok(Grant { held, turn, taken_over, contention });
+                    }
+                    Tried::Busy(back, contended) => (turn, last) = (back, contended),
                 }
-                Tried::Busy(back, contended) => (turn, last) = (back, contended),
             }
         }
     }

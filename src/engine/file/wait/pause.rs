@@ -38,7 +38,7 @@ impl Pause {
         match &mut self.watch {
             Some(watch) if watch.is_on(file, contended.foreign) => {
                 let wake_up = match AFTER_EVENT.get(self.looks) {
-                    Some(&delay) => Box::pin(timeout(delay, watch.wake_up())).await,
+                    Some(&delay) => timeout(delay, Box::pin(watch.wake_up()).as_mut()).await,
                     None => Some(watch.wake_up().await),
                 };
                 match wake_up {

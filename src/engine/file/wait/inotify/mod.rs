@@ -92,34 +92,24 @@ impl Watch {
         Handle::try_current().is_ok_and(|runtime| runtime.id() == self.runtime)
     }
 
-    /// A part of [`wake_up`](Self::wake_up). This also returns when the wait has moved to another runtime. The first
-    /// runtime may not run any more, and then its driver does not run either.
-    async fn notified(&self) {
-        let mut notified = pin!(self.signal.notify.notified());
-        poll_fn(|context| match self.is_at_home() {
-            true => notified.as_mut().poll(context),
-            false => Poll::Ready(()),
-        })
-        .await
-    }
-
-    /// Waits until something has happened since the last wake-up, or since the watch was made. Cancel safe.
+    /// Waits until something has happened since the last wake-up, or since the watch was made. This also returns when the
+    /// wait has moved to another runtime. The first runtime may not run any more, and then its driver does not run either.
+    /// Cancel safe.
     pub(crate) async fn wake_up(&mut self) -> WakeUp {
-        match &self.process {
-            None => self.notified().await,
-            Some(process) => {
-                let ended = Box::pin(async {
-                    tokio::select! {
-                        () = self.notified() => false,
-                        _ = process.readable() => true,
-                    }
-                });
-                if ended.await {
-                    // The descriptor stays readable for ever.
-                    self.process = None;
-                    return WakeUp::Event;
-                }
+        let mut notified = pin!(self.signal.notify.notified());
+        let is_holder_dead = poll_fn(|context| {
+            if !self.is_at_home() || notified.as_mut().poll(context).is_ready() {
+                return Poll::Ready(false);
             }
+            match &self.process {
+                Some(process) => process.poll_read_ready(context).map(|_| true),
+                None => Poll::Pending,
+            }
+        });
+        if is_holder_dead.await {
+            // The descriptor stays readable for ever.
+            self.process = None;
+            return WakeUp::Event;
         }
         match self.signal.is_event.swap(false, Ordering::AcqRel) {
             true => WakeUp::Event,
