@@ -3,6 +3,9 @@
 use std::fmt;
 use std::io;
 
+use crate::words::error::LockError;
+use crate::words::target::Target;
+
 /// A status code of gRPC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Code(pub(super) u32);
@@ -106,13 +109,13 @@ impl Failure {
         matches!(&self.kind, Kind::Refused(Code::FAILED_PRECONDITION, message) if message.contains("not enabled"))
     }
 
-    /// For an error that the user sees.
-    pub(super) fn into_io(self) -> io::Error {
+    pub(super) fn into_error(self, target: &Target, action: &'static str) -> LockError {
+        let url = target.server.as_deref().expect("a lock on a server has its URL");
         let kind = match &self.kind {
             Kind::Io(error) | Kind::Unusable(error) => error.kind(),
             Kind::Refused(..) => io::ErrorKind::Other,
         };
-        io::Error::new(kind, self.to_string())
+        LockError::engine(url, action, io::Error::new(kind, self.to_string()))
     }
 }
 

@@ -1,10 +1,8 @@
 //! A lock that is held. A job of the driver has the place in front of the queue, and this is the handle of that job.
 
 use std::fmt;
-use std::future::pending;
-use std::io;
 use std::mem;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{oneshot, watch};
@@ -28,27 +26,13 @@ pub(super) struct EtcdHeld {
     owner: Owner,
 }
 
-/// How long a lock waits for the task that wants it. The task may do something else, for example in another branch of
-/// `select!`, or its runtime may be blocked. It does not know yet that it has the lock, so the lock must not keep
-/// others out for long. This time is longer than for a file, because the task then gets a new place at the end of the
-/// queue.
-const UNCLAIMED: Duration = Duration::from_millis(100);
-
 /// A lock that is held for a shorter time than this costs the cluster no watch.
 const SHORT: Duration = Duration::from_millis(10);
-
-/// Decided once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Claimed,
-    TakenBack,
-}
 
 /// What a forked child must not touch, not even by dropping it.
 struct Parts {
     session: Arc<Session>,
     lost: watch::Receiver<Option<LostReason>>,
-    fate: Arc<OnceLock<Fate>>,
     /// Asks the job to delete the key, and to answer here. Dropping it asks too.
     release: oneshot::Sender<oneshot::Sender<Released>>,
 }
@@ -58,19 +42,13 @@ impl EtcdHeld {
     pub(super) fn new(place: Place, tells_since: bool) -> Result<Self, Failure> {
         let (release, asked) = oneshot::channel();
         let (sender, lost) = watch::channel(None);
-        let fate = Arc::default();
         let (session, token) = (Arc::clone(place.session()), place.token());
-        let job = Job { place, tells_since, asked, lost: sender, fate: Arc::clone(&fate) };
+        let job = Job { place, tells_since, asked, lost: sender };
         driver::spawn(job.keep()).map_err(|error| {
             session.set_in_doubt();
             Failure::not_sent(error)
         })?;
-        Ok(Self { parts: Some(Parts { session, lost, fate, release }), token, owner: Owner::this_process() })
-    }
-
-    /// To be called by the task that wants the lock. `false` if the lock has been taken back.
-    pub(super) fn claim(&self) -> bool {
-        *self.parts().fate.get_or_init(|| Fate::Claimed) == Fate::Claimed
+        Ok(Self { parts: Some(Parts { session, lost, release }), token, owner: Owner::this_process() })
     }
 
     fn parts(&self) -> &Parts {
@@ -87,7 +65,7 @@ impl EtcdHeld {
     }
 
     /// Asks for the release. The answer comes later.
-    pub(super) fn begin_release(mut self) -> oneshot::Receiver<Released> {
+    fn begin_release(mut self) -> oneshot::Receiver<Released> {
         let (answer, released) = oneshot::channel();
         if let Some(parts) = self.parts.take() {
             drop(parts.release.send(answer));
@@ -102,28 +80,21 @@ struct Job {
     tells_since: bool,
     asked: oneshot::Receiver<oneshot::Sender<Released>>,
     lost: watch::Sender<Option<LostReason>>,
-    fate: Arc<OnceLock<Fate>>,
 }
 
 impl Job {
     async fn keep(mut self) {
-        let mut answer = None;
-        tokio::select! {
+        let asked = tokio::select! {
             biased;
-            asked = &mut self.asked => answer = Some(asked),
+            asked = &mut self.asked => asked,
             reason = watch_for_loss(&self.place, self.tells_since) => {
                 self.lost.send_replace(Some(reason));
-                answer = Some((&mut self.asked).await);
+                self.asked.await
             }
-            () = unclaimed(&self.fate) => {}
-        }
+        };
         let deleted = self.place.delete().await;
         let is_deleted = deleted.is_ok();
-        let answer = match answer {
-            Some(answer) => answer,
-            None => self.asked.await,
-        };
-        if let Ok(answer) = answer {
+        if let Ok(answer) = asked {
             drop(answer.send(deleted));
         }
         if !is_deleted {
@@ -138,14 +109,6 @@ async fn watch_for_loss(place: &Place, tells_since: bool) -> LostReason {
         place.tell_since(SystemTime::now()).await;
     }
     place.lost().await
-}
-
-/// Resolves when the lock is taken back because nobody has claimed it.
-async fn unclaimed(fate: &OnceLock<Fate>) {
-    sleep(UNCLAIMED).await;
-    if *fate.get_or_init(|| Fate::TakenBack) == Fate::Claimed {
-        pending().await
-    }
 }
 
 impl Drop for EtcdHeld {
@@ -196,14 +159,11 @@ impl Held for EtcdHeld {
         }
         let target = target.clone();
         Answer::Later(Box::pin(async move {
-            let reason = match released.await {
-                Ok(Ok(true)) => return Ok(()),
-                Ok(Ok(false)) => LostReason::Removed,
-                Ok(Err(failure)) if session.lease.is_alive() => return Err(not_released(&target, failure.into_io())),
-                Ok(Err(_)) => LostReason::Expired,
-                Err(_) => {
-                    return Err(not_released(&target, io::Error::other("an internal task for the server panicked")));
-                }
+            let reason = match released.await.unwrap_or_else(|_| Err(Failure::not_sent(driver::panicked()))) {
+                Ok(true) => return Ok(()),
+                Ok(false) => LostReason::Removed,
+                Err(failure) if session.lease.is_alive() => return Err(failure.into_error(&target, "release")),
+                Err(_) => LostReason::Expired,
             };
             Err(LockError::lost(&target.path, reason))
         }))
@@ -218,12 +178,5 @@ impl Held for EtcdHeld {
 
     fn token(&self) -> Option<u64> {
         Some(self.token)
-    }
-}
-
-fn not_released(target: &Target, error: io::Error) -> LockError {
-    match &target.server {
-        Some(url) => LockError::engine(url, "release", error),
-        None => LockError::io(&target.path, "release", error),
     }
 }

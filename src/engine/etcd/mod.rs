@@ -7,7 +7,7 @@
 //!   a cluster.
 //! - [`keys`] and [`value`] say what the keys of a lock look like. [`place`] is one key of ours, from its making to its
 //!   deletion.
-//! - [`held`] is a lock that is held.
+//! - [`attempt`] is one try or one wait, and [`held`] is a lock that is held.
 //!
 //! # What may go wrong, and what is done against it
 //! - The cluster may carry out a request whose answer did not come, at any time, also after we have given up. So the
@@ -17,6 +17,7 @@
 //!   that our own key is still there. After it we ask our clock whether the lease goes on.
 //! - A member may be cut off from the others and answer all the same. So each request asks for a member that has a leader.
 
+mod attempt;
 mod client;
 mod cluster;
 mod config;
@@ -29,43 +30,36 @@ mod place;
 mod proto;
 mod session;
 mod tls;
-mod tries;
 mod value;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use super::contract::{Answer, Attempt, BoxFuture, Contention, Engine, Grant, Waiter};
+use super::contract::{Answer, Attempt, BoxFuture, Engine};
 use super::server::driver;
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::mode::Mode;
-use crate::words::server_url::ServerUrl;
 use crate::words::target::Target;
+use attempt::Request;
 use client::Client;
 use config::Config;
 use failure::Failure;
 use place::Lock;
-use tries::Claimed;
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Etcd {
-    url: Arc<ServerUrl>,
     identity: Arc<Path>,
     lock: Arc<Lock>,
 }
 
 impl Etcd {
     /// Touches no network.
-    pub(super) fn new(target: &Target) -> Result<Self, LockError> {
-        let url = target.server.as_ref().expect("a lock of this kind is on a server");
+    pub(super) fn new(target: &Arc<Target>) -> Result<Self, LockError> {
+        let url = target.server.as_ref().expect("a lock on a server has its URL");
         let (config, name) = (Config::new(url)?, url.path.clone());
         let identity = config.identity(&name);
-        Ok(Self { url: Arc::clone(url), identity, lock: Arc::new(Lock { config, name }) })
-    }
-
-    fn error(&self, action: &'static str, failure: Failure) -> LockError {
-        LockError::engine(&self.url, action, failure.into_io())
+        Ok(Self { identity, lock: Arc::new(Lock { target: Arc::clone(target), config, name }) })
     }
 }
 
@@ -75,48 +69,18 @@ impl<Turn: std::fmt::Debug + Send + 'static> Engine<Turn> for Etcd {
     }
 
     fn attempt(&self, mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>> {
-        let this = self.clone();
-        Answer::Later(Box::pin(async move {
-            match tries::attempt(&this.lock, mode, turn).await.map_err(|failure| this.error("try for", failure))? {
-                Claimed::Held(held, turn) => Ok(Attempt::Acquired(granted(held, turn, Contention::None))),
-                Claimed::Busy(turn) => Ok(Attempt::Busy(turn, Box::new(EtcdWaiter { engine: this, mode }))),
-            }
-        }))
+        let request = Request { lock: Arc::clone(&self.lock), mode, waits: false };
+        Answer::Later(Box::pin(request.get(turn)))
     }
 
     fn holders(&self) -> BoxFuture<'static, Result<Vec<Holder>, LockError>> {
-        let this = self.clone();
-        let lock = Arc::clone(&self.lock);
-        let looking = driver::run(async move { holders(&lock).await });
+        let (lock, asked) = (Arc::clone(&self.lock), Arc::clone(&self.lock));
+        let looking = driver::run(async move { holders(&asked).await });
         Box::pin(async move {
             let looked = looking.await.unwrap_or_else(|error| Err(Failure::not_sent(error)));
-            looked.map_err(|failure| this.error("look at", failure))
+            looked.map_err(|failure| failure.into_error(&lock.target, "look at"))
         })
     }
-}
-
-#[derive(Debug)]
-struct EtcdWaiter {
-    engine: Etcd,
-    mode: Mode,
-}
-
-impl<Turn: std::fmt::Debug + Send + 'static> Waiter<Turn> for EtcdWaiter {
-    fn wait(self: Box<Self>, turn: Turn, _had_rivals: bool) -> BoxFuture<'static, Result<Grant<Turn>, LockError>> {
-        Box::pin(async move {
-            match tries::wait(&self.engine.lock, self.mode, turn)
-                .await
-                .map_err(|failure| self.engine.error("wait for", failure))?
-            {
-                Claimed::Held(held, turn) => Ok(granted(held, turn, Contention::Waited)),
-                Claimed::Busy(_) => unreachable!("a wait ends in a held lock"),
-            }
-        })
-    }
-}
-
-fn granted<Turn>(held: held::EtcdHeld, turn: Turn, contention: Contention) -> Grant<Turn> {
-    Grant { held: Box::new(held), turn, taken_over: None, contention }
 }
 
 /// The first of the queue; if it reads, all readers that no writer is in front of.

@@ -19,6 +19,7 @@ use super::{keys, value};
 use crate::engine::server::driver;
 use crate::words::error::LostReason;
 use crate::words::mode::Mode;
+use crate::words::target::Target;
 
 /// The pause before a watch that has broken off begins again, or a request that has failed is made again.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -26,6 +27,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// One lock in one cluster.
 #[derive(Debug)]
 pub(super) struct Lock {
+    pub(super) target: Arc<Target>,
     pub(super) config: Config,
     pub(super) name: String,
 }

@@ -6,7 +6,6 @@
 
 mod application;
 mod attempt;
-mod claim;
 mod config;
 mod connect;
 mod failure;

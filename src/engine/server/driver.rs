@@ -48,8 +48,13 @@ pub(crate) fn run<T: Send + 'static>(
     let spawned = spawn(async move { drop(sender.send(job.await)) });
     async move {
         spawned?;
-        output.await.map_err(|_| io::Error::other("an internal task for the server panicked"))
+        output.await.map_err(|_| panicked())
     }
+}
+
+/// A job has ended without its output.
+pub(crate) fn panicked() -> io::Error {
+    io::Error::other("an internal task for the server panicked")
 }
 
 fn start() -> io::Result<UnboundedSender<Job>> {

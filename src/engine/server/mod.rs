@@ -2,5 +2,6 @@
 
 pub(super) mod driver;
 pub(super) mod lease;
+pub(super) mod offer;
 pub(super) mod socket;
 pub(super) mod span;

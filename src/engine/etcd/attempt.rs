@@ -1,0 +1,94 @@
+//! One try or one wait, as a job of the driver.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use super::failure::Failure;
+use super::held::EtcdHeld;
+use super::place::{Claim, Lock, Place};
+use crate::engine::contract::{Attempt, BoxFuture, Contention, Grant, Waiter};
+use crate::engine::server::offer::{self, Offer, Outcome};
+use crate::words::error::LockError;
+use crate::words::mode::Mode;
+
+/// How many leases a try may use, one after another: the server may have ended the last one without our knowledge.
+const LEASES: u32 = 3;
+
+/// What asks a cluster for a lock, again and again if it has to.
+#[derive(Debug, Clone)]
+pub(super) struct Request {
+    pub(super) lock: Arc<Lock>,
+    pub(super) mode: Mode,
+    /// Whether it waits for the holder.
+    pub(super) waits: bool,
+}
+
+impl Request {
+    /// Dropping this future ends the request. The driver keeps the turn until nothing of it is left.
+    pub(super) async fn get<Turn: Debug + Send + 'static>(self, turn: Turn) -> Outcome<Turn> {
+        let asked = offer::ask(turn, |offer| self.clone().run(offer)).await;
+        asked.unwrap_or_else(|error| Err(self.failed(Failure::not_sent(error))))
+    }
+
+    fn failed(&self, failure: Failure) -> LockError {
+        failure.into_error(&self.lock.target, if self.waits { "wait for" } else { "try for" })
+    }
+
+    async fn run<Turn: Debug + Send + 'static>(self, mut offer: Offer<Turn>) {
+        let place = match self.place(&mut offer).await {
+            // The task has gone. The end of this function gives the turn back.
+            None => return,
+            Some(Err(failure)) => return offer.fail(self.failed(failure)),
+            Some(Ok(None)) => return offer.refuse(Box::new(Self { waits: true, ..self })),
+            Some(Ok(Some(place))) => place,
+        };
+        if self.waits {
+            match offer.while_wanted(place.reach_front()).await {
+                Some(Ok(())) => {}
+                Some(Err(failure)) => {
+                    offer.fail(self.failed(failure));
+                    return place.delete_at_last().await;
+                }
+                // The turn is given back when nothing is left of the key.
+                None => return place.delete_at_last().await,
+            }
+        }
+        let contention = if self.waits { Contention::Waited } else { Contention::None };
+        match EtcdHeld::new(place, self.waits) {
+            Ok(held) => offer.give(Box::new(held), contention, &self.lock.target).await,
+            Err(failure) => offer.fail(self.failed(failure)),
+        }
+    }
+
+    /// A place in the queue. A request that does not wait wants only the first place; if somebody has it, there is none.
+    /// `None` if the task goes away before the place is made.
+    async fn place<T>(&self, offer: &mut Offer<T>) -> Option<Result<Option<Place>, Failure>> {
+        let mut leases = 0;
+        loop {
+            let claim = match offer.while_wanted(Claim::new(&self.lock, self.mode)).await? {
+                Ok(claim) => claim,
+                Err(failure) => return Some(Err(failure)),
+            };
+            leases += 1;
+            let made = match self.waits {
+                true => claim.queue_up().await.map(Some),
+                false => claim.make_if_free().await,
+            };
+            match made {
+                Err(failure) if failure.is_lease_gone() && leases < LEASES => {}
+                made => return Some(made),
+            }
+        }
+    }
+}
+
+impl<Turn: Debug + Send + 'static> Waiter<Turn> for Request {
+    fn wait(self: Box<Self>, turn: Turn, _had_rivals: bool) -> BoxFuture<'static, Result<Grant<Turn>, LockError>> {
+        Box::pin(async move {
+            match self.get(turn).await? {
+                Attempt::Acquired(grant) => Ok(grant),
+                Attempt::Busy(..) => unreachable!("a request that waits is not refused"),
+            }
+        })
+    }
+}
