@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::driver;
 use crate::engine::contract::{Attempt, Contention, Grant, Held, Waiter};
@@ -97,7 +98,7 @@ impl<Turn> Offer<Turn> {
         let grant = Grant { held, turn: self.turn, taken_over: None, contention };
         let place = Arc::new(Mutex::new(Some(Ok(Attempt::Acquired(grant)))));
         if self.outcome.send(Arc::clone(&place)).is_ok() {
-            let _ = tokio::time::timeout(LONGEST, self.looked).await;
+            let _ = timeout(LONGEST, self.looked).await;
         }
         if let Some(Ok(Attempt::Acquired(Grant { held, turn, .. }))) = take(&place) {
             let _ = held.release(target).get().await;
@@ -128,10 +129,12 @@ mod tests {
 
     use tokio::sync::Semaphore;
     use tokio::sync::oneshot::error::TryRecvError;
+    use tokio::time::{Instant, sleep};
 
     use super::*;
     use crate::engine;
     use crate::engine::memory::{SUFFIX, fault};
+    use crate::support::{HANG, poll_once};
     use crate::words::kind::LockKind;
     use crate::words::mode::Mode;
     use crate::words::options::Options;
@@ -165,7 +168,7 @@ mod tests {
         let (offer, claim) = channel::<Turn>(turn);
         let ((), outcome) = tokio::join!(offer.give(held, Contention::Waited, &target), claim.outcome());
         let Ok(Ok(Ok(Attempt::Acquired(grant)))) = outcome else { panic!("{outcome:?}") };
-        tokio::time::sleep(LONGEST * 2).await;
+        sleep(LONGEST * 2).await;
         assert!(is_held(&target));
         assert_eq!((grant.contention, gone.try_recv()), (Contention::Waited, Err(TryRecvError::Empty)));
         drop(grant);
@@ -177,11 +180,10 @@ mod tests {
         let (target, held) = held("offer_is_not_taken").await;
         let (turn, _gone) = oneshot::channel();
         let (offer, mut claim) = channel::<Turn>(turn);
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         let giving = offer.give(held, Contention::None, &target);
-        // The turn comes after the release. Neither comes before its time.
         let back = async {
-            (&mut claim.back).await.unwrap();
+            timeout(HANG, &mut claim.back).await.expect("hangs").unwrap();
             assert!(!is_held(&target), "the turn came first");
             assert!(began.elapsed() >= LONGEST);
         };
@@ -195,12 +197,12 @@ mod tests {
             let (target, held) = held("offer_is_dropped").await;
             let (turn, gone) = oneshot::channel();
             let (offer, claim) = channel::<Turn>(turn);
-            let began = tokio::time::Instant::now();
+            let began = Instant::now();
             let mut claim = Some(claim).filter(|_| !is_early);
             let going = async {
                 tokio::task::yield_now().await;
                 drop(claim.take());
-                let _ = gone.await;
+                let _ = timeout(HANG, gone).await.expect("hangs");
                 assert!(!is_held(&target), "the turn came first");
             };
             tokio::join!(offer.give(held, Contention::None, &target), going);
@@ -213,8 +215,8 @@ mod tests {
         let (turn, gone) = oneshot::channel();
         let (offer, claim) = channel::<Turn>(turn);
         offer.fail(an_error());
-        gone.await.unwrap_err();
-        tokio::time::sleep(LONGEST * 2).await;
+        timeout(HANG, gone).await.expect("hangs").unwrap_err();
+        sleep(LONGEST * 2).await;
         assert!(matches!(claim.outcome().await, Ok(Ok(Err(LockError::Io { .. })))));
     }
 
@@ -248,9 +250,9 @@ mod tests {
             }
         };
         let mut asking = Box::pin(ask((), job));
-        assert!(!crate::support::poll_once(asking.as_mut()).await);
+        assert!(!poll_once(asking.as_mut()).await);
         polled.add_permits(1);
-        is_released.recv_timeout(Duration::from_secs(60)).unwrap();
+        is_released.recv_timeout(HANG).unwrap();
         let Ok(Ok(Attempt::Acquired(_))) = asking.await else { panic!("the lock is free") };
         assert!(jobs.available_permits() > 1);
     }
