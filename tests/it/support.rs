@@ -191,7 +191,8 @@ impl Holder {
 #[tokio::test]
 async fn hold_for_parent() {
     let Ok(url) = std::env::var(ROLE) else { return };
-    let guard = LockFile::open(&url).unwrap().obtain().await.unwrap();
+    let lock = LockFile::open(&url).unwrap();
+    let guard = tokio::time::timeout(HANG, lock.obtain()).await.expect("hangs").unwrap();
     println!("HELD");
     std::io::stdout().flush().unwrap();
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).unwrap();
