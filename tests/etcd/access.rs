@@ -1,17 +1,16 @@
-//! Who may use a cluster: passwords, tokens and certificates. And that nobody reads a password.
+//! Who may use a cluster: passwords, tokens and certificates.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio_lockfile::{LockError, LockFile};
 
 use crate::cluster::{Cluster, Settings};
-use crate::support::{HANG, in_own_process, take};
+use crate::support::{HANG, take};
 
 /// A cluster that lets in `root` and `app`, with the password `S3cretPw`.
-pub(crate) fn guarded(settings: Settings) -> Cluster {
+fn guarded(settings: Settings) -> Cluster {
     let cluster = Cluster::with(3, settings);
     for command in [
         "user add root:S3cretPw",
@@ -63,7 +62,7 @@ async fn a_user_and_a_password() {
 }
 
 /// The tokens of this cluster end after two seconds, whether they are in use or not.
-fn with_short_tokens(keys: &Path) -> Cluster {
+pub(crate) fn with_short_tokens(keys: &Path) -> Cluster {
     let (private, public) = (keys.join("private.pem"), keys.join("public.pem"));
     openssl(&["genrsa", "-out", private.to_str().unwrap(), "2048"]);
     openssl(&["rsa", "-in", private.to_str().unwrap(), "-pubout", "-out", public.to_str().unwrap()]);
@@ -85,49 +84,6 @@ async fn a_token_that_ends_is_renewed() {
         take(&other).await.release().await.unwrap();
     }
     guard.release().await.unwrap();
-}
-
-/// Writes down all that is logged, of this crate and of the libraries below it.
-#[derive(Clone, Default)]
-struct Everything(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Everything {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Neither the password, nor the token that the server gives for it.
-#[test]
-fn no_password_and_no_token_is_logged() {
-    if !in_own_process("access::no_password_and_no_token_is_logged") {
-        return;
-    }
-    let keys = tempfile::tempdir().unwrap();
-    let cluster = with_short_tokens(keys.path());
-    let log = Everything::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false);
-    tracing::subscriber::set_global_default(subscriber.with_writer(move || writer.clone()).finish()).unwrap();
-    tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let lock = LockFile::open(&url(&cluster, "app:S3cretPw", "app/x")).unwrap();
-        let guard = take(&lock).await;
-        assert!(tokio::time::timeout(Duration::from_secs(3), lock.obtain()).await.is_err());
-        guard.release().await.unwrap();
-        let wrong = LockFile::open(&url(&cluster, "app:wr0ngPw", "app/x")).unwrap();
-        wrong.attempt().await.unwrap_err();
-    });
-    let text = String::from_utf8_lossy(&log.0.lock().unwrap()).into_owned();
-    assert!(text.contains("h2::"), "the libraries log too");
-    // Each part of such a token begins with an encoded brace.
-    for secret in ["S3cretPw", "wr0ngPw", "eyJ"] {
-        let shown = text.lines().find(|line| line.contains(secret));
-        assert_eq!(shown, None, "{secret}");
-    }
 }
 
 #[tokio::test]

@@ -23,3 +23,5 @@ mod shared;
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 mod tls;
+#[path = "../servers/whole_log.rs"]
+mod whole_log;
