@@ -125,7 +125,9 @@ impl<Turn> Claim<Turn> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::OnceCell;
     use std::path::Path;
+    use std::rc::Rc;
 
     use tokio::sync::Semaphore;
     use tokio::sync::oneshot::error::TryRecvError;
@@ -212,20 +214,42 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_that_keeps_nobody_out_can_be_looked_at_at_any_time() {
-        let (turn, gone) = oneshot::channel();
-        let (offer, claim) = channel::<Turn>(turn);
+        let (offer, claim) = channel(());
         offer.fail(an_error());
-        timeout(HANG, gone).await.expect("hangs").unwrap_err();
         sleep(LONGEST * 2).await;
         assert!(matches!(claim.outcome().await, Ok(Ok(Err(LockError::Io { .. })))));
     }
 
-    #[tokio::test]
+    /// A turn that looks around when it goes.
+    struct LastLook(Box<dyn Fn()>);
+
+    impl Drop for LastLook {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
+    #[test]
+    fn the_turn_goes_before_the_task_hears_of_an_error() {
+        let (task, seen) = (Rc::new(OnceCell::<Claim<LastLook>>::new()), Rc::new(OnceCell::new()));
+        let look = {
+            let (task, seen) = (Rc::clone(&task), Rc::clone(&seen));
+            move || seen.set(task.get().unwrap().outcome.is_empty()).unwrap()
+        };
+        let (offer, claim) = channel(LastLook(Box::new(look)));
+        assert!(task.set(claim).is_ok());
+        offer.fail(an_error());
+        assert_eq!(seen.get(), Some(&true));
+        assert!(!task.get().unwrap().outcome.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_job_ends_with_its_task() {
         let (mut offer, claim) = channel(());
         assert_eq!(offer.while_wanted(async { 1 }).await, Some(1));
         drop(claim);
-        assert_eq!(offer.while_wanted(std::future::pending::<()>()).await, None);
+        let work = std::future::pending::<()>();
+        assert_eq!(timeout(HANG, offer.while_wanted(work)).await.expect("hangs"), None);
     }
 
     #[tokio::test]
