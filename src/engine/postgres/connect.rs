@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -41,7 +40,7 @@ pub(super) struct Way {
 enum Address {
     Tcp(SocketAddr),
     #[cfg(unix)]
-    Unix(PathBuf),
+    Unix(std::path::PathBuf),
 }
 
 impl Address {
@@ -86,7 +85,7 @@ pub(super) async fn to_host(settings: &Settings, host: &Host) -> Result<Connecti
 #[cfg(unix)]
 async fn addresses(host: &Host) -> io::Result<Vec<Address>> {
     match host.is_directory() {
-        true => Ok(vec![Address::Unix(PathBuf::from(&host.name).join(format!(".s.PGSQL.{}", host.port)))]),
+        true => Ok(vec![Address::Unix(std::path::Path::new(&host.name).join(format!(".s.PGSQL.{}", host.port)))]),
         false => tcp_addresses(host).await,
     }
 }
