@@ -158,6 +158,24 @@ impl Cluster {
         rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
 
+    /// The disk of a member does not answer until the returned process ends. The member writes, so that it waits for it.
+    pub(crate) fn let_disk_hang(&self, number: usize) -> Hang {
+        let pid = self.members[number].running.as_ref().expect("it runs").pid.to_string();
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=600000000", "-p", &pid]);
+        let mut strace = strace.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("strace is installed");
+        let mut lines = BufReader::new(strace.stderr.take().unwrap()).lines();
+        let attached = lines.next().expect("strace attaches").unwrap();
+        assert!(attached.contains("attached"), "{attached}");
+        let mut put = self.etcdctl_at(&[number], &["put", "filler", "x"]);
+        let put = put.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let begun = lines.next().expect("strace goes on").unwrap();
+        assert!(begun.contains("fdatasync"), "{begun}");
+        // Else strace would wait for a reader.
+        std::thread::spawn(move || lines.for_each(drop));
+        Hang([strace, put])
+    }
+
     /// `host:port` of each member, with commas.
     pub(crate) fn endpoints(&self) -> String {
         let endpoints: Vec<String> = (0..self.members.len()).map(|number| self.endpoint(number)).collect();
@@ -248,6 +266,18 @@ impl Cluster {
 
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+}
+
+/// As long as this is there, the disk of a member hangs.
+pub(crate) struct Hang([Child; 2]);
+
+impl Drop for Hang {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

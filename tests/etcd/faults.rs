@@ -169,7 +169,7 @@ async fn a_held_lock_and_a_wait_outlive_the_leader() {
 /// Its connection stays open, and nothing comes through it.
 #[tokio::test]
 async fn a_stopped_member_is_passed_over() {
-    let cluster = Cluster::of(3);
+    let mut cluster = Cluster::of(3);
     let lock = cluster.lasting_lock("x");
     let guard = take(&lock).await;
     for member in 0..3 {
@@ -177,11 +177,30 @@ async fn a_stopped_member_is_passed_over() {
         assert!(timeout(MORE_THAN_A_LEASE, guard.lost()).await.is_err(), "lost with member {member}");
         let other = cluster.lock(&format!("other/{member}"));
         obtain(&other).await.release().await.unwrap();
-        cluster.signal(member, Signal::CONT);
+        // A leader that continued would first end the leases that its successor has renewed (issue 12528 of etcd).
+        cluster.kill(member);
+        cluster.start(member);
         cluster.wait_until_all_are_healthy();
     }
     assert!(guard.is_held());
     guard.release().await.unwrap();
+}
+
+/// Its successor ends the lease, of which it hears nothing. The old one goes on to keep it.
+#[tokio::test]
+async fn a_leader_whose_disk_hangs_is_not_trusted() {
+    let cluster = Cluster::of(3);
+    let leader = cluster.leader();
+    let through = |members: &[usize]| {
+        let endpoints: Vec<String> = members.iter().map(|&member| cluster.endpoint(member)).collect();
+        LockFile::open(&format!("etcd://{}/x?ttl=3s", endpoints.join(","))).unwrap()
+    };
+    let others: Vec<usize> = (0..3).filter(|&member| member != leader).collect();
+    let guard = take(&through(&[leader])).await;
+    let _hang = cluster.let_disk_hang(leader);
+    let next = timeout(HANG, through(&others).obtain()).await.expect("hangs").unwrap();
+    assert!(!guard.is_held(), "two holders");
+    next.release().await.unwrap();
 }
 
 #[tokio::test]

@@ -71,23 +71,27 @@ impl Cluster {
         unreachable!("the loop has no end")
     }
 
-    /// Makes a call that may be carried out more than once, and takes the first answer. A member that has not answered after
-    /// `patience` is not given up: the next one is asked beside it.
-    pub(super) async fn call_beside<C: Call + Clone + 'static>(
+    /// Asks one member, and takes the first answer. A member that has not answered after `patience` is not given up: the
+    /// next one is asked beside it. What is asked may be carried out more than once.
+    pub(super) async fn ask_beside<T, F>(
         &self,
-        call: &C,
+        ask: impl Fn(Channel) -> F + Clone + Send + 'static,
         patience: Duration,
         deadline: Instant,
-    ) -> Result<Answered<C::Answer>, Failure> {
+    ) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+    {
         let mut tries = JoinSet::new();
-        tries.spawn(ask(self.channel(deadline).await?, call.clone()));
+        tries.spawn(with(self.channel(deadline).await?, ask.clone()));
         let (mut last, mut asked, mut next) = (None, 1, Instant::now() + patience);
         loop {
             tokio::select! {
                 Some(tried) = tries.join_next() => match tried.unwrap_or_else(|error| Err(Failure::not_sent(error.into()))) {
-                    Ok((channel, answered)) => {
+                    Ok((channel, answer)) => {
                         self.prefer(channel);
-                        return Ok(answered);
+                        return Ok(answer);
                     }
                     Err(failure) if !failure.is_passing() => return Err(failure),
                     Err(failure) => {
@@ -99,7 +103,7 @@ impl Cluster {
                 },
                 () = sleep_until(next) => {
                     let member = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-                    tries.spawn(connect_and_ask(self.config.clone(), member, call.clone()));
+                    tries.spawn(connect_and(ask.clone(), self.config.clone(), member));
                     (asked, next) = (asked + 1, Instant::now() + patience);
                 }
                 () = sleep_until(deadline) => return Err(last.unwrap_or_else(Failure::no_answer)),
@@ -159,17 +163,21 @@ impl Cluster {
     }
 }
 
-type Tried<C> = Result<(Channel, Answered<<C as Call>::Answer>), Failure>;
-
-async fn ask<C: Call>(channel: Channel, call: C) -> Tried<C> {
-    let sent = Moment::now();
-    match channel.call(&call).await {
-        Ok(value) => Ok((channel, Answered { value, sent, is_in_doubt: false })),
+/// The answer, with the connection that it came through.
+async fn with<T, F>(channel: Channel, ask: impl Fn(Channel) -> F) -> Result<(Channel, T), Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    match ask(channel.clone()).await {
+        Ok(answer) => Ok((channel, answer)),
         Err(failure) => Err(failure.at(channel.origin())),
     }
 }
 
-async fn connect_and_ask<C: Call>(config: Config, member: usize, call: C) -> Tried<C> {
+async fn connect_and<T, F>(ask: impl Fn(Channel) -> F, config: Config, member: usize) -> Result<(Channel, T), Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
     let member = config.endpoints[member % config.endpoints.len()].clone();
-    ask(connect::to(config, member).await?, call).await
+    with(connect::to(config, member).await?, ask).await
 }

@@ -15,6 +15,7 @@
 //!   ends. A request to delete a key names the revision of the key, so a late one does no harm.
 //! - A lease may end while its owner waits (see jepsen.io on etcd 3.4.3). So the look that finds the lock free also shows
 //!   that our own key is still there. After it we ask our clock whether the lease goes on.
+//! - A leader whose disk hangs keeps leases although it has a successor. So a renewal first reads through the leader.
 //! - A member may be cut off from the others and answer all the same. So each request asks for a member that has a leader.
 
 mod attempt;

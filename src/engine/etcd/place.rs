@@ -56,7 +56,7 @@ impl Claim {
         let client = Client::of(&lock.config).map_err(Failure::not_sent)?;
         let deadline = client.cluster.deadline();
         let name = client.name(&lock.name, deadline).await?;
-        let session = client.sessions.current(deadline).await?;
+        let session = client.sessions.current(&lock.name, deadline).await?;
         let key = keys::key(&lock.name, session.id);
         session.keys().insert(key.clone());
         Ok(Self { client, session, lock: Arc::clone(lock), mode, key, _name: name })

@@ -10,11 +10,13 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::cluster::Cluster;
 use super::failure::Failure;
+use super::grpc::Channel;
+use super::keys;
 use super::proto::{
     DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,
 };
 use crate::engine::server::driver;
-use crate::engine::server::lease::Lease;
+use crate::engine::server::lease::{Lease, Moment};
 
 /// The leases that this process has in a cluster. One of them takes new locks.
 pub(super) struct Sessions {
@@ -26,6 +28,8 @@ pub(super) struct Sessions {
 pub(super) struct Session {
     pub(super) id: i64,
     pub(super) lease: Lease,
+    /// A key that this process may read. It need not be there.
+    key: Vec<u8>,
     /// Between two beats.
     interval: Duration,
     /// Whether somebody has asked for a key since the last beat.
@@ -42,22 +46,22 @@ impl Sessions {
         Self { cluster, current: AsyncMutex::default() }
     }
 
-    /// The session for a new key. If there is none, the first caller gets a lease from the server.
-    pub(super) async fn current(self: &Arc<Self>, deadline: Instant) -> Result<Arc<Session>, Failure> {
+    /// The session for a new key of the lock `name`. If there is none, the first caller gets a lease from the server.
+    pub(super) async fn current(self: &Arc<Self>, name: &str, deadline: Instant) -> Result<Arc<Session>, Failure> {
         let current = timeout_at(deadline, self.current.lock()).await;
         let mut current = current.map_err(|_| Failure::no_connection())?;
         if let Some(session) = current.as_ref().filter(|session| session.takes_locks()) {
             session.is_in_use.store(true, Ordering::Relaxed);
             return Ok(Arc::clone(session));
         }
-        let session = Session::begin(&self.cluster, deadline).await?;
+        let session = Session::begin(&self.cluster, name, deadline).await?;
         driver::spawn(Arc::clone(&session).keep(Arc::clone(self))).map_err(Failure::not_sent)?;
         Ok(Arc::clone(current.insert(session)))
     }
 }
 
 impl Session {
-    async fn begin(cluster: &Cluster, deadline: Instant) -> Result<Arc<Self>, Failure> {
+    async fn begin(cluster: &Cluster, name: &str, deadline: Instant) -> Result<Arc<Self>, Failure> {
         let ttl = i64::try_from(cluster.config.ttl.as_secs()).unwrap_or(i64::MAX);
         let granted = cluster.call(&LeaseGrantRequest { ttl }, deadline).await?;
         // The server may grant more than was asked for: its shortest lease depends on its election timeout.
@@ -65,6 +69,7 @@ impl Session {
         Ok(Arc::new(Self {
             id: granted.value.id,
             lease: Lease::new(ttl, granted.sent),
+            key: keys::key(name, granted.value.id),
             interval: ttl / 3,
             is_in_use: AtomicBool::new(true),
             is_in_doubt: AtomicBool::new(false),
@@ -120,13 +125,14 @@ impl Session {
         // new request.
         let patience = self.interval / 5;
         while let Some(left) = self.lease.left() {
-            let request = LeaseKeepAliveRequest { id: self.id };
-            match cluster.call_beside(&request, patience, Instant::now() + left).await {
-                Ok(answered) if answered.value.ttl > 0 => {
-                    self.lease.renew(answered.sent);
+            let (id, key) = (self.id, self.key.clone());
+            let ask = move |channel| keep_alive(channel, id, key.clone());
+            match cluster.ask_beside(ask, patience, Instant::now() + left).await {
+                Ok(Some(from)) => {
+                    self.lease.renew(from);
                     return self.lease.is_alive();
                 }
-                Ok(_) => return false,
+                Ok(None) => return false,
                 Err(failure) if failure.is_lease_gone() => return false,
                 Err(_) => sleep(patience).await,
             }
@@ -145,4 +151,20 @@ impl Session {
             }
         }
     }
+}
+
+/// Asks a member to keep the lease. Returns the moment from which the lease counts; `None` if the member knows no such lease.
+///
+/// A leader whose disk hangs may have a successor, and keeps leases all the same (issue 15247 of etcd). So the member first
+/// reads a key, for which the leader needs the other members. A leader that was replaced later than that counts: each new
+/// one gives every lease its whole time.
+async fn keep_alive(channel: Channel, id: i64, key: Vec<u8>) -> Result<Option<Moment>, Failure> {
+    let began = Moment::now();
+    match channel.call(&keys::get(&key)).await {
+        Err(failure) if failure.is_passing() => return Err(failure),
+        // The leader is asked before the member looks whether we may read the key.
+        Ok(_) | Err(_) => {}
+    }
+    let answer = channel.call(&LeaseKeepAliveRequest { id }).await?;
+    Ok((answer.ttl > 0).then_some(began))
 }
