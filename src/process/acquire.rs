@@ -93,8 +93,11 @@ impl<F> Drop for OfThisProcess<F> {
     }
 }
 
-/// How long an attempt waits for the try of another reader of this process, which seldom takes a millisecond.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// How long an attempt waits for the try of another reader of this process, whose task may not be polled. A try for a file
+/// seldom takes a millisecond, but a server has to be connected to.
+fn patience(lock: &Lock) -> Duration {
+    if lock.target.server.is_some() { Duration::from_secs(5) } else { Duration::from_millis(50) }
+}
 
 async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<Acquisition>, LockError> {
     let turn = match lock.slot().try_turn(mode) {
@@ -111,7 +114,7 @@ async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<
     if mode == Mode::Shared {
         // The reader that has the lead may not be polled.
         let leads = turn.try_lead()
-            || (may_wait && timeout(PATIENCE, pin!(turn.take_lead_unless_waiting())).await.unwrap_or(false));
+            || (may_wait && timeout(patience(lock), pin!(turn.take_lead_unless_waiting())).await.unwrap_or(false));
         if !leads {
             return Ok(None);
         }

@@ -199,6 +199,27 @@ async fn a_release_does_not_hang_on_a_server_that_falls_silent() {
     }
 }
 
+/// The first of them connects, which takes a while. The others wait for what comes of it.
+#[tokio::test]
+async fn readers_try_together_although_the_server_is_slow() {
+    let server = Server::shared();
+    let proxy = Proxy::start(server.port).await;
+    proxy.fall_silent();
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres?lock=slow&shared", proxy.port);
+    let lock = tokio_lockfile::LockFile::open(&url).unwrap();
+    let mut attempts = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let lock = lock.clone();
+        attempts.spawn(async move { lock.attempt().await });
+    }
+    // Longer than a try for a file may take. If it is not long enough, the test sees less.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    proxy.speak();
+    while let Some(attempt) = timeout(HANG, attempts.join_next()).await.expect("hangs") {
+        assert!(attempt.unwrap().unwrap().is_some(), "a reader excludes another one");
+    }
+}
+
 /// Carries bytes to a server and back, or nothing.
 struct Proxy {
     port: u16,
