@@ -59,9 +59,14 @@ impl LockGuard {
     /// assert!(matches!(guard.release().await, Err(LockError::Lost { .. })));
     /// # Ok(()) }
     /// ```
-    pub async fn release(mut self) -> Result<(), LockError> {
+    pub async fn release(self) -> Result<(), LockError> {
+        self.begin_release().await
+    }
+
+    /// Ends the guard before anything is awaited: else the future of each caller would keep room for it beside the rest.
+    fn begin_release(mut self) -> impl Future<Output = Result<(), LockError>> {
         match self.acquisition.take() {
-            Some(acquisition) => acquisition.release().await,
+            Some(acquisition) => acquisition.release(),
             None => unreachable!("only this and drop take it, and both end the guard"),
         }
     }

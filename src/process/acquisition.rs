@@ -128,26 +128,32 @@ impl Acquisition {
         self.hold.held.token()
     }
 
-    /// Releases the lock and reports how that went. Once polled, the lock is released, also if the caller goes away.
-    pub(crate) async fn release(self) -> Result<(), LockError> {
-        let Err(acquisition) = self.hand_off() else { return Ok(()) };
-        let Some((grip, ending)) = acquisition.into_parts() else { return Ok(()) };
+    /// Releases the lock and reports how that went. The release is under way when this returns, so the caller may go away.
+    pub(crate) fn release(self) -> impl Future<Output = Result<(), LockError>> {
+        self.begin_release().get()
+    }
+
+    fn begin_release(self) -> Answer<Result<(), LockError>> {
+        let Err(acquisition) = self.hand_off() else { return Answer::Ready(Ok(())) };
+        let Some((grip, ending)) = acquisition.into_parts() else { return Answer::Ready(Ok(())) };
         let checked = if grip.has_others() { grip.check(&ending.target) } else { Ok(()) };
-        let Some(hold) = grip.into_last() else { return ending.end_beside_others(checked) };
+        let Some(hold) = grip.into_last() else { return Answer::Ready(ending.end_beside_others(checked)) };
         let Ok(runtime) = Handle::try_current() else {
             let result = hold.held.release_now(&ending.target);
-            return ending.end(result);
+            return Answer::Ready(ending.end(result));
         };
         match hold.held.release(&ending.target) {
-            Answer::Ready(result) => ending.end(result),
+            Answer::Ready(result) => Answer::Ready(ending.end(result)),
             Answer::Later(releasing) => {
                 let target = Arc::clone(&ending.target);
                 let ending = ending.later();
                 // In a task of its own, so that it comes to its end.
-                runtime
-                    .spawn(async move { ending.end(releasing.await) })
-                    .await
-                    .unwrap_or_else(|error| Err(LockError::io(&target.path, "release", std::io::Error::other(error))))
+                let released = runtime.spawn(async move { ending.end(releasing.await) });
+                Answer::Later(Box::pin(async move {
+                    released.await.unwrap_or_else(|error| {
+                        Err(LockError::io(&target.path, "release", std::io::Error::other(error)))
+                    })
+                }))
             }
         }
     }

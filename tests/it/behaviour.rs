@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
-use tokio_lockfile::{LockError, LockFile, LockKind};
+use tokio_lockfile::{LockError, LockFile, LockKind, Semaphore};
 
 use crate::kinds::leaves_its_file;
 use crate::support::{FILE_KINDS, HANG, each_file_kind_and_mode, each_kind, each_pair, poll_once, take};
@@ -225,6 +225,29 @@ fn types_are_send_sync_and_static_as_services_need() {
     sends(lock.obtain());
     sends(lock.obtain_timeout(Duration::ZERO));
     sends(lock.holder());
+}
+
+/// Each waiting task has room for the largest future that it awaits at any time. The limits leave a quarter for other
+/// compilers and platforms.
+#[tokio::test]
+async fn futures_are_small_because_programs_have_thousands_of_them() {
+    let lock = LockFile::null();
+    let semaphore = Semaphore::new([lock.clone()]);
+    let (released, running) = (take(&LockFile::null()).await, take(&LockFile::null()).await);
+    let sizes = [
+        ("LockFile::obtain", size_of_val(&lock.obtain()), 192),
+        ("LockFile::attempt", size_of_val(&lock.attempt()), 192),
+        ("LockFile::obtain_timeout", size_of_val(&lock.obtain_timeout(Duration::ZERO)), 448),
+        ("Semaphore::obtain", size_of_val(&semaphore.obtain()), 384),
+        ("Semaphore::attempt", size_of_val(&semaphore.attempt()), 352),
+        ("Semaphore::obtain_timeout", size_of_val(&semaphore.obtain_timeout(Duration::ZERO)), 800),
+        ("LockGuard::release", size_of_val(&released.release()), 256),
+        ("LockGuard::run, of nothing", size_of_val(&running.run(async {})), 592),
+    ];
+    for (name, size, limit) in sizes {
+        println!("{name}: {size} bytes");
+        assert!(size <= limit, "the future of {name} takes {size} bytes, and may take {limit}");
+    }
 }
 
 #[test]
