@@ -368,14 +368,17 @@ mod tests {
         assert_eq!(fault::holders(&path), 0);
     }
 
-    /// A release that has been polled once comes to its end.
+    /// A release that has been polled once comes to its end, and keeps the turn until then.
     #[tokio::test]
     async fn a_dropped_release_releases() {
         let (_dir, lock, path) = lock();
         let mut release = Box::pin(take(&lock).await.release());
         assert!(!poll_once(release.as_mut()).await, "the server's answer comes late");
         drop(release);
-        lock.obtain().await.unwrap().release().await.unwrap();
+        assert!(!poll_once(Box::pin(lock.attempt()).as_mut()).await, "it waits for the turn");
+        let guard = lock.obtain().await.unwrap();
+        assert_eq!(guard.fencing_token(), Some(2), "a try asked the server before the release had ended");
+        guard.release().await.unwrap();
         assert_eq!(fault::holders(&path), 0);
     }
 
