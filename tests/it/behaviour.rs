@@ -245,7 +245,6 @@ async fn futures_are_small_because_programs_have_thousands_of_them() {
         ("LockGuard::run, of nothing", size_of_val(&running.run(async {})), 592),
     ];
     for (name, size, limit) in sizes {
-        println!("{name}: {size} bytes");
         assert!(size <= limit, "the future of {name} takes {size} bytes, and may take {limit}");
     }
 }
