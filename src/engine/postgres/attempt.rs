@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::held::PostgresHeld;
 use super::server::Server;
 use super::session::{Session, Tried};
-use crate::engine::contract::{Attempt, BoxFuture, Contention, Grant, Waiter};
+use crate::engine::contract::{BoxFuture, Contention, Grant, Waiter};
 use crate::engine::server::offer::{self, Offer, Outcome};
 use crate::words::error::LockError;
 use crate::words::mode::Mode;
@@ -111,11 +111,6 @@ impl Request {
 
 impl<Turn: Debug + Send + 'static> Waiter<Turn> for Request {
     fn wait(self: Box<Self>, turn: Turn, _had_rivals: bool) -> BoxFuture<'static, Result<Grant<Turn>, LockError>> {
-        Box::pin(async move {
-            match self.get(turn).await? {
-                Attempt::Acquired(grant) => Ok(grant),
-                Attempt::Busy(..) => unreachable!("a request that waits is not refused"),
-            }
-        })
+        Box::pin(async move { offer::granted(self.get(turn).await) })
     }
 }

@@ -21,6 +21,14 @@ const LONGEST: Duration = Duration::from_millis(100);
 
 pub(crate) type Outcome<Turn> = Result<Attempt<Turn>, LockError>;
 
+/// The lock that a request has got which waits for it.
+pub(crate) fn granted<Turn>(outcome: Outcome<Turn>) -> Result<Grant<Turn>, LockError> {
+    match outcome? {
+        Attempt::Acquired(grant) => Ok(grant),
+        Attempt::Busy(..) => unreachable!("a request that waits is not refused"),
+    }
+}
+
 /// What the task has asked for. Whoever of the two comes first takes the outcome.
 type Place<Turn> = Arc<Mutex<Option<Outcome<Turn>>>>;
 
