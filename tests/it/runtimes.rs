@@ -262,14 +262,15 @@ async fn a_file_that_is_opened_in_a_loop_does_not_keep_the_waits_busy() {
             drop(std::fs::File::open(&path).unwrap());
         }
     });
-    let woken = Arc::<Woken>::default();
+    let (woken, began) = (Arc::<Woken>::default(), Instant::now());
     while !opener.is_finished() {
         woken.poll(wait.as_mut());
         tokio::task::yield_now().await;
     }
     opener.join().unwrap();
-    let woken = woken.0.load(Ordering::Relaxed);
-    assert!(woken < LOOPS / 50, "woken {woken} times");
+    // A first burst, then one wake-up a millisecond, however long a busy machine takes for the loop.
+    let (woken, allowed) = (woken.0.load(Ordering::Relaxed), 100 + 2 * began.elapsed().as_millis());
+    assert!((woken as u128) < allowed, "woken {woken} times, where {allowed} are allowed");
     program.release();
     drop(timeout(HANG, wait).await.expect("hangs").unwrap());
 }
