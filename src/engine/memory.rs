@@ -273,7 +273,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::support::{poll_once, take};
+    use crate::support::{HANG, poll_once, take};
     use crate::{LockFile, LockGuard};
 
     /// A lock on the server that no other test uses.
@@ -391,6 +391,38 @@ mod tests {
         assert!(!lock.locked());
         take(&lock).await.release().await.unwrap();
         assert_eq!(fault::holders(&path), 0);
+    }
+
+    /// Both wait for the end of the release. Then each of them tries once.
+    #[tokio::test]
+    async fn of_two_attempts_at_a_release_one_gets_the_lock_and_the_other_an_answer() {
+        let (_dir, lock, path) = lock();
+        drop(take(&lock).await);
+        assert_eq!(fault::holders(&path), 1, "the server does not know of it yet");
+        let (first, second) = tokio::join!(lock.attempt(), async {
+            tokio::time::timeout(HANG, lock.attempt()).await.expect("it waits for the holder")
+        });
+        let guards: Vec<_> = [first, second].into_iter().filter_map(Result::unwrap).collect();
+        assert_eq!(guards.len(), 1);
+    }
+
+    /// The task of a release goes with its runtime. What it counted goes too.
+    #[test]
+    fn a_release_that_ends_with_its_runtime_keeps_no_attempt_waiting() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (_dir, lock, path) = lock();
+        runtime().block_on(async { drop(take(&lock).await) });
+        fault::take_away(&path);
+        runtime().block_on(async {
+            let other_process = with_entry(&path, |entry| entry.acquire(&path, Mode::Exclusive)).unwrap();
+            let mut wait = Box::pin(lock.obtain());
+            while fault::waiters(&path) == 0 {
+                assert!(!poll_once(wait.as_mut()).await);
+            }
+            let attempt = tokio::time::timeout(HANG, lock.attempt());
+            assert!(attempt.await.expect("it waits behind the other task").unwrap().is_none());
+            drop(other_process);
+        });
     }
 
     /// Tasks pass one session on among them.

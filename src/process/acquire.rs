@@ -100,12 +100,12 @@ fn patience(lock: &Lock) -> Duration {
 }
 
 async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<Acquisition>, LockError> {
-    let turn = match lock.slot().try_turn(mode) {
-        Some(turn) => turn,
-        // Who has just dropped a guard can have the lock at once.
-        None if may_wait && lock.slot().is_being_released() => lock.slot().turn(mode).await,
-        None => return Ok(None),
-    };
+    let mut turn = lock.slot().try_turn(mode);
+    if turn.is_none() && may_wait {
+        lock.slot().released().await;
+        turn = lock.slot().try_turn(mode);
+    }
+    let Some(turn) = turn else { return Ok(None) };
     let wait = Wait::begin(begin());
     let mut turn = match find_here(lock, turn, wait).await {
         Found::Lock(acquisition) => return Ok(Some(acquisition)),

@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 
 use super::hold::{Grip, Hold};
 use super::lock::Lock;
-use super::registry::{Release, Turn};
+use super::registry::{Release, Releasing, Turn};
 use super::report::Wait;
 use crate::engine::contract::{Answer, Contention, Grant};
 use crate::words::error::{LockError, LostReason};
@@ -21,9 +21,10 @@ use crate::words::trace;
 #[derive(Debug)]
 pub(crate) struct Acquisition {
     target: Arc<Target>,
-    turn: Turn<Hold>,
     since: Instant,
+    // In this order, also where a subscriber panics: the lock is released before the turn is free.
     hold: Grip,
+    turn: Turn<Hold>,
     /// Whether the loss of the lock has been logged.
     is_loss_logged: AtomicBool,
     /// Whether the task has asked for the locked file. It may have moved the position in it, which the next task would not
@@ -130,14 +131,25 @@ impl Acquisition {
 
     /// Releases the lock and reports how that went. The release is under way when this returns, so the caller may go away.
     pub(crate) fn release(self) -> impl Future<Output = Result<(), LockError>> {
-        self.begin_release().get()
+        self.begin_release(|| true).get()
     }
 
-    fn begin_release(self) -> Answer<Result<(), LockError>> {
+    /// Releases the lock for a caller that cannot await. The log tells what is to be told.
+    pub(crate) fn release_now(self) {
+        drop(self.begin_release(trace::warnings_are_heard));
+    }
+
+    /// `is_heard`: whether somebody hears that the lock was lost. If not, nobody looks.
+    fn begin_release(self, is_heard: impl FnOnce() -> bool) -> Answer<Result<(), LockError>> {
         let Err(acquisition) = self.hand_off() else { return Answer::Ready(Ok(())) };
-        let Some((grip, ending)) = acquisition.into_parts() else { return Answer::Ready(Ok(())) };
-        let checked = if grip.has_others() { grip.check(&ending.target) } else { Ok(()) };
+        let Some((ending, grip)) = acquisition.into_parts() else { return Answer::Ready(Ok(())) };
+        let is_heard = is_heard();
+        let checked = if is_heard && grip.has_others() { grip.check(&ending.target) } else { Ok(()) };
         let Some(hold) = grip.into_last() else { return Answer::Ready(ending.end_beside_others(checked)) };
+        if !is_heard && !hold.held.is_slow_to_release() {
+            drop(hold);
+            return Answer::Ready(ending.end(Ok(())));
+        }
         let Ok(runtime) = Handle::try_current() else {
             let result = hold.held.release_now(&ending.target);
             return Answer::Ready(ending.end(result));
@@ -154,36 +166,6 @@ impl Acquisition {
                         Err(LockError::io(&target.path, "release", std::io::Error::other(error)))
                     })
                 }))
-            }
-        }
-    }
-
-    /// Releases the lock for a caller that cannot await. The log tells what is to be told.
-    pub(crate) fn release_now(self) {
-        let Err(acquisition) = self.hand_off() else { return };
-        let Some((grip, ending)) = acquisition.into_parts() else { return };
-        let is_heard = trace::warnings_are_heard();
-        let checked = if is_heard && grip.has_others() { grip.check(&ending.target) } else { Ok(()) };
-        let Some(hold) = grip.into_last() else {
-            let _ = ending.end_beside_others(checked);
-            return;
-        };
-        if !is_heard && !hold.held.is_slow_to_release() {
-            // Nobody would hear what a look whether the lock was lost finds.
-            drop(hold);
-            let _ = ending.end(Ok(()));
-            return;
-        }
-        let Ok(runtime) = Handle::try_current() else {
-            let result = hold.held.release_now(&ending.target);
-            let _ = ending.end(result);
-            return;
-        };
-        match hold.held.release(&ending.target) {
-            Answer::Ready(result) => _ = ending.end(result),
-            Answer::Later(releasing) => {
-                let ending = ending.later();
-                drop(runtime.spawn(async move { _ = ending.end(releasing.await) }));
             }
         }
     }
@@ -218,7 +200,7 @@ impl Acquisition {
     }
 
     /// The held lock, and what is to be done once it is released; `None` in a forked child, which has nothing to release.
-    fn into_parts(self) -> Option<(Grip, Ending)> {
+    fn into_parts(self) -> Option<(Ending, Grip)> {
         let Self { target, turn, since, hold, is_loss_logged, .. } = self;
         if !hold.held.is_of_this_process() {
             // Another thread of the parent may have had any mutex at the fork. So nothing that takes one may run here.
@@ -226,7 +208,7 @@ impl Acquisition {
             return None;
         }
         let is_loss_logged = is_loss_logged.into_inner();
-        Some((hold, Ending { target, turn, since, is_loss_logged, is_later: false }))
+        Some((Ending { target, turn, since, is_loss_logged, releasing: None }, hold))
     }
 }
 
@@ -236,16 +218,16 @@ struct Ending {
     turn: Turn<Hold>,
     since: Instant,
     is_loss_logged: bool,
-    /// Whether the task that held the lock goes on while the lock is released.
-    is_later: bool,
+    /// While this is there, the task that held the lock goes on, and the lock is being released. It goes after the turn:
+    /// who waits for it then finds the turn free.
+    releasing: Option<Releasing<Hold>>,
 }
 
 impl Ending {
     /// The task does not hold the lock any more, but the turn is not free yet.
     fn later(mut self) -> Self {
         self.turn.set_free();
-        self.turn.slot().begin_release();
-        self.is_later = true;
+        self.releasing = Some(self.turn.begin_release());
         self
     }
 
@@ -259,10 +241,7 @@ impl Ending {
         if let Some(slice) = self.turn.time_slice() {
             slice.leave(Instant::now());
         }
-        match self.is_later {
-            true => self.turn.slot().end_release(),
-            false => self.turn.set_free(),
-        }
+        self.turn.set_free();
         match &result {
             Ok(()) => trace::released(&self.target, self.since),
             Err(LockError::Lost { .. }) if self.is_loss_logged => {}

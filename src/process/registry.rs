@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::sync::Notify;
+
 use super::hand_off::{self, HandOff};
 use super::moment::Moment;
 use super::queue::{Permit, Queue};
@@ -73,6 +75,8 @@ pub(super) struct Slot<T: Release> {
     readers: OnceLock<Arc<Readers<T>>>,
     /// How many releases are under way although their tasks have gone on.
     releasing: AtomicUsize,
+    /// One of them has ended.
+    has_released: Notify,
     /// The task that got the lock exclusively. Not kept if nobody would hear a warning.
     held_by: Mutex<Option<Worker>>,
     /// The last look. It is boxed, because nobody looks at most locks.
@@ -127,6 +131,7 @@ impl<T: Release> Slot<T> {
             held_since: Moment::default(),
             readers: OnceLock::new(),
             releasing: AtomicUsize::new(0),
+            has_released: Notify::new(),
             held_by: Mutex::default(),
             last_look: Mutex::default(),
             entry,
@@ -172,18 +177,18 @@ impl<T: Release> Slot<T> {
         self.hand_off.somebody_waits()
     }
 
-    /// A release goes on although its task has gone on.
-    pub(super) fn begin_release(&self) {
-        self.releasing.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub(super) fn end_release(&self) {
-        self.releasing.fetch_sub(1, Ordering::AcqRel);
-    }
-
-    /// Whether only such a release has the turn, so that the turn is soon free.
-    pub(super) fn is_being_released(&self) -> bool {
-        self.releasing.load(Ordering::Acquire) > 0 && !self.is_held() && !self.somebody_waits()
+    /// Waits while only a release, whose task has gone on, has the turn. Who has just dropped a guard can have the lock at
+    /// once.
+    pub(super) async fn released(&self) {
+        loop {
+            // Before the look: an end after it is noticed.
+            let has_released = self.has_released.notified();
+            let is_releasing = self.releasing.load(Ordering::SeqCst) > 0;
+            if !is_releasing || self.is_held() || self.somebody_waits() {
+                return;
+            }
+            has_released.await;
+        }
     }
 
     /// Offers a held lock to the next task, and gives up the turn; see [`HandOff::offer`].
@@ -347,11 +352,35 @@ impl<T: Release> Turn<T> {
         }
     }
 
+    /// The lock is being released, and the task does not wait for that.
+    pub(super) fn begin_release(&self) -> Releasing<T> {
+        self.slot.releasing.fetch_add(1, Ordering::SeqCst);
+        Releasing(Arc::clone(&self.slot))
+    }
+
     pub(super) fn set_free(&mut self) {
         match self.mode() {
             Mode::Shared => _ = self.reader.take().inspect(|&worker| self.slot.readers().leave(worker)),
             Mode::Exclusive => self.slot.held_since.clear(),
         }
+    }
+}
+
+/// Whatever ends a turn, also a panic or the end of a runtime: the task does not hold the lock any more.
+impl<T: Release> Drop for Turn<T> {
+    fn drop(&mut self) {
+        self.set_free();
+    }
+}
+
+/// A release that goes on although its task has gone on.
+#[derive(Debug)]
+pub(super) struct Releasing<T: Release>(Arc<Slot<T>>);
+
+impl<T: Release> Drop for Releasing<T> {
+    fn drop(&mut self) {
+        self.0.releasing.fetch_sub(1, Ordering::SeqCst);
+        self.0.has_released.notify_waiters();
     }
 }
 

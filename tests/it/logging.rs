@@ -445,6 +445,47 @@ async fn a_subscriber_that_panics_at_a_drop_leaves_the_lock_free() {
     .await;
 }
 
+/// The same where the question whether anybody listens panics.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_subscriber_that_panics_when_a_drop_asks_for_it_leaves_the_lock_free() {
+    if !in_own_process("logging::a_subscriber_that_panics_when_a_drop_asks_for_it_leaves_the_lock_free") {
+        return;
+    }
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static IS_DROP: AtomicBool = AtomicBool::new(false);
+    struct Panicker;
+    impl<S: Subscriber> Layer<S> for Panicker {
+        fn register_callsite(&self, _metadata: &'static tracing::Metadata<'static>) -> tracing::subscriber::Interest {
+            tracing::subscriber::Interest::sometimes()
+        }
+
+        fn enabled(&self, _metadata: &tracing::Metadata<'_>, _context: Context<'_, S>) -> bool {
+            if IS_DROP.load(Ordering::SeqCst) {
+                panic!("the subscriber panics on purpose: this is part of the test");
+            }
+            false
+        }
+    }
+    let _listening = tracing::subscriber::set_default(tracing_subscriber::registry().with(Panicker));
+    crate::support::each_kind(|lock, same| async move {
+        for somebody_waits in [false, true] {
+            let guard = take(&lock).await;
+            let mut next = Box::pin(same.obtain());
+            if somebody_waits {
+                assert!(!crate::support::poll_once(next.as_mut()).await);
+            }
+            IS_DROP.store(true, Ordering::SeqCst);
+            let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(guard)));
+            IS_DROP.store(false, Ordering::SeqCst);
+            assert!(dropped.is_err(), "nobody was asked");
+            assert!(!lock.locked(), "it counts as held");
+            assert!(next.await.unwrap().is_held());
+        }
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn only_a_task_that_waits_for_its_own_lock_gets_a_warning() {
     if !in_own_process("logging::only_a_task_that_waits_for_its_own_lock_gets_a_warning") {
