@@ -73,6 +73,8 @@ impl LockGuard {
 
     /// Resolves when this guard has lost the lock: somebody has removed or replaced the file, or the server has ended
     /// the session or does not answer in time. It never resolves otherwise.
+    /// A lock on a server is lost at the latest when its lease ends. The task that awaits this looks at a clock for that,
+    /// so nothing but its own runtime can delay the news.
     ///
     /// The caller must still drop or release the guard after that.
     ///

@@ -6,6 +6,7 @@ use tokio::runtime::Builder;
 use tokio_lockfile::LockFile;
 
 use crate::cluster::Cluster;
+use crate::stopped_driver;
 use crate::support::{HANG, Holder, in_own_process, poll_once, take};
 
 /// Longer than the lease of [`Cluster::url`].
@@ -178,5 +179,14 @@ fn an_attempt_right_after_a_drop_waits_for_the_release() {
     for round in 0..50 {
         let guard = runtime.block_on(take(&locks[round / 2 % 2]));
         drop(guard);
+    }
+}
+
+#[test]
+fn a_stopped_driver_is_a_loss_in_time() {
+    if in_own_process("lifetimes::a_stopped_driver_is_a_loss_in_time") {
+        let cluster = Cluster::of(1);
+        let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(stopped_driver::is_a_loss_in_time(["x", "y"].map(|name| cluster.lock(name))));
     }
 }

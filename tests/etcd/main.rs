@@ -15,6 +15,8 @@ mod transit;
 
 #[path = "../servers/last_held.rs"]
 mod last_held;
+#[path = "../servers/stopped_driver.rs"]
+mod stopped_driver;
 #[path = "../servers/whole_log.rs"]
 mod whole_log;
 

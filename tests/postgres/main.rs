@@ -19,6 +19,8 @@ mod server;
 mod sessions;
 #[path = "../it/shared.rs"]
 mod shared;
+#[path = "../servers/stopped_driver.rs"]
+mod stopped_driver;
 #[path = "../it/support.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support;

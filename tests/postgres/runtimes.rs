@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 
 use crate::server::{Server, sessions, until};
+use crate::stopped_driver;
 use crate::support::{HANG, Holder, in_own_process, take};
 
 /// Longer than the lease of these locks.
@@ -102,6 +103,15 @@ fn an_attempt_right_after_a_drop_waits_for_the_unlock() {
         take(lock).await.release().await.unwrap();
         until(&server.client().await, &sessions("right_after", true), "0").await;
     });
+}
+
+#[test]
+fn a_stopped_driver_is_a_loss_in_time() {
+    if in_own_process("runtimes::a_stopped_driver_is_a_loss_in_time") {
+        let server = Server::shared();
+        let locks = ["lock=stopped_driver&ttl=2s", "lock=stopped_driver_2&ttl=2s"].map(|lock| server.lock(lock));
+        Runtime::new().unwrap().block_on(stopped_driver::is_a_loss_in_time(locks));
+    }
 }
 
 /// There is no room for the stack of another thread.

@@ -5,7 +5,7 @@ use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::failure::Failure;
@@ -13,6 +13,7 @@ use super::place::Place;
 use super::session::Session;
 use crate::engine::contract::{Answer, BoxFuture, Held};
 use crate::engine::server::driver;
+use crate::engine::server::loss::{self, Loss, LossSender};
 use crate::sys::process::Owner;
 use crate::words::error::{LockError, LostReason};
 use crate::words::target::Target;
@@ -32,7 +33,7 @@ const SHORT: Duration = Duration::from_millis(10);
 /// What a forked child must not touch, not even by dropping it.
 struct Parts {
     session: Arc<Session>,
-    lost: watch::Receiver<Option<LostReason>>,
+    loss: Loss,
     /// Asks the job to delete the key, and to answer here. Dropping it asks too.
     release: oneshot::Sender<oneshot::Sender<Released>>,
 }
@@ -41,45 +42,35 @@ impl EtcdHeld {
     /// Fails if no thread can be started for the job. Then the session deletes the key.
     pub(super) fn new(place: Place, tells_since: bool) -> Result<Self, Failure> {
         let (release, asked) = oneshot::channel();
-        let (sender, lost) = watch::channel(None);
         let (session, token) = (Arc::clone(place.session()), place.token());
-        let job = Job { place, tells_since, asked, lost: sender };
+        let (lost, loss) = loss::channel(Arc::clone(&session.lease));
+        let job = Job { lost, place, tells_since, asked };
         driver::spawn(job.keep()).map_err(|error| {
             session.set_in_doubt();
             Failure::not_sent(error)
         })?;
-        Ok(Self { parts: Some(Parts { session, lost, release }), token, owner: Owner::this_process() })
+        Ok(Self { parts: Some(Parts { session, loss, release }), token, owner: Owner::this_process() })
     }
 
     fn parts(&self) -> &Parts {
         self.parts.as_ref().expect("only a release takes them")
     }
 
-    fn check_here(&self) -> Result<(), LostReason> {
-        let Parts { session, lost, .. } = self.parts();
-        match *lost.borrow() {
-            Some(reason) => Err(reason),
-            None if session.lease.is_alive() => Ok(()),
-            None => Err(LostReason::Expired),
-        }
-    }
-
-    /// Asks for the release. The answer comes later.
-    fn begin_release(mut self) -> oneshot::Receiver<Released> {
+    /// Asks for the release. The answer comes later; the reason of the loss if the lock is lost before.
+    fn begin_release(mut self) -> impl Future<Output = Result<Released, LostReason>> + Send + use<> {
+        let Parts { loss, release, .. } = self.parts.take().expect("a lock is released once");
         let (answer, released) = oneshot::channel();
-        if let Some(parts) = self.parts.take() {
-            drop(parts.release.send(answer));
-        }
-        released
+        drop(release.send(answer));
+        loss.before(released)
     }
 }
 
 /// Keeps a place until it is released.
 struct Job {
+    lost: LossSender,
     place: Place,
     tells_since: bool,
     asked: oneshot::Receiver<oneshot::Sender<Released>>,
-    lost: watch::Sender<Option<LostReason>>,
 }
 
 impl Job {
@@ -88,7 +79,7 @@ impl Job {
             biased;
             asked = &mut self.asked => asked,
             reason = watch_for_loss(&self.place, self.tells_since) => {
-                self.lost.send_replace(Some(reason));
+                self.lost.send(reason);
                 self.asked.await
             }
         };
@@ -128,18 +119,11 @@ impl fmt::Debug for EtcdHeld {
 
 impl Held for EtcdHeld {
     fn check(&self, _target: &Target) -> Result<(), LostReason> {
-        self.check_here()
+        self.parts().loss.check()
     }
 
     fn lost<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, LostReason> {
-        let mut lost = self.parts().lost.clone();
-        Box::pin(async move {
-            match lost.wait_for(Option::is_some).await.map(|reason| *reason) {
-                Ok(Some(reason)) => reason,
-                // The driver's job has panicked, so nobody watches the key any more.
-                Ok(None) | Err(_) => LostReason::Disconnected,
-            }
-        })
+        Box::pin(self.parts().loss.wait())
     }
 
     fn is_of_this_process(&self) -> bool {
@@ -151,7 +135,7 @@ impl Held for EtcdHeld {
     }
 
     fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
-        let lost = self.check_here();
+        let lost = self.parts().loss.check();
         let session = Arc::clone(&self.parts().session);
         let released = self.begin_release();
         if let Err(reason) = lost {
@@ -159,11 +143,12 @@ impl Held for EtcdHeld {
         }
         let target = target.clone();
         Answer::Later(Box::pin(async move {
-            let reason = match released.await.unwrap_or_else(|_| Err(Failure::not_sent(driver::panicked()))) {
-                Ok(true) => return Ok(()),
-                Ok(false) => LostReason::Removed,
-                Err(failure) if session.lease.is_alive() => return Err(failure.into_error(&target, "release")),
-                Err(_) => LostReason::Expired,
+            let reason = match released.await {
+                Ok(Ok(true)) => return Ok(()),
+                Ok(Ok(false)) => LostReason::Removed,
+                Ok(Err(failure)) if session.lease.is_alive() => return Err(failure.into_error(&target, "release")),
+                Ok(Err(_)) => LostReason::Expired,
+                Err(reason) => reason,
             };
             Err(LockError::lost(&target.path, reason))
         }))
@@ -171,7 +156,7 @@ impl Held for EtcdHeld {
 
     /// The key is deleted a moment later.
     fn release_now(self: Box<Self>, target: &Target) -> Result<(), LockError> {
-        let lost = self.check_here();
+        let lost = self.parts().loss.check();
         drop(self);
         lost.map_err(|reason| LockError::lost(&target.path, reason))
     }

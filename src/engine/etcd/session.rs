@@ -27,7 +27,7 @@ pub(super) struct Sessions {
 /// A lease, and the task that keeps it.
 pub(super) struct Session {
     pub(super) id: i64,
-    pub(super) lease: Lease,
+    pub(super) lease: Arc<Lease>,
     /// A key that this process may read. It need not be there.
     key: Vec<u8>,
     /// Between two beats.
@@ -68,7 +68,7 @@ impl Session {
         let ttl = Duration::from_secs(granted.value.ttl.unsigned_abs());
         Ok(Arc::new(Self {
             id: granted.value.id,
-            lease: Lease::new(ttl, granted.sent),
+            lease: Arc::new(Lease::new(ttl, granted.sent)),
             key: keys::key(name, granted.value.id),
             interval: ttl / 3,
             is_in_use: AtomicBool::new(true),

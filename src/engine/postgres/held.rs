@@ -3,7 +3,7 @@
 use std::mem;
 use std::sync::Arc;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 use super::config::LockNumber;
 use super::failure::Failure;
@@ -13,6 +13,7 @@ use super::token;
 use crate::engine::contract::{Answer, BoxFuture, Held};
 use crate::engine::server::driver;
 use crate::engine::server::lease::Lease;
+use crate::engine::server::loss::{self, Loss, LossSender};
 use crate::sys::process::Owner;
 use crate::words::error::{LockError, LostReason};
 use crate::words::mode::Mode;
@@ -23,7 +24,6 @@ pub(super) struct PostgresHeld {
     /// `None` once the release has begun.
     parts: Option<Parts>,
     token: Option<u64>,
-    lease: Arc<Lease>,
     owner: Owner,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct PostgresHeld {
 struct Parts {
     server: Arc<Server>,
     key: i64,
-    lost: watch::Receiver<Option<LostReason>>,
+    loss: Loss,
     order: oneshot::Sender<Order>,
 }
 
@@ -76,34 +76,27 @@ impl PostgresHeld {
     pub(super) fn new(server: &Arc<Server>, session: Session, lock: LockNumber, mode: Mode, grant: &str) -> Self {
         let lease = Arc::new(Lease::new(server.settings.ttl, session.sent()));
         let (order, ordered) = oneshot::channel();
-        let (is_lost, lost) = watch::channel(None);
+        let (lost, loss) = loss::channel(Arc::clone(&lease));
         let server = Arc::clone(server);
-        let keeper = Keeper { server: Arc::clone(&server), session, lock, mode, lease: Arc::clone(&lease), is_lost };
-        let parts = Parts { server, key: lock.key, lost, order };
+        let keeper = Keeper { lost, server: Arc::clone(&server), session, lock, mode, lease };
+        let parts = Parts { server, key: lock.key, loss, order };
         // On the driver's own thread, this cannot fail. If it failed, the keeper would be dropped: a lost lock.
         let _ = driver::spawn(keeper.keep(ordered));
-        Self { parts: Some(parts), token: token::parse(grant), lease, owner: Owner::this_process() }
+        Self { parts: Some(parts), token: token::parse(grant), owner: Owner::this_process() }
     }
 
     /// Sends the order to release before this returns.
     fn begin_release(&mut self) -> impl Future<Output = Result<(), Unreleased>> + Send + use<> {
-        let parts = self.parts.take().map(|Parts { server, key, lost, order }| {
-            server.begin_release(key);
-            let (released, answer) = oneshot::channel();
-            // A keeper that has lost the lock has ended, and the order is dropped.
-            drop(order.send(Order { released, _releasing: Releasing { server, key } }));
-            (answer, lost)
-        });
-        async move {
-            let (answer, lost) = parts.expect("a lock is released once");
-            let reason = move || lost.borrow().unwrap_or(LostReason::Disconnected);
-            answer.await.unwrap_or_else(|_| Err(Unreleased::Lost(reason())))
-        }
+        let Parts { server, key, loss, order } = self.parts.take().expect("a lock is released once");
+        server.begin_release(key);
+        let (released, answer) = oneshot::channel();
+        // A keeper that has lost the lock has ended, and the order is dropped.
+        drop(order.send(Order { released, _releasing: Releasing { server, key } }));
+        async move { loss.before(answer).await.unwrap_or_else(|reason| Err(Unreleased::Lost(reason))) }
     }
 
-    fn why_lost(&self) -> Option<LostReason> {
-        let lost = self.parts.as_ref().and_then(|parts| *parts.lost.borrow());
-        lost.or_else(|| (!self.lease.is_alive()).then_some(LostReason::Expired))
+    fn loss(&self) -> &Loss {
+        &self.parts.as_ref().expect("only a release takes them").loss
     }
 }
 
@@ -120,19 +113,11 @@ impl Drop for PostgresHeld {
 
 impl Held for PostgresHeld {
     fn check(&self, _target: &Target) -> Result<(), LostReason> {
-        self.why_lost().map_or(Ok(()), Err)
+        self.loss().check()
     }
 
     fn lost<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, LostReason> {
-        let lost = self.parts.as_ref().map(|parts| parts.lost.clone());
-        Box::pin(async move {
-            let Some(mut lost) = lost else { return std::future::pending().await };
-            match lost.wait_for(Option::is_some).await.map(|reason| *reason) {
-                Ok(reason) => reason.expect("it was waited for"),
-                // The keeper has panicked.
-                Err(_) => LostReason::Disconnected,
-            }
-        })
+        Box::pin(self.loss().wait())
     }
 
     fn is_of_this_process(&self) -> bool {
@@ -151,9 +136,9 @@ impl Held for PostgresHeld {
 
     /// This can only send the order. It does not hear of a failure of the keeper.
     fn release_now(mut self: Box<Self>, target: &Target) -> Result<(), LockError> {
-        let lost = self.why_lost();
+        let lost = self.loss().check();
         drop(self.begin_release());
-        lost.map_or(Ok(()), |reason| Err(LockError::lost(&target.path, reason)))
+        lost.map_err(|reason| LockError::lost(&target.path, reason))
     }
 
     fn token(&self) -> Option<u64> {
@@ -164,12 +149,12 @@ impl Held for PostgresHeld {
 /// The job that has the session of a held lock.
 #[derive(Debug)]
 struct Keeper {
+    lost: LossSender,
     server: Arc<Server>,
     session: Session,
     lock: LockNumber,
     mode: Mode,
     lease: Arc<Lease>,
-    is_lost: watch::Sender<Option<LostReason>>,
 }
 
 impl Keeper {
@@ -191,9 +176,7 @@ impl Keeper {
                 },
             };
             if let Err(reason) = kept {
-                self.lease.end();
-                self.is_lost.send_replace(Some(reason));
-                return;
+                return self.lost.send(reason);
             }
         }
     }
@@ -212,7 +195,6 @@ impl Keeper {
 
     async fn release(mut self, order: Option<Order>) {
         let released = self.unlock().await;
-        self.lease.end();
         if matches!(released, Ok(())) {
             self.server.keep_warm(self.session);
         }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::sys;
+use crate::util::timer;
 
 /// A moment on the clock of leases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,12 +64,16 @@ impl Lease {
         self.left().is_some()
     }
 
-    /// Resolves when the lease has run out. To be polled by the driver, whose clock nobody pauses.
+    /// Resolves when the lease has run out, in whatever runtime polls this. The timer only says when to look again: under a
+    /// paused clock of Tokio, the lease lasts as long as ever.
+    ///
+    /// # Panics
+    /// Where a runtime has no timers.
     pub(crate) async fn expired(&self) {
         // Timers stand still while the machine is suspended. So no sleep is long.
         let longest = self.ttl / 10;
         while let Some(left) = self.left() {
-            tokio::time::sleep(left.min(longest)).await;
+            timer::sleep(left.min(longest)).await;
         }
     }
 }

@@ -2,6 +2,7 @@
 
 pub(super) mod driver;
 pub(super) mod lease;
+pub(super) mod loss;
 pub(super) mod offer;
 pub(super) mod socket;
 pub(super) mod span;

@@ -1,0 +1,61 @@
+//! The thread that talks to the server stands still, and the holder hears of the loss all the same.
+
+use std::fs;
+use std::future::pending;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use tokio::time::timeout;
+use tokio_lockfile::{LockError, LockFile, LostReason};
+
+use crate::support::{HANG, take};
+
+/// For two locks with short leases, in a process of their own.
+pub(crate) async fn is_a_loss_in_time([lock, other]: [LockFile; 2]) {
+    let (guard, at_work) = (take(&lock).await, take(&other).await);
+    let stopped = StoppedDriver::new();
+    let (reason, run) = tokio::join!(timeout(HANG, guard.lost()), timeout(HANG, at_work.run(pending::<()>())));
+    assert_eq!(reason.expect("nobody hears of the loss"), LostReason::Expired);
+    assert!(!guard.is_held());
+    let run = run.expect("the work goes on").unwrap_err();
+    assert!(matches!(run, LockError::Lost { reason: LostReason::Expired, .. }), "{run}");
+    let release = timeout(HANG, guard.release()).await.expect("the release hangs").unwrap_err();
+    assert!(matches!(release, LockError::Lost { reason: LostReason::Expired, .. }), "{release}");
+    drop(stopped);
+    for lock in [lock, other] {
+        timeout(HANG, lock.obtain()).await.expect("hangs").unwrap().release().await.unwrap();
+    }
+}
+
+/// The driver's thread of this process stands still while this exists: strace(1) delays its next wait for events.
+struct StoppedDriver(Child);
+
+impl StoppedDriver {
+    fn new() -> Self {
+        let is_driver =
+            |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm")).unwrap() == "lockfile-driver\n";
+        let driver = fs::read_dir("/proc/self/task").unwrap().map(Result::unwrap).find(is_driver).expect("it runs");
+        let mut strace = Command::new("strace");
+        strace.args([
+            "-e",
+            "trace=epoll_wait,epoll_pwait",
+            "-e",
+            "inject=epoll_wait,epoll_pwait:delay_enter=600000000",
+        ]);
+        strace.arg("-p").arg(driver.file_name()).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut strace = strace.spawn().expect("strace is installed");
+        let mut lines = BufReader::new(strace.stderr.take().unwrap()).lines();
+        let attached = lines.next().expect("strace attaches").unwrap();
+        assert!(attached.contains("attached"), "{attached}");
+        // Else strace would wait for a reader.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self(strace)
+    }
+}
+
+impl Drop for StoppedDriver {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
