@@ -45,7 +45,7 @@ pub(super) fn make(put: PutRequest) -> TxnRequest {
 pub(super) fn make_if_none_after(name: &str, revision: i64, put: PutRequest) -> TxnRequest {
     let (key, range_end) = range(name);
     let (result, target) = (CompareResult::Less.into(), CompareTarget::Create.into());
-    when(Compare { result, target, key, range_end, create_revision: Some(revision + 1) }, put)
+    when(Compare { result, target, key, range_end, create_revision: Some(revision.saturating_add(1)) }, put)
 }
 
 fn when(condition: Compare, put: PutRequest) -> TxnRequest {

@@ -194,7 +194,7 @@ impl Place {
             let Some(ahead) = found.find(|ahead| blocks(&ahead.value)) else { return Ok(()) };
             let watched: [&[u8]; 2] = [key, &ahead.key];
             tokio::select! {
-                deleted = self.claim.deletion(&watched, now + 1) => if deleted.is_err() {
+                deleted = self.claim.deletion(&watched, now.saturating_add(1)) => if deleted.is_err() {
                     sleep(PAUSE).await;
                 },
                 () = session.lease.expired() => return Err(Failure::place_lost()),
@@ -219,7 +219,7 @@ impl Place {
 
     async fn deleted(&self) {
         let (cluster, key) = (self.claim.cluster(), &self.claim.key);
-        let mut from = self.revision + 1;
+        let mut from = self.revision.saturating_add(1);
         while self.claim.deletion(&[key], from).await.is_err() {
             sleep(PAUSE).await;
             // The next watch may not begin where the last one did: that revision may be compacted by now.
@@ -227,7 +227,7 @@ impl Place {
                 if looked.kvs.first().is_none_or(|found| found.create_revision != self.revision) {
                     return;
                 }
-                from = revision(&looked) + 1;
+                from = revision(&looked).saturating_add(1);
             }
         }
     }
