@@ -1,5 +1,6 @@
 //! The only way to Tokio's blocking pool, and the way into Tokio for code that runs outside a runtime.
 
+use std::any::Any;
 use std::future::pending;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -89,10 +90,17 @@ fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<tokio::task::JoinHa
     catch_unwind(AssertUnwindSafe(|| tokio::task::spawn_blocking(job))).or_else(|panic| {
         drop(take(&work));
         match Handle::try_current() {
-            Ok(_) => Err(io::Error::other("the system starts no thread: the limit of processes is reached")),
+            Ok(_) => Err(no_thread(&*panic)),
             Err(_) => resume_unwind(panic),
         }
     })
+}
+
+/// Tokio tells the cause only in the text of its panic.
+fn no_thread(panic: &(dyn Any + Send)) -> io::Error {
+    let cause = panic.downcast_ref::<String>().and_then(|text| text.split_once(": "));
+    let cause = cause.map_or("is the limit of processes reached?", |(_, cause)| cause);
+    io::Error::other(format!("the system starts no thread: {cause}"))
 }
 
 /// Runs `work` on the blocking pool, where there is one, and does not wait for it. Elsewhere it runs here and now.
