@@ -1,5 +1,6 @@
 //! The example `with_lock`, as a user runs it. `cargo test` builds the examples before it runs the tests.
 #![cfg(unix)]
+#![expect(unsafe_code, reason = "only pre_exec can make a program's caller ignore a signal that no shell ignores")]
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -18,7 +19,8 @@ fn program() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join("examples/with_lock");
     let changed = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    let is_built = changed(&program) >= changed(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/with_lock.rs"));
+    let source = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/with_lock")).unwrap();
+    let is_built = source.flatten().all(|file| changed(&program) >= changed(&file.path()));
     assert!(is_built, "no present {program:?}: run `cargo build --example with_lock` first");
     program
 }
@@ -102,6 +104,9 @@ async fn its_exit_codes_are_those_of_flock() {
         (9, &["-w", "0.01", "-E", "9", &held, "true"]),
         (64, &[]),
         (64, &[&free]),
+        (64, &["--url-file", &free, "true"]),
+        (64, &["--url-env", "TOKIO_LOCKFILE_NO_SUCH_VARIABLE", "true"]),
+        (64, &["--url-file", &free, "--url-env", "PATH", "true"]),
         (64, &["--bogus", &free, "true"]),
         (64, &["-w", "soon", &free, "true"]),
         (64, &["nosuchlock:/x", "true"]),
@@ -182,6 +187,24 @@ async fn a_command_ignores_the_signals_that_its_caller_ignores() {
     assert_eq!(running.end().await, (0, String::new()));
 }
 
+/// As under some daemons. The kernel then keeps no exit code of a child.
+#[tokio::test]
+async fn the_exit_code_is_there_also_if_the_caller_ignores_the_ends_of_its_children() {
+    let dir = TempDir::new().unwrap();
+    for (code, script) in [(0, "exit 0"), (3, "exit 3"), (137, "kill -KILL $$")] {
+        let mut command = Command::new(program());
+        command.arg(dir.path().join("x")).args(["sh", "-c", script]);
+        // SAFETY: signal(2) is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| match libc::signal(libc::SIGCHLD, libc::SIG_IGN) {
+                libc::SIG_ERR => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            })
+        };
+        assert_eq!(Running::run(&mut command).end().await, (code, String::new()));
+    }
+}
+
 /// As when the output goes to a program that has ended.
 #[tokio::test]
 async fn nobody_need_read_what_it_says() {
@@ -223,6 +246,113 @@ async fn it_shows_no_password() {
         command.arg(std::ffi::OsStr::from_bytes(lock)).arg("true");
         let (code, said) = Running::run(&mut command).end().await;
         assert!(code == 64 && !said.contains("S3cretPw"), "{code}: {said}");
+    }
+}
+
+/// A URL without a server is enough to see what becomes of the password.
+const WITH_PASSWORD: &str = "postgres://app:S3cretPw@127.0.0.1:1/app?lock=x";
+
+#[tokio::test]
+async fn a_password_on_the_command_line_is_warned_of() {
+    let (_, said) = Running::with(&[WITH_PASSWORD, "true"]).end().await;
+    assert!(said.contains("warning: ps(1) shows") && !said.contains("S3cretPw"), "{said}");
+    let (_, said) = Running::with(&["postgres://app@127.0.0.1:1/app:a?lock=x:@y", "true"]).end().await;
+    assert!(!said.contains("warning"), "{said}");
+}
+
+#[tokio::test]
+async fn a_url_comes_from_a_file_that_others_cannot_read() {
+    let dir = TempDir::new().unwrap();
+    let (file, lock) = (dir.path().join("url"), LockFile::flock(dir.path().join("x.lock")).unwrap());
+    let file = file.to_str().unwrap();
+    let write = |url: &str, mode| {
+        std::fs::write(file, url).unwrap();
+        std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    write(&format!("{}\n", lock.url()), 0o644);
+    let mut running = Running::with(&["--url-file", file, "sh", "-c", "echo works; read line; exit 5"]);
+    assert_eq!(line(&mut running.stdout).await, "works");
+    assert!(lock.attempt().await.unwrap().is_none());
+    assert_eq!(running.end().await, (5, String::new()));
+
+    for (mode, is_refused) in [(0o644, true), (0o602, true), (0o660, true), (0o600, false)] {
+        write(WITH_PASSWORD, mode);
+        let (code, said) = Running::with(&["--url-file", file, "true"]).end().await;
+        assert!(code != 0 && !said.contains("S3cretPw") && !said.contains("warning"), "{code}: {said}");
+        assert_eq!(code == 64 && said.contains("chmod"), is_refused, "{mode:o}: {code}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_command_does_not_get_the_variable_with_the_url() {
+    let dir = TempDir::new().unwrap();
+    let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
+    let script = "echo ${APP_LOCK-none} $PGPASSWORD; read line";
+    let mut command = Command::new(program());
+    command.args(["--url-env", "APP_LOCK", "--", "sh", "-c", script]);
+    let mut running = Running::run(command.env("APP_LOCK", lock.url().to_string()).env("PGPASSWORD", "ours"));
+    assert_eq!(line(&mut running.stdout).await, "none ours");
+    assert!(lock.attempt().await.unwrap().is_none());
+    assert_eq!(running.end().await.1, "");
+
+    let (code, said) = Running::run(command.env("APP_LOCK", format!("{WITH_PASSWORD}&x=[")).arg("true")).end().await;
+    assert!(code == 64 && !said.contains("S3cretPw"), "{code}: {said}");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_command_has_no_file_of_its_lock_open_but_that_of_an_flock() {
+    let dir = TempDir::new().unwrap();
+    let [shlock, flock] = file_kinds(dir.path());
+    let path = flock.path().unwrap();
+    for (lock, option, expected) in [(&shlock, "--", vec![]), (&flock, "--", vec![path]), (&flock, "--close", vec![])] {
+        let url = lock.url().to_string();
+        let mut running = Running::with(&[&url, option, "sh", "-c", "echo $$; read line"]);
+        let pid = line(&mut running.stdout).await;
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        let files = files.map(|file| std::fs::read_link(file.path()).unwrap());
+        // Others come from whoever has started this test.
+        let files: Vec<PathBuf> = files
+            .filter(|file| file.starts_with(dir.path()) || file.to_string_lossy().starts_with("anon_inode:"))
+            .collect();
+        assert_eq!(files, expected, "{url} {option}");
+        running.end().await;
+    }
+}
+
+/// A process that a command has started, and that goes on.
+#[cfg(target_os = "linux")]
+const WITH_CHILD: &str = "exec 3<&0; sh -c 'echo works; read line <&3' & ";
+
+/// As with flock(1): nobody else begins while something of the killed run still works.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn an_flock_whose_holder_is_killed_is_held_until_what_its_command_has_started_ends() {
+    let dir = TempDir::new().unwrap();
+    let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
+    let url = lock.url().to_string();
+    for option in ["--", "--close"] {
+        let mut running = Running::with(&[&url, option, "sh", "-c", &format!("{WITH_CHILD} wait")]);
+        assert_eq!(line(&mut running.stdout).await, "works");
+        running.child.kill().await.unwrap();
+        let attempt = lock.attempt().await.unwrap();
+        assert_eq!(attempt.is_none(), option == "--", "{option}");
+        running.stdin.write_all(b"end\n").await.unwrap();
+        drop(attempt);
+        drop(in_time(lock.obtain()).await.unwrap());
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn what_a_command_leaves_behind_does_not_keep_its_lock() {
+    let dir = TempDir::new().unwrap();
+    for lock in file_kinds(dir.path()) {
+        let mut running = Running::start(&lock, WITH_CHILD);
+        assert_eq!(line(&mut running.stdout).await, "works");
+        assert!(in_time(running.child.wait()).await.unwrap().success());
+        drop(lock.attempt().await.unwrap().expect("it is still held"));
+        running.stdin.write_all(b"end\n").await.unwrap();
     }
 }
 

@@ -5,21 +5,20 @@
 //! cargo run --example with_lock -- --help
 //! ```
 
-use std::error::Error;
-use std::ffi::{OsStr, OsString};
+mod command;
+mod order;
+mod signals;
+
 use std::fmt::Display;
 use std::io::Write;
-use std::process::{ExitCode, ExitStatus};
+use std::process::ExitCode;
 use std::time::Duration;
-#[cfg(unix)]
-use std::{future::poll_fn, task::Poll};
 
-#[cfg(unix)]
-use rustix::process::Signal;
-use tokio::process::{Child, Command};
-#[cfg(unix)]
-use tokio::signal::unix::SignalKind;
+use tokio::process::Child;
 use tokio_lockfile::{LockError, LockFile, LockGuard};
+
+use order::Order;
+use signals::{Signal, Signals, send};
 
 const HELP: &str = "\
 Usage: with_lock [OPTIONS] LOCK [--] COMMAND [ARGUMENT...]
@@ -36,7 +35,16 @@ Options, also behind LOCK:
   -w, --timeout TIME  wait at most for TIME: 5, 0.5, 500ms, 5s, 2m, 1h
   -E, --conflict-exit-code N
                       exit code if the lock is not free in time (default 1)
+  -o, --close         COMMAND does not get the descriptor of an flock, see below
+  --url-file FILE     LOCK is the content of FILE
+  --url-env NAME      LOCK is the value of the variable NAME; COMMAND does not
+                      get this variable
   -h, --help          show this help
+
+All users can see the arguments of a program. So do not write a password there:
+use --url-file or --url-env. A file with a password must be closed to other
+users (chmod 600). COMMAND gets all variables but NAME, also those that a lock
+on a server reads, such as PGPASSWORD.
 
 Exit codes, as those of flock(1): that of COMMAND; 128 + n if signal n killed
 it; N if the lock is not free in time; 64 for wrong usage; 65, 66, 71 or 73 if
@@ -46,9 +54,12 @@ answer. 75 if the lock is lost: then COMMAND is stopped.
 COMMAND gets Ctrl-C from the terminal, as this program does. SIGTERM, SIGHUP,
 SIGUSR1 and SIGUSR2 are passed on to it, and SIGINT and SIGQUIT if they cannot
 come from the terminal. The lock is held until COMMAND has ended. Processes that
-COMMAND leaves behind do not count, and nobody stops them. If this program is
-killed, the lock is free, and on Linux COMMAND is killed too, unless it changes
-its user, as sudo(8) does.";
+COMMAND leaves behind do not count, and nobody stops them.
+
+If this program is killed, COMMAND is killed too on Linux, unless it changes its
+user, as sudo(8) does. What COMMAND has started goes on. On Unix an flock is then
+held until the last of these processes has ended, because they have inherited
+its descriptor. With --close, and for every other kind, the lock is free.";
 
 // The codes of sysexits.h that flock(1) uses.
 const WRONG_USAGE: u8 = 64;
@@ -62,22 +73,10 @@ const LOCK_LOST: u8 = 75;
 /// How long a command may take to end when its lock is lost.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-struct Order {
-    lock: LockFile,
-    limit: Duration,
-    conflict: u8,
-    command: Vec<OsString>,
-}
-
 // One thread: on Linux the command dies with the thread that has started it.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    #[cfg(target_os = "linux")]
-    if arguments.first().is_some_and(|argument| argument == under_lock::MARK) {
-        return under_lock::become_command(arguments.into_iter().skip(1));
-    }
-    let order = match parse(arguments.into_iter()) {
+    let order = match order::parse(std::env::args_os().skip(1)) {
         Ok(Some(order)) => order,
         Ok(None) => {
             let _ = writeln!(std::io::stdout(), "{HELP}");
@@ -90,9 +89,10 @@ async fn main() -> ExitCode {
         }
     };
     match obtain(&order).await {
-        Ok(guard) => run(guard, &order.command).await.into(),
+        Ok(guard) => run(guard, &order).await.into(),
         Err(error) => {
             say(&error);
+            say_why_nothing_starts();
             code_of(&error, order.conflict).into()
         }
     }
@@ -101,61 +101,6 @@ async fn main() -> ExitCode {
 fn say(text: impl Display) {
     // Nobody need read it. The command does not suffer by that.
     let _ = writeln!(std::io::stderr(), "with_lock: {text}");
-}
-
-/// `None` if the user asks for help.
-fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Option<Order>, Box<dyn Error>> {
-    let (mut name, mut is_shared, mut limit, mut conflict) = (None, false, Duration::MAX, 1);
-    let mut command: Vec<OsString> = Vec::new();
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().and_then(|value| value.into_string().ok()).ok_or("a value is missing");
-        match argument.to_str() {
-            Some("--") => break,
-            Some("-h" | "--help") => return Ok(None),
-            Some("-s" | "--shared") => is_shared = true,
-            Some("-n" | "--nonblock") => limit = Duration::ZERO,
-            Some("-w" | "--timeout") => limit = time(&value()?)?,
-            Some("-E" | "--conflict-exit-code") => conflict = value()?.parse()?,
-            Some(option) if option.starts_with('-') => return Err(format!("unknown option {option}").into()),
-            _ if name.is_none() => name = Some(argument),
-            _ => {
-                command.push(argument);
-                break;
-            }
-        }
-    }
-    command.extend(arguments);
-    let name = name.ok_or("no lock is given")?;
-    if command.is_empty() {
-        return Err("no command is given".into());
-    }
-    let lock = open(&name)?;
-    let lock = if is_shared { lock.shared()? } else { lock };
-    Ok(Some(Order { lock, limit, conflict, command }))
-}
-
-fn open(name: &OsStr) -> Result<LockFile, Box<dyn Error>> {
-    let text = name.to_string_lossy();
-    if text.starts_with(['/', '.']) || !text.contains(':') {
-        return Ok(LockFile::new(name)?);
-    }
-    // As a path it would be shown in errors, with the password that it may contain.
-    let url = name.to_str().ok_or("the URL is not UTF-8; write such bytes as %FF")?;
-    Ok(LockFile::open(url)?)
-}
-
-/// `5s`, `500ms`, `2m`, `1h`, or seconds without a unit.
-fn time(text: &str) -> Result<Duration, Box<dyn Error>> {
-    let unit = text.trim_start_matches(|char: char| char.is_ascii_digit() || char == '.');
-    let seconds = match unit {
-        "" | "s" => 1.0,
-        "ms" => 0.001,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(format!("{text:?} is not a time such as 5s or 500ms").into()),
-    };
-    let number: f64 = text[..text.len() - unit.len()].parse()?;
-    Ok(Duration::try_from_secs_f64(number * seconds)?)
 }
 
 /// Waits for the lock, and tells who holds it: at once, and then at growing intervals.
@@ -202,12 +147,14 @@ fn code_of(error: &LockError, conflict: u8) -> u8 {
 }
 
 /// Runs the command to its end, and releases the lock then.
-async fn run(guard: LockGuard, command: &[OsString]) -> u8 {
+async fn run(guard: LockGuard, order: &Order) -> u8 {
     let mut signals = Signals::catch();
-    let mut child = match start(command) {
+    let lock = guard.file().filter(|_| !order.is_closed);
+    let mut child = match command::start(order, lock) {
         Ok(child) => child,
         Err(error) => {
-            say(format_args!("cannot run {:?}: {error}", command[0]));
+            say(format_args!("cannot run {:?}: {error}", order.command[0]));
+            say_why_nothing_starts();
             return UNAVAILABLE;
         }
     };
@@ -223,10 +170,23 @@ async fn run(guard: LockGuard, command: &[OsString]) -> u8 {
         }
     };
     if let Err(error) = guard.release().await {
-        say(error);
-        return LOCK_LOST;
+        say(&error);
+        if matches!(error, LockError::Lost { .. }) {
+            return LOCK_LOST;
+        }
     }
-    ended.map_or(SYSTEM_ERROR, code_of_command)
+    match ended {
+        Ok(status) => command::exit_code(status).unwrap_or(SYSTEM_ERROR),
+        Err(error) => {
+            say(format_args!("cannot tell how the command has ended: {error}"));
+            SYSTEM_ERROR
+        }
+    }
+}
+
+/// Beside an error that need not come from there.
+fn say_why_nothing_starts() {
+    command::namespace_problem().into_iter().for_each(say);
 }
 
 async fn stop(child: &mut Child) {
@@ -234,145 +194,5 @@ async fn stop(child: &mut Child) {
     if tokio::time::timeout(PATIENCE, child.wait()).await.is_err() {
         say("it does not end; killing it");
         let _ = child.kill().await;
-    }
-}
-
-#[cfg(unix)]
-fn code_of_command(status: ExitStatus) -> u8 {
-    use std::os::unix::process::ExitStatusExt;
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(SYSTEM_ERROR)
-}
-
-#[cfg(not(unix))]
-fn code_of_command(status: ExitStatus) -> u8 {
-    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(SYSTEM_ERROR)
-}
-
-/// The signals that would end this program before its command, and those that are meant for the command.
-#[cfg(unix)]
-struct Signals(Vec<(Signal, tokio::signal::unix::Signal)>);
-
-#[cfg(unix)]
-impl Signals {
-    fn catch() -> Self {
-        let kinds = [Signal::INT, Signal::QUIT, Signal::HUP, Signal::USR1, Signal::USR2, Signal::TERM];
-        let ignored = ignored_signals();
-        let catch = |kind: Signal| {
-            let signal = tokio::signal::unix::signal(SignalKind::from_raw(kind.as_raw()));
-            (kind, signal.expect("the signal can be handled"))
-        };
-        // The command inherits what is ignored, as under nohup(1), but not what is caught.
-        Self(kinds.into_iter().filter(|kind| ignored >> (kind.as_raw() - 1) & 1 == 0).map(catch).collect())
-    }
-
-    /// The next one that the command does not get from the terminal.
-    async fn next(&mut self) -> Signal {
-        loop {
-            let signal = poll_fn(|context| {
-                for (kind, signal) in &mut self.0 {
-                    if signal.poll_recv(context).is_ready() {
-                        return Poll::Ready(*kind);
-                    }
-                }
-                Poll::Pending
-            })
-            .await;
-            let has_key = matches!(signal, Signal::INT | Signal::QUIT);
-            if !(has_key && is_in_foreground()) {
-                return signal;
-            }
-        }
-    }
-}
-
-/// A bit for each signal that this process ignores. Only Linux tells.
-#[cfg(unix)]
-fn ignored_signals() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-}
-
-/// Whether the keys of the terminal send their signals to this program, and so to its command.
-#[cfg(unix)]
-fn is_in_foreground() -> bool {
-    let group = std::fs::File::open("/dev/tty").ok().and_then(|tty| rustix::termios::tcgetpgrp(tty).ok());
-    group == Some(rustix::process::getpgrp())
-}
-
-#[cfg(unix)]
-fn send(child: &mut Child, signal: Signal) {
-    if let Some(pid) = child.id().and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
-        let _ = rustix::process::kill_process(pid, signal);
-    }
-}
-
-/// Windows has no signals that could be passed on.
-#[cfg(not(unix))]
-#[derive(Clone, Copy)]
-struct Signal;
-
-#[cfg(not(unix))]
-impl Signal {
-    const TERM: Self = Self;
-}
-
-#[cfg(not(unix))]
-struct Signals;
-
-#[cfg(not(unix))]
-impl Signals {
-    fn catch() -> Self {
-        // Ctrl-C reaches the command, and its end ends this program.
-        tokio::spawn(async { while tokio::signal::ctrl_c().await.is_ok() {} });
-        Self
-    }
-
-    async fn next(&mut self) -> Signal {
-        std::future::pending().await
-    }
-}
-
-#[cfg(not(unix))]
-fn send(child: &mut Child, Signal: Signal) {
-    let _ = child.start_kill();
-}
-
-#[cfg(not(target_os = "linux"))]
-fn start(command: &[OsString]) -> std::io::Result<Child> {
-    Command::new(&command[0]).args(&command[1..]).spawn()
-}
-
-#[cfg(target_os = "linux")]
-fn start(command: &[OsString]) -> std::io::Result<Child> {
-    let parent = std::process::id().to_string();
-    // Not the name of the file: that may be gone, or another version.
-    Command::new("/proc/self/exe").args([under_lock::MARK, &parent]).args(command).spawn()
-}
-
-/// This program once more, on its way to become the command: it asks the kernel to be killed when its parent dies.
-/// Otherwise the command would go on without the lock.
-#[cfg(target_os = "linux")]
-mod under_lock {
-    use std::ffi::OsString;
-    use std::os::unix::process::CommandExt;
-    use std::process::{Command, ExitCode};
-
-    use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
-
-    pub(crate) const MARK: &str = "--under-the-lock-of";
-
-    pub(crate) fn become_command(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
-        let parent = arguments.next().and_then(|pid| pid.into_string().ok()?.parse().ok()).and_then(Pid::from_raw);
-        let is_asked = set_parent_process_death_signal(Some(Signal::KILL)).is_ok();
-        let Some(program) = arguments.next() else { return super::WRONG_USAGE.into() };
-        if !is_asked || getppid() != parent {
-            super::say("the holder of the lock is gone");
-            return super::LOCK_LOST.into();
-        }
-        let error = Command::new(&program).args(arguments).exec();
-        super::say(format_args!("cannot run {program:?}: {error}"));
-        super::UNAVAILABLE.into()
     }
 }

@@ -6,7 +6,8 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal};
 
-use crate::{Peer, place};
+use crate::identity::{KINDS, url};
+use crate::{Peer, place, succeeds};
 
 /// `cargo test` has built the example.
 fn example() -> PathBuf {
@@ -81,4 +82,52 @@ fn the_keys_of_the_terminal_reach_the_command_once() {
     signal(Signal::TERM);
     assert_eq!(said.next().as_deref(), Some("got TERM"));
     assert!(terminal.wait().unwrap().success());
+}
+
+fn output(command: &mut Command) -> (Option<i32>, String) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn a_command_runs_where_proc_is_missing() {
+    for kind in KINDS {
+        let (_dir, path) = place();
+        let script = "umount --lazy /proc && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, "sh"]).arg(example()).arg(url(kind, &path));
+        assert_eq!(output(command.args(["sh", "-c", "exit 3"])), (Some(3), String::new()));
+    }
+}
+
+/// In such a namespace the first child becomes the init process, and no other one can be started after its end.
+#[test]
+fn unshare_without_a_fork_is_named_where_nothing_can_be_started() {
+    let (_dir, path) = place();
+    let unshare = |script: &str, kind: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "sh", "-c", script, "sh"]).arg(example()).arg(url(kind, &path));
+        output(command.args(["sh", "-c", "exit 3"]))
+    };
+    // The first child is the command.
+    assert_eq!(unshare("exec \"$@\"", "flockfile"), (Some(3), String::new()));
+    let (code, said) = unshare("/bin/true; exec \"$@\"", "flockfile");
+    assert!(code == Some(69) && said.contains("unshare --pid without --fork"), "{code:?}: {said}");
+    // A shlock on a disk needs a thread.
+    let (code, said) = unshare("exec \"$@\"", "shlockfile");
+    let is_told = said.contains("Invalid argument") && said.contains("unshare --pid without --fork");
+    assert!(code == Some(3) || (code == Some(66) && is_told), "{code:?}: {said}");
+}
+
+/// chattr(1) makes a directory from which no file can be removed.
+#[test]
+fn a_release_that_fails_is_told_and_leaves_the_exit_code_as_it_is() {
+    let (dir, path) = place();
+    for code in [0, 3] {
+        let script = format!("chattr +a '{}' && exit {code}", dir.path().display());
+        let ended = output(Command::new(example()).arg(&path).args(["sh", "-c", &script]));
+        assert!(succeeds(Command::new("chattr").arg("-a").arg(dir.path())));
+        let (ended, said) = ended;
+        assert!(ended == Some(code) && said.contains("Operation not permitted"), "{ended:?}: {said}");
+    }
 }

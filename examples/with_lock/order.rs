@@ -1,0 +1,154 @@
+//! What the command line asks for.
+
+use std::error::Error;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio_lockfile::LockFile;
+
+use super::say;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+pub(crate) struct Order {
+    pub(crate) lock: LockFile,
+    pub(crate) limit: Duration,
+    pub(crate) conflict: u8,
+    /// Whether the command gets no descriptor of the lock.
+    pub(crate) is_closed: bool,
+    pub(crate) command: Vec<OsString>,
+    /// The variable that the command does not get.
+    pub(crate) own_variable: Option<OsString>,
+}
+
+/// Where the name of the lock is.
+enum Source {
+    Argument(OsString),
+    File(PathBuf),
+    Variable(OsString),
+}
+
+/// `None` if the user asks for help.
+pub(crate) fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Option<Order>> {
+    let (mut is_shared, mut is_closed, mut limit, mut conflict) = (false, false, Duration::MAX, 1);
+    let mut sources = Vec::new();
+    let mut command: Vec<OsString> = Vec::new();
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or("a value is missing");
+        let text = |value: OsString| value.into_string().map_err(|_| "a value is not UTF-8");
+        match argument.to_str() {
+            Some("--") => break,
+            Some("-h" | "--help") => return Ok(None),
+            Some("-s" | "--shared") => is_shared = true,
+            Some("-o" | "--close") => is_closed = true,
+            Some("-n" | "--nonblock") => limit = Duration::ZERO,
+            Some("-w" | "--timeout") => limit = time(&text(value()?)?)?,
+            Some("-E" | "--conflict-exit-code") => conflict = text(value()?)?.parse()?,
+            Some("--url-file") => sources.push(Source::File(value()?.into())),
+            Some("--url-env") => sources.push(Source::Variable(value()?)),
+            Some(option) if option.starts_with('-') => {
+                // Behind the name there may be a password.
+                let name = option.split('=').next().unwrap_or_default();
+                return Err(format!("unknown option {name}").into());
+            }
+            _ if sources.is_empty() => sources.push(Source::Argument(argument)),
+            _ => {
+                command.push(argument);
+                break;
+            }
+        }
+    }
+    command.extend(arguments);
+    let source = match <[Source; 1]>::try_from(sources) {
+        Ok([source]) => source,
+        Err(sources) if sources.is_empty() => return Err("no lock is given".into()),
+        Err(_) => return Err("more than one lock is given".into()),
+    };
+    if command.is_empty() {
+        return Err("no command is given".into());
+    }
+    let lock = open(&source.name()?)?;
+    let lock = if is_shared { lock.shared()? } else { lock };
+    let own_variable = match source {
+        Source::Variable(name) => Some(name),
+        _ => None,
+    };
+    Ok(Some(Order { lock, limit, conflict, is_closed, command, own_variable }))
+}
+
+impl Source {
+    fn name(&self) -> Result<OsString> {
+        match self {
+            Self::Argument(name) => {
+                if name.to_str().is_some_and(has_password) {
+                    say("warning: ps(1) shows all users the password on this command line; see --url-file");
+                }
+                Ok(name.clone())
+            }
+            Self::File(path) => {
+                let name = read(path).map_err(|error| format!("cannot take a lock's URL from {path:?}: {error}"))?;
+                Ok(name.trim().into())
+            }
+            // Not `env::var`, whose error shows the value.
+            Self::Variable(name) => std::env::var_os(name).ok_or(format!("there is no variable {name:?}").into()),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    let mut file = File::open(path)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    if has_password(&text) && is_open_to_others(&file)? {
+        return Err("it has a password, and other users may read it; chmod it to 600".into());
+    }
+    Ok(text)
+}
+
+/// The rule of libpq for the file of a private key: only its owner has access and, if that is root, a group for reading.
+#[cfg(unix)]
+fn is_open_to_others(file: &File) -> std::io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let found = file.metadata()?;
+    let forbidden = if found.uid() == 0 { 0o037 } else { 0o077 };
+    Ok(found.mode() & forbidden != 0)
+}
+
+/// Windows has no such bits.
+#[cfg(not(unix))]
+fn is_open_to_others(_file: &File) -> std::io::Result<bool> {
+    Ok(false)
+}
+
+/// Whether a URL has one. A path has no `//` behind a colon, and no user behind that.
+fn has_password(url: &str) -> bool {
+    let authority = url.split_once("://").and_then(|(_, rest)| rest.split(['/', '?']).next());
+    authority.and_then(|authority| authority.rsplit_once('@')).is_some_and(|(user, _host)| user.contains(':'))
+}
+
+fn open(name: &OsStr) -> Result<LockFile> {
+    let text = name.to_string_lossy();
+    if text.starts_with(['/', '.']) || !text.contains(':') {
+        return Ok(LockFile::new(name)?);
+    }
+    // As a path it would be shown in errors, with the password that it may contain.
+    let url = name.to_str().ok_or("the URL is not UTF-8; write such bytes as %FF")?;
+    Ok(LockFile::open(url)?)
+}
+
+/// `5s`, `500ms`, `2m`, `1h`, or seconds without a unit.
+fn time(text: &str) -> Result<Duration> {
+    let unit = text.trim_start_matches(|char: char| char.is_ascii_digit() || char == '.');
+    let seconds = match unit {
+        "" | "s" => 1.0,
+        "ms" => 0.001,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("{text:?} is not a time such as 5s or 500ms").into()),
+    };
+    let number: f64 = text[..text.len() - unit.len()].parse()?;
+    Ok(Duration::try_from_secs_f64(number * seconds)?)
+}
