@@ -91,7 +91,7 @@ impl LockFileBuilder {
     }
 
     /// Sets whether waits only poll, even if the system can report changes of the lock file. The default is `false`. Use
-    /// this for file systems whose events are not reliable.
+    /// this for file systems whose events are not reliable. A guard then notices a loss only within a second.
     pub fn poll_only(&mut self, yes: bool) -> &mut Self {
         self.options.poll_only = yes;
         self

@@ -76,6 +76,9 @@ impl LockGuard {
     /// A lock on a server is lost at the latest when its lease ends. The task that awaits this looks at a clock for that,
     /// so nothing but its own runtime can delay the news.
     ///
+    /// The loss of a file is noticed within milliseconds on Linux and a local file system, and within a second
+    /// elsewhere, see [the guide](crate::guide#releasing-and-losing).
+    ///
     /// The caller must still drop or release the guard after that.
     ///
     /// # Cancel safety

@@ -66,6 +66,7 @@
 //! | DEBUG released | `held_ms` |
 //! | WARN lost the lock while it was held | `held_ms`, `reason` |
 //! | WARN the lock could not be released properly | `error` |
+//! | WARN no events from inotify: once for the process, without `path` | `error` |
 //!
 //! A [`Singleton`] adds these:
 //!

@@ -18,6 +18,9 @@ const TARGET: &str = "tokio_lockfile";
 
 const OBTAIN: &str = "obtain";
 
+/// The number of this error is the same on every Linux.
+const EMFILE: i32 = 24;
+
 /// Around a wait.
 pub(crate) fn obtain_span(target: &Target) -> Span {
     debug_span!(target: TARGET, OBTAIN, path = %Escaped(&*target.path), kind = %target.kind)
@@ -77,6 +80,23 @@ pub(crate) fn record_lock(target: &Target, pid: u32) {
         path = path(target),
         holder.pid = pid,
         "another process has a record lock (fcntl) on the lock file, which does not exclude this lock",
+    );
+}
+
+/// Once for the whole process. inotify(7) names the limits.
+#[allow(dead_code, reason = "only Linux has such events")]
+pub(crate) fn no_events(error: &std::io::Error) {
+    let what_to_do = match error.kind() {
+        std::io::ErrorKind::StorageFull => "; the sysctl fs.inotify.max_user_watches may be too small",
+        _ if error.raw_os_error() == Some(EMFILE) => {
+            "; the sysctl fs.inotify.max_user_instances or the limit of open files (ulimit -n) may be too small"
+        }
+        _ => "",
+    };
+    warn!(
+        target: TARGET,
+        %error,
+        "no events from inotify: waits poll, and the loss of a lock is noticed only within a second{what_to_do}",
     );
 }
 

@@ -363,3 +363,35 @@ async fn no_descriptors_left() {
         assert!(!dir.path().join("shlockfile").exists());
     }
 }
+
+const WATCHING: &str = "TOKIO_LOCKFILE_TEST_WATCHING";
+
+/// Not a real test: another process runs this. It holds locks in a directory, and waits for their loss for a while.
+#[tokio::test]
+async fn wait_for_losses_for_parent() {
+    let Some(dir) = std::env::var_os(WATCHING) else { return };
+    let mut holders = tokio::task::JoinSet::new();
+    for number in 0..20 {
+        let guard = take(&LockFile::flock(Path::new(&dir).join(number.to_string())).unwrap()).await;
+        holders.spawn(async move { guard.lost().await });
+    }
+    assert!(tokio::time::timeout(Duration::from_secs(2), holders.join_next()).await.is_err());
+}
+
+/// As where the instances of a user are used up, or the watches.
+#[test]
+fn events_that_are_refused_are_not_asked_for_again_and_again() {
+    for (call, error) in [("inotify_init1", "EMFILE"), ("inotify_add_watch", "ENOSPC")] {
+        let dir = TempDir::new().unwrap();
+        let trace = dir.path().join("trace");
+        let began = std::time::Instant::now();
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-e", &format!("trace={call}"), "-e", &format!("inject={call}:error={error}"), "-o"]);
+        strace.arg(&trace).arg(std::env::current_exe().unwrap());
+        strace.args(["faults::wait_for_losses_for_parent", "--exact"]).env(WATCHING, dir.path());
+        assert!(succeeds(&mut strace));
+        let refused = std::fs::read_to_string(&trace).unwrap().matches("INJECTED").count();
+        let most = 1 + began.elapsed().as_secs() as usize / 2;
+        assert!((1..=most).contains(&refused), "{refused} calls of {call} in {:?}", began.elapsed());
+    }
+}

@@ -249,6 +249,55 @@ async fn a_loss_is_logged_once_when_it_is_noticed() {
     .await;
 }
 
+/// No descriptor is left for inotify, as where the instances of a user are used up.
+#[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
+#[tokio::test]
+async fn that_events_are_refused_is_logged_once_and_they_come_back() {
+    use crate::support::{HANG, poll_once};
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use std::os::fd::AsRawFd;
+
+    if !in_own_process("logging::that_events_are_refused_is_logged_once_and_they_come_back") {
+        return;
+    }
+    let has_inotify = || {
+        let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        descriptors
+            .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+            .any(|file| file.ends_with("anon_inode:inotify"))
+    };
+    let dir = tempfile::TempDir::new().unwrap();
+    let mut guards = Vec::new();
+    for name in ["1", "2", "3"] {
+        guards.push(take(&LockFile::native(dir.path().join(name)).unwrap()).await);
+    }
+    let limit = getrlimit(Resource::Nofile);
+    let first_free = std::fs::File::open("/").unwrap().as_raw_fd();
+    setrlimit(Resource::Nofile, Rlimit { current: Some(first_free as u64), ..limit }).unwrap();
+    let (recorder, _listening) = Recorder::listen();
+    for guard in &guards[..2] {
+        let mut lost = Box::pin(guard.lost());
+        assert!(!poll_once(lost.as_mut()).await);
+        std::fs::remove_file(guard.path().unwrap()).unwrap();
+        lost.await;
+    }
+    let warning = recorder.only("inotify");
+    assert_eq!((warning.level, &*warning.fields["error"]), (Level::WARN, "Too many open files (os error 24)"));
+    assert!(warning.fields["message"].contains("fs.inotify.max_user_instances"), "{warning:?}");
+
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let come_back = async {
+        while !has_inotify() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        reason = guards[2].lost() => panic!("{reason}"),
+        come_back = tokio::time::timeout(HANG, come_back) => come_back.expect("they do not"),
+    }
+    recorder.only("inotify");
+}
+
 /// The watchdog, which releases a lock that no task takes, goes on after the panic.
 #[cfg(unix)]
 #[tokio::test]

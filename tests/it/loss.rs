@@ -1,9 +1,11 @@
 //! A lock file that is removed or replaced while the lock is held. Windows does not allow that.
 
+use std::future::poll_fn;
 use std::path::Path;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use tokio_lockfile::{LockError, LostReason};
+use tokio_lockfile::{LockError, LockFile, LostReason};
 
 use crate::support::{Holder, each_file_kind, each_file_kind_and_mode, poll_once, take};
 
@@ -93,6 +95,27 @@ async fn stops_the_work_soon(take_away: fn(&Path)) {
         }
         delays.sort_unstable();
         assert!(delays[5] < Duration::from_millis(50), "{delays:?}");
+    })
+    .await;
+}
+
+/// As on a network file system. A paused clock goes on as soon as nothing is left to do.
+#[tokio::test(start_paused = true)]
+async fn a_holder_without_events_looks_once_a_second_at_last() {
+    each_file_kind_and_mode(|kind, path| async move {
+        let mut builder = LockFile::builder();
+        let lock = builder.poll_only(true).open(&kind(&path).url().to_string()).unwrap();
+        let guard = take(&lock).await;
+        let mut lost = pin!(guard.lost());
+        let mut looks = 0;
+        let counting = poll_fn(|context| {
+            looks += 1;
+            lost.as_mut().poll(context)
+        });
+        assert!(tokio::time::timeout(Duration::from_secs(30), counting).await.is_err());
+        assert!((30..80).contains(&looks), "{looks} looks in 30 s");
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(tokio::time::timeout(Duration::from_secs(1), lost).await, Ok(LostReason::Removed));
     })
     .await;
 }

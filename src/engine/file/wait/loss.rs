@@ -8,13 +8,15 @@ use super::events::Watch;
 use crate::engine::file::execution::TargetOnDisk;
 use crate::engine::file::outcome::Identity;
 use crate::sys::OpenFile;
+use crate::util::backoff::Backoff;
 use crate::util::blocking;
 use crate::util::timer::sleep;
 use crate::words::error::LostReason;
 use crate::words::target::Target;
 
-/// How often to look where no event tells of a change.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// The shortest and the longest time between two looks where no event tells of a change. Locks are often held for moments
+/// only, and hundreds of them for hours must cost little.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// Resolves when the path of `target` no longer leads to the lock file that is held.
 pub(in crate::engine::file) async fn lost(
@@ -23,8 +25,7 @@ pub(in crate::engine::file) async fn lost(
     file: &Arc<OpenFile>,
     identity: Identity,
 ) -> LostReason {
-    let has_events = lock.is_cheap_to_look_at() && !target.options.poll_only;
-    let mut watch: Option<Watch> = None;
+    let (mut watch, mut pauses): (Option<Watch>, _) = (None, Backoff::new(LOOK_AGAIN));
     loop {
         match check(lock, target, identity).await {
             Some(Ok(())) => {}
@@ -33,13 +34,12 @@ pub(in crate::engine::file) async fn lost(
         }
         match &mut watch {
             Some(watch) if watch.is_on(file, None) => _ = watch.wake_up().await,
-            _ if has_events => {
-                watch = Watch::for_loss(file, &target.path);
+            _ => {
+                watch = if lock.has_events() { Watch::for_loss(file, &target.path) } else { None };
                 if watch.is_none() {
-                    sleep(LOOK_AGAIN).await;
+                    sleep(pauses.next()).await;
                 }
             }
-            _ => sleep(LOOK_AGAIN).await,
         }
     }
 }

@@ -23,8 +23,9 @@ use super::wake_up::WakeUp;
 use crate::sys::process::Owner;
 use crate::sys::{self, OpenFile};
 use crate::words::kind::LockKind;
+use crate::words::trace;
 use driver::Driver;
-use watches::{Descriptors, Signal, Watches, register};
+use watches::{Added, Descriptors, Signal, Watches, register};
 
 /// The events of a file when its name is removed or changed.
 const NAME_CHANGES: WatchFlags = WatchFlags::ATTRIB.union(WatchFlags::MOVE_SELF).union(WatchFlags::DELETE_SELF);
@@ -65,9 +66,17 @@ impl Watch {
 
     fn new(file: &Arc<OpenFile>, dir: Option<&Path>, events: WatchFlags, holder: Option<u32>) -> Option<Self> {
         let runtime = Handle::try_current().ok()?;
-        let (descriptors, signal, inotify) = Watches::get().add(events, file, dir, runtime.id())?;
-        // `WATCHES` must be unlocked here. A runtime that is shutting down drops the driver at once, and that locks it.
-        if let Some(inotify) = inotify {
+        let added = Watches::get().add(events, file, dir, runtime.id());
+        // `WATCHES` must be unlocked here. A runtime that is shutting down drops the driver at once, and that locks it. So
+        // may whoever hears of a refusal.
+        let Added { descriptors, signal, undriven } = match added {
+            Ok(added) => added,
+            Err(refused) => {
+                refused.into_iter().for_each(|error| trace::no_events(&error));
+                return None;
+            }
+        };
+        if let Some(inotify) = undriven {
             runtime.spawn(Driver::new(inotify, runtime.id()).drive());
         }
         let process = holder.and_then(sys::process_descriptor);

@@ -1,4 +1,7 @@
 //! The one inotify instance of the process, and who waits for its events.
+//!
+//! The system may refuse an instance or a watch, as a user has only so many of them. Then nobody asks again for a while:
+//! the waits poll, and an attempt with each look would cost more than the looks.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
@@ -20,6 +24,7 @@ use tokio::sync::Notify;
 
 use crate::sys;
 use crate::sys::per_process::PerProcess;
+use crate::util::random;
 
 /// The number of files for which a tick wakes the waits although there was no event. Some releases make no event, and
 /// this finds them. The number is for the whole process. One timer for each of ten thousand waits would use a tenth of
@@ -28,6 +33,9 @@ const PROBES: usize = 25;
 
 /// The number of watches that are removed at once. Each removal takes about 15 µs.
 const REMOVALS: usize = 64;
+
+/// For how long nobody asks again for what the system has refused, at least. At most it is twice as long.
+const REFUSED: Duration = Duration::from_secs(2);
 
 /// The kernel's numbers for the watches on a file and on its directory.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +71,21 @@ pub(super) struct Watches {
     without_io: Vec<Id>,
     /// The watch descriptor after which the next probe starts.
     cursor: i32,
+    /// Until when nobody asks for events, as the system has refused them.
+    refused_until: Option<Instant>,
+    is_refusal_reported: bool,
 }
+
+/// What a wait has got.
+pub(super) struct Added {
+    pub(super) descriptors: Descriptors,
+    pub(super) signal: Arc<Signal>,
+    /// The instance for a new driver, if the runtime has none yet.
+    pub(super) undriven: Option<AsyncFd<Arc<OwnedFd>>>,
+}
+
+/// Why a wait has got nothing: the error, if that is to be reported.
+type Refused = Option<io::Error>;
 
 static WATCHES: PerProcess<Mutex<Watches>> = PerProcess::new();
 
@@ -94,44 +116,26 @@ impl Watches {
         WATCHES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a watch on `file`, and on the directory `dir` if it may be renamed. `None` if events are not available. If
-    /// `runtime`, which is the current one, has no driver yet, this returns the instance for a new driver.
-    #[expect(clippy::type_complexity, reason = "the parts go different ways")]
+    /// Adds a watch on `file`, and on the directory `dir` if it may be renamed. `runtime` is the current one.
     pub(super) fn add(
         &mut self,
         events: WatchFlags,
         file: &File,
         dir: Option<&Path>,
         runtime: Id,
-    ) -> Option<(Descriptors, Arc<Signal>, Option<AsyncFd<Arc<OwnedFd>>>)> {
-        let is_driven = self.driven.contains(&runtime);
-        if self.without_io.contains(&runtime) {
-            return None;
-        }
-        if !is_driven && !sys::has_event_poll() {
-            self.without_io.push(runtime);
-            return None;
-        }
-        let inotify = match &self.inotify {
-            Some(inotify) => Arc::clone(inotify),
-            None => Arc::new(inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?),
-        };
-        let registered = match is_driven {
-            true => None,
-            false => {
-                let Some(registered) = register(Arc::clone(&inotify)) else {
-                    self.without_io.push(runtime);
-                    return None;
-                };
-                Some(registered.ok()?)
-            }
-        };
+    ) -> Result<Added, Refused> {
+        let (inotify, undriven) = self.instance(runtime)?;
         // We use the descriptor, because the name may already belong to another file.
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let file = inotify::add_watch(&*inotify, path, events | WatchFlags::MASK_ADD).ok()?;
+        let file = match inotify::add_watch(&*inotify, path, events | WatchFlags::MASK_ADD) {
+            Ok(file) => file,
+            // The owner of this file may have taken it from us. Others have their events.
+            Err(Errno::ACCESS) if self.inotify.is_some() => return Err(None),
+            Err(error) => return Err(self.refused(error.into())),
+        };
         let renamed = WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR | WatchFlags::MASK_ADD;
         let dir = dir.and_then(|dir| inotify::add_watch(&*inotify, dir, renamed).ok());
-        if registered.is_some() {
+        if undriven.is_some() {
             self.driven.push(runtime);
         }
         self.inotify = Some(inotify);
@@ -139,7 +143,48 @@ impl Watches {
         self.files.entry(file).or_default().push(Arc::clone(&signal));
         dir.into_iter().for_each(|dir| self.dirs.entry(dir).or_default().push(Arc::clone(&signal)));
         self.live += 1;
-        Some((Descriptors { file, dir }, signal, registered))
+        Ok(Added { descriptors: Descriptors { file, dir }, signal, undriven })
+    }
+
+    /// The instance; once more for a new driver, if `runtime` has none yet.
+    #[expect(clippy::type_complexity, reason = "the parts go different ways")]
+    fn instance(&mut self, runtime: Id) -> Result<(Arc<OwnedFd>, Option<AsyncFd<Arc<OwnedFd>>>), Refused> {
+        let is_driven = self.driven.contains(&runtime);
+        let is_too_early = self.refused_until.is_some_and(|until| Instant::now() < until);
+        if is_too_early || self.without_io.contains(&runtime) {
+            return Err(None);
+        }
+        if !is_driven && !sys::has_event_poll() {
+            self.without_io.push(runtime);
+            return Err(None);
+        }
+        let inotify = match self.inotify.clone() {
+            Some(inotify) => inotify,
+            None => {
+                let made = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
+                Arc::new(made.map_err(|error| self.refused(error.into()))?)
+            }
+        };
+        if is_driven {
+            return Ok((inotify, None));
+        }
+        match register(Arc::clone(&inotify)) {
+            Some(Ok(undriven)) => Ok((inotify, Some(undriven))),
+            Some(Err(error)) if error.raw_os_error().is_some() => Err(self.refused(error)),
+            // The runtime is shutting down.
+            Some(Err(_)) => Err(None),
+            None => {
+                self.without_io.push(runtime);
+                Err(None)
+            }
+        }
+    }
+
+    /// The processes of a user, who share a limit, do not ask again in step.
+    fn refused(&mut self, error: io::Error) -> Refused {
+        self.refused_until = Some(Instant::now() + REFUSED.mul_f64(1.0 + random::fraction()));
+        let is_reported = std::mem::replace(&mut self.is_refusal_reported, true);
+        (!is_reported).then_some(error)
     }
 
     pub(super) fn retire(&mut self, descriptors: Descriptors, signal: &Arc<Signal>) {
