@@ -21,6 +21,8 @@
 //!   the machine see the same time.
 //! - `time_since_boot` is the time on a clock that also goes on while the machine is suspended. It is for locks on servers.
 //! - `host_name` is the name of this host, for the same.
+//! - `is_set_uid` tells whether this program has more rights than the user who calls it, as secure_getenv(3) means it. It
+//!   is for the same, too.
 //! - [`current_pid`] tells which process this is, cheaply: a forked child is another one than its parent.
 //! - [`process_existence`] tells whether a process with this PID exists, and whether it may be a zombie.
 //!   [`describe_process`] tells its name and start, if it can be seen. [`listed_flock_holders`] tells which process the kernel lists as the one that locked a file.
@@ -37,6 +39,8 @@
 //! - `process_descriptor` is a descriptor that becomes readable when a process ends. `has_event_poll` tells whether a
 //!   runtime of this process can have Tokio's I/O driver.
 
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+pub(crate) mod environment;
 pub(crate) mod per_process;
 pub(crate) mod process;
 #[cfg(any(not(target_os = "linux"), tokio_lockfile_test_portable))]

@@ -289,6 +289,12 @@ pub(crate) fn host_name() -> String {
     std::env::var("COMPUTERNAME").unwrap_or_default()
 }
 
+/// Programs on Windows have the rights of their caller.
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+pub(crate) fn is_set_uid() -> bool {
+    false
+}
+
 /// The PID of this process.
 pub(crate) fn current_pid() -> u32 {
     std::process::id()

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::server::span;
+use crate::sys::environment;
 use crate::words::error::LockError;
 use crate::words::server_url::{Host, ServerUrl};
 
@@ -121,7 +122,7 @@ fn credentials(url: &ServerUrl) -> Result<Option<Credentials>, String> {
             None => Ok(None),
         };
     };
-    let password = url.password.reveal().map(str::to_owned).or_else(|| std::env::var(PASSWORD_VARIABLE).ok());
+    let password = url.password.reveal().map(str::to_owned).or_else(|| environment::variable(PASSWORD_VARIABLE));
     match password {
         Some(password) => Ok(Some(Credentials { user, password })),
         None => Err(format!("it has a user but no password; write USER:PASSWORD@ or set {PASSWORD_VARIABLE}")),

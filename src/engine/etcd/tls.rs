@@ -12,6 +12,7 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::config::{Identity, Tls};
 use super::failure::Failure;
+use crate::engine::server::roots;
 use crate::engine::server::socket::Socket;
 use crate::util::blocking;
 
@@ -29,7 +30,7 @@ fn configure(tls: &Tls) -> io::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     let trusted = match &tls.roots {
         Some(path) => read(path)?,
-        None => rustls_native_certs::load_native_certs().certs,
+        None => roots::of_system()?.certs,
     };
     // As elsewhere, one bad certificate among those of a platform does not harm the others.
     if roots.add_parsable_certificates(trusted).0 == 0 {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::key;
 use super::tls::{Root, Tls, TlsMode};
 use crate::engine::server::span;
+use crate::sys::environment;
 use crate::words::error::LockError;
 use crate::words::server_url::ServerUrl;
 use crate::words::target::Target;
@@ -62,9 +63,12 @@ impl fmt::Debug for Settings {
 /// A variable of the environment.
 pub(super) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The variable of this process, if it is there and is not empty.
+/// The variable of this process, if it is there, may be trusted and is not empty.
 pub(super) fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+    match name {
+        "HOME" => environment::home(),
+        name => environment::variable(name),
+    }
 }
 
 /// Where a lock is, and which one it is.

@@ -13,6 +13,7 @@ use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStor
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::tls::{Root, Tls, TlsMode};
+use crate::engine::server::roots;
 use crate::util::blocking;
 
 /// What makes TLS connections as `tls` asks.
@@ -74,7 +75,7 @@ fn from_file(path: &Path) -> io::Result<RootCertStore> {
 
 fn from_system() -> io::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    roots.add_parsable_certificates(roots::of_system()?.certs);
     match roots.is_empty() {
         true => Err(io::Error::other("this system has no root certificates; name a file in sslrootcert")),
         false => Ok(roots),

@@ -4,5 +4,7 @@ pub(super) mod driver;
 pub(super) mod lease;
 pub(super) mod loss;
 pub(super) mod offer;
+#[cfg(any(feature = "postgres-tls", feature = "etcd"))]
+pub(super) mod roots;
 pub(super) mod socket;
 pub(super) mod span;

@@ -37,6 +37,14 @@ pub(super) fn link_open_file(dir: impl AsFd, file: &File, to: &std::ffi::OsStr) 
     }
 }
 
+/// Whether this program has more rights than its caller: set-uid, set-gid, or with capabilities (getauxval(3)).
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+#[expect(unsafe_code, reason = "getauxval(3) has no safe wrapper")]
+pub(crate) fn is_set_uid() -> bool {
+    // SAFETY: it only reads what the kernel has told the process at its start.
+    unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
 pub(crate) fn process_existence(pid: u32) -> Existence {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return Existence::Gone;

@@ -40,6 +40,8 @@ pub(crate) use open_file::OpenFile;
 use stat::stat_at;
 pub(crate) use stat::{Stat, stat, stat_path};
 
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+pub(crate) use imp::is_set_uid;
 pub(crate) use imp::{find_flock_holders, has_flock, listed_flock_holders, process_existence};
 
 /// An open directory.

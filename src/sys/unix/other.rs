@@ -24,6 +24,13 @@ pub(super) fn link_open_file(_dir: impl AsFd, _file: &File, _to: &std::ffi::OsSt
     Err(Errno::NOENT)
 }
 
+/// Whether this program has more rights than its caller: set-uid or set-gid.
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+pub(crate) fn is_set_uid() -> bool {
+    use rustix::process::{getegid, geteuid, getgid, getuid};
+    getuid() != geteuid() || getgid() != getegid()
+}
+
 pub(crate) fn process_existence(pid: u32) -> Existence {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return Existence::Gone;
