@@ -11,6 +11,7 @@ mod last_held;
 mod logging;
 mod loss;
 mod many;
+mod middle;
 mod namespaces;
 mod partition;
 mod refused;

@@ -20,7 +20,7 @@ use crate::support::HANG;
 const NOBODY: u32 = 65534;
 
 /// Where the newest PostgreSQL of this machine has its programs.
-fn programs() -> PathBuf {
+pub(crate) fn programs() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").expect("PostgreSQL is installed");
     let newest = versions
         .map(|version| version.unwrap().path())

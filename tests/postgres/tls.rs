@@ -6,35 +6,46 @@ use std::process::Command;
 use tempfile::TempDir;
 use tokio_lockfile::LockFile;
 
+use crate::middle::{self, Middle};
 use crate::server::{Server, succeed, value, write_for_unprivileged};
 use crate::support::take;
 
-/// Two authorities, and a certificate of the first one for the name localhost.
-struct Certificates(TempDir);
+/// Authorities, and certificates of theirs.
+pub(crate) struct Certificates(TempDir);
 
 impl Certificates {
-    fn new() -> Self {
+    /// Two authorities, and a certificate `server` of the first one for the name localhost.
+    pub(crate) fn new() -> Self {
         let certificates = Self(TempDir::new().unwrap());
-        for name in ["ca", "other"] {
-            let subject = format!("/CN={name}");
-            let extensions = ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=keyCertSign"];
-            certificates
-                .openssl(&["req", "-x509", "-nodes", "-days", "30", "-subj", &subject])
-                .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
-                .args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.crt")])
-                .args(extensions)
-                .succeeds();
-        }
+        certificates.found("ca");
+        certificates.found("other");
+        certificates.certify("server", "ca", "localhost");
         certificates
-            .openssl(&["req", "-nodes", "-subj", "/CN=localhost", "-newkey", "ec"])
-            .args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "server.key", "-out", "server.csr"])
+    }
+
+    fn found(&self, name: &str) {
+        self.sign_self(name, &["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=keyCertSign"]);
+    }
+
+    fn sign_self(&self, name: &str, extensions: &[&str]) {
+        self.openssl(&["req", "-x509", "-nodes", "-days", "30", "-subj", &format!("/CN={name}")])
+            .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+            .args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.crt")])
+            .args(extensions)
             .succeeds();
-        std::fs::write(certificates.path("ext"), "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n").unwrap();
-        certificates
-            .openssl(&["x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-days", "30"])
-            .args(["-set_serial", "1", "-extfile", "ext", "-out", "server.crt"])
+    }
+
+    fn certify(&self, name: &str, authority: &str, host: &str) {
+        let [key, request, certificate, extensions] = ["key", "csr", "crt", "ext"].map(|end| format!("{name}.{end}"));
+        let [root, root_key] = ["crt", "key"].map(|end| format!("{authority}.{end}"));
+        self.openssl(&["req", "-nodes", "-subj", &format!("/CN={host}"), "-newkey", "ec"])
+            .args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", &key, "-out", &request])
             .succeeds();
-        certificates
+        let extension = format!("subjectAltName=DNS:{host}\nbasicConstraints=CA:FALSE\n");
+        std::fs::write(self.path(&extensions), extension).unwrap();
+        self.openssl(&["x509", "-req", "-in", &request, "-CA", &root, "-CAkey", &root_key, "-days", "30"])
+            .args(["-set_serial", "1", "-extfile", &extensions, "-out", &certificate])
+            .succeeds();
     }
 
     fn openssl(&self, arguments: &[&str]) -> Command {
@@ -43,11 +54,11 @@ impl Certificates {
         command
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn give_to(&self, server: &Server) {
+    pub(crate) fn give_to(&self, server: &Server) {
         for name in ["server.key", "server.crt"] {
             write_for_unprivileged(&server.data().join(name), &std::fs::read_to_string(self.path(name)).unwrap());
         }
@@ -149,4 +160,132 @@ async fn is_encrypted_alone(server: &Server, mode: &str) -> Result<bool, String>
     let guard = lock(server, "127.0.0.1", mode, None).attempt().await.map_err(|error| error.to_string())?;
     guard.expect("it is free").release().await.map_err(|error| error.to_string())?;
     Ok(false)
+}
+
+const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
+
+/// What the clients know of authorities.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Root {
+    Nothing,
+    /// A file in `sslrootcert` that is not there.
+    Missing,
+    /// A file in `sslrootcert`.
+    Named,
+    /// `~/.postgresql/root.crt`
+    Home,
+    /// `sslrootcert=system`
+    System,
+}
+
+impl Root {
+    const ALL: [Self; 5] = [Self::Nothing, Self::Missing, Self::Named, Self::Home, Self::System];
+}
+
+/// How the man in the middle goes about it: his certificate, or `None` for a server without TLS.
+const MEANS: [Option<&str>; 6] =
+    [Some("self"), Some("public-other"), Some("right-other"), None, Some("public-name"), Some("right-name")];
+
+/// Which of the [`MEANS`] give him the password, if he asks for it. The table is that of docs/beyond.md.
+fn expected(mode: &str, root: Root) -> [bool; 6] {
+    let has_file = matches!(root, Root::Named | Root::Home);
+    match (mode, root) {
+        ("disable" | "prefer", Root::System) => [false; 6],
+        ("disable" | "prefer", _) => [true; 6],
+        ("require" | "verify-ca", Root::System) => [false; 6],
+        ("require", _) if !has_file => [true, true, true, false, true, true],
+        ("require" | "verify-ca", _) if has_file => [false, false, true, false, false, true],
+        ("verify-full", _) if has_file => [false, false, false, false, false, true],
+        // Who has a certificate of a public authority for the right name is the server, as far as anybody can tell.
+        ("verify-full", Root::Nothing | Root::System) => [false, false, false, false, true, false],
+        // An error: the file is missing, or the mode is allow.
+        _ => [false; 6],
+    }
+}
+
+/// The same for libpq 15, which knows no `system`: it is the name of a file.
+fn expected_of_libpq(mode: &str, root: Root) -> [bool; 6] {
+    match (mode, root) {
+        ("allow", _) => [true; 6],
+        ("disable" | "prefer" | "require", Root::System) => expected(mode, Root::Missing),
+        ("verify-full", Root::Nothing | Root::System) => [false; 6],
+        _ => expected(mode, root),
+    }
+}
+
+/// The whole table, for this library and for psql.
+#[test]
+fn what_a_man_in_the_middle_gets_is_as_with_libpq() {
+    const CERTIFICATES: &str = "TOKIO_LOCKFILE_TEST_CERTIFICATES";
+    let test = "tls::what_a_man_in_the_middle_gets_is_as_with_libpq";
+    if let Ok(certificates) = std::env::var(CERTIFICATES) {
+        return try_all_means(Path::new(&certificates));
+    }
+    let certificates = Certificates(TempDir::new().unwrap());
+    certificates.sign_self("self", &["-addext", "subjectAltName=DNS:localhost"]);
+    for authority in ["right", "public"] {
+        certificates.found(authority);
+        certificates.certify(&format!("{authority}-name"), authority, "localhost");
+        certificates.certify(&format!("{authority}-other"), authority, "evil.example");
+    }
+    let without_root = TempDir::new().unwrap();
+    for home in [&without_root, &middle::home_with_root(&certificates.path("right.crt"))] {
+        let mut this = crate::support::this_program();
+        this.args([test, "--exact", "--nocapture"]).env(CERTIFICATES, certificates.path("")).env("HOME", home.path());
+        // The authorities of the system.
+        let output = this.env("SSL_CERT_FILE", certificates.path("public.crt")).output().unwrap();
+        let printed = String::from_utf8_lossy(&output.stdout);
+        assert!(printed.contains("1 passed"), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+fn try_all_means(certificates: &Path) {
+    let has_root = Path::new(&std::env::var("HOME").unwrap()).join(".postgresql/root.crt").exists();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let men =
+        MEANS.map(|means| Middle::start(means.map(|name| middle::certificate(certificates, name)), middle::CLEARTEXT));
+    let mut wrong = Vec::new();
+    for root in Root::ALL.into_iter().filter(|&root| (root == Root::Home) == has_root) {
+        for mode in MODES {
+            let parameters = format!("sslmode={mode}{}", root.parameter(certificates));
+            let mut check = |client, expected, try_at: &dyn Fn(&str)| {
+                // Each try has a password of its own: what arrives late does not count for another one.
+                let found = men.each_ref().map(|man| {
+                    let password = format!("{client}-{mode}-{root:?}");
+                    try_at(&format!("postgres://app:{password}@localhost:{}/app?{parameters}", man.port));
+                    man.stolen().contains(&password)
+                });
+                if found != expected {
+                    wrong.push(format!("{client} {mode} {root:?}: {found:?} and not {expected:?}"));
+                }
+            };
+            check("ours", expected(mode, root), &|url| runtime.block_on(is_refused(url)));
+            check("psql", expected_of_libpq(mode, root), &is_refused_by_psql);
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+impl Root {
+    fn parameter(self, certificates: &Path) -> String {
+        let file = |name| certificates.join(name).display().to_string().replace('/', "%2F");
+        match self {
+            Self::Nothing | Self::Home => String::new(),
+            Self::Missing => format!("&sslrootcert={}", file("missing.crt")),
+            Self::Named => format!("&sslrootcert={}", file("right.crt")),
+            Self::System => "&sslrootcert=system".into(),
+        }
+    }
+}
+
+async fn is_refused(url: &str) {
+    if let Ok(lock) = LockFile::open(&format!("{url}&lock=x")) {
+        lock.attempt().await.unwrap_err();
+    }
+}
+
+fn is_refused_by_psql(url: &str) {
+    let mut psql = Command::new(crate::server::programs().join("psql"));
+    let output = psql.args([url, "-X", "-c", "SELECT 1"]).output().unwrap();
+    assert!(!output.status.success(), "{output:?}");
 }

@@ -1,7 +1,7 @@
 //! TLS, by rustls.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -41,16 +41,18 @@ enum Trust {
 }
 
 fn trust(tls: &Tls, provider: &Arc<CryptoProvider>) -> io::Result<Trust> {
-    let roots = match (&tls.root, tls.mode) {
-        // As libpq, which verifies whenever there is a root certificate.
-        (None, mode) => match tls.default_root.as_deref().filter(|path| path.exists()) {
-            Some(path) => from_file(path)?,
-            None if mode <= TlsMode::Require => return Ok(Trust::Anything),
-            None => from_system()?,
-        },
-        (Some(Root::File(path)), mode) if mode <= TlsMode::Require && !path.exists() => return Ok(Trust::Anything),
-        (Some(Root::File(path)), _) => from_file(path)?,
-        (Some(Root::System), _) => from_system()?,
+    let file = match &tls.root {
+        Some(Root::System) => None,
+        Some(Root::File(path)) => Some(path),
+        None => tls.default_root.as_ref(),
+    };
+    // As libpq, which verifies whenever there is a file. The authorities of a system vouch for any name that its owner
+    // asks them to, so they prove something only if the name counts.
+    let roots = match (file.filter(|file| file.exists()), tls.mode) {
+        (Some(file), _) => from_file(file)?,
+        (None, TlsMode::VerifyFull) if !matches!(tls.root, Some(Root::File(_))) => from_system()?,
+        (None, TlsMode::VerifyCa | TlsMode::VerifyFull) => return Err(no_root(file)),
+        (None, _) => return Ok(Trust::Anything),
     };
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
     let verifier = verifier.map_err(io::Error::other)?;
@@ -58,6 +60,15 @@ fn trust(tls: &Tls, provider: &Arc<CryptoProvider>) -> io::Result<Trust> {
         TlsMode::VerifyFull => Trust::SignedForHost(verifier),
         _ => Trust::Signed(verifier),
     })
+}
+
+fn no_root(file: Option<&PathBuf>) -> io::Error {
+    let advice = "name another one in sslrootcert, or use verify-full without one, which takes those of the system";
+    let reason = match file {
+        Some(file) => format!("root certificate file {file:?} does not exist; {advice}"),
+        None => format!("there is no home directory for a root certificate file; {advice}"),
+    };
+    io::Error::new(io::ErrorKind::NotFound, reason)
 }
 
 fn from_file(path: &Path) -> io::Result<RootCertStore> {

@@ -50,6 +50,10 @@ impl TlsMode {
     pub(super) fn parse(name: &str) -> Result<Self, String> {
         match Self::NAMES.iter().find(|(known, _)| *known == name) {
             Some(&(_, mode)) => Ok(mode),
+            None if name == "allow" => Err(
+                "its sslmode is allow, which goes without TLS wherever it can; write prefer, which connects to the same servers"
+                    .into(),
+            ),
             None => {
                 let names = Self::NAMES.map(|(name, _)| name).join(", ");
                 Err(format!("its sslmode {name:?} is none of {names}"))
