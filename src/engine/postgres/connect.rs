@@ -5,17 +5,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio_postgres::config::SslMode;
-use tokio_postgres::tls::NoTls;
-#[cfg(feature = "postgres-tls")]
-use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::{CancelToken, Client, Config};
 
 use super::config::{Host, Settings, variable};
 use super::failure::Failure;
-#[cfg(feature = "postgres-tls")]
-use super::handshake;
 use super::passfile;
+use super::wire::{self, AsItIs, Wire};
 use crate::engine::server::socket::{Allowance, Socket};
 
 /// An open connection. A task of its own moves the bytes, and ends with the reason when the connection ends.
@@ -109,70 +105,63 @@ async fn to_address(settings: &Settings, host: &Host, address: Address) -> Resul
     };
     let mut config = Config::new();
     config.user(&settings.user).dbname(&settings.database).application_name("tokio-lockfile");
+    // The wire has seen to TLS.
+    config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
     if let Some(password) = password {
         config.password(password);
     }
     let wants_tls = cfg!(feature = "postgres-tls") && !address.is_local() && settings.tls.may_be_used();
     let mut way = Way { address, tls_host: wants_tls.then(|| host.name.clone()) };
-    match way.open(settings, &mut config).await {
-        Err(failure) if wants_tls && !settings.tls.is_demanded() && failure.may_be_for_tls() => {
+    match way.open(settings, &config).await {
+        // As libpq with prefer: perhaps the server wants this client without TLS.
+        Err(failure) if way.is_encrypted() && !settings.tls.is_demanded() && failure.is_for_other_rules() => {
             way.tls_host = None;
-            way.open(settings, &mut config).await
+            way.open(settings, &config).await
         }
         opened => opened,
     }
 }
 
 impl Way {
-    async fn open(&self, settings: &Settings, config: &mut Config) -> Result<Connection, Failure> {
-        let mut stream = self.address.connect().await?;
-        let allowance = stream.limit();
-        config.ssl_mode(match (self.tls_host.is_some(), settings.tls.is_demanded()) {
-            (false, _) => SslMode::Disable,
-            (true, false) => SslMode::Prefer,
-            (true, true) => SslMode::Require,
-        });
-        #[cfg(feature = "postgres-tls")]
-        if let Some(host) = &self.tls_host {
-            let (client, connection) = config.connect_raw(stream, tls(settings, host).await?).await?;
-            return Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone(), allowance });
-        }
-        let (client, connection) = config.connect_raw(stream, NoTls).await?;
+    fn is_encrypted(&self) -> bool {
+        self.tls_host.is_some()
+    }
+
+    async fn open(&mut self, settings: &Settings, config: &Config) -> Result<Connection, Failure> {
+        let wire = self.wire(settings, settings.tls.is_demanded()).await?;
+        let allowance = wire.allowance.clone();
+        let (client, connection) = config.connect_raw(wire, AsItIs).await?;
         Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone(), allowance })
     }
 
-    /// Asks the server to end the statement that the session is at. Whether it did is in the answer to that statement.
-    pub(super) async fn cancel(&self, settings: &Settings, token: &CancelToken) -> Result<(), Failure> {
-        let stream = self.address.connect().await?;
-        #[cfg(feature = "postgres-tls")]
-        if let Some(host) = &self.tls_host {
-            return Ok(token.cancel_query_raw(stream, tls(settings, host).await?).await?);
+    /// Connects. If TLS is not demanded and does not come about, this is a way without TLS from then on.
+    async fn wire(&mut self, settings: &Settings, is_demanded: bool) -> io::Result<Wire> {
+        let mut socket = self.address.connect().await?;
+        let Some(host) = &self.tls_host else { return Ok(Wire::plain(socket)) };
+        if wire::offers_tls(&mut socket).await? {
+            match Wire::encrypted(socket, &settings.tls, host).await {
+                Err(_) if !is_demanded => socket = self.address.connect().await?,
+                encrypted => return encrypted,
+            }
+        } else if is_demanded {
+            return Err(io::Error::other("the server has no TLS, but TLS is required"));
         }
-        let _ = settings;
-        Ok(token.cancel_query_raw(stream, NoTls).await?)
+        self.tls_host = None;
+        Ok(Wire::plain(socket))
     }
-}
 
-#[cfg(feature = "postgres-tls")]
-async fn tls(
-    settings: &Settings,
-    host: &str,
-) -> io::Result<impl TlsConnect<Socket, Stream: Send + 'static, Future: Send> + Send + use<>> {
-    let mut connector = handshake::connector(&settings.tls).await?;
-    match MakeTlsConnect::<Socket>::make_tls_connect(&mut connector, host) {
-        Ok(tls) => Ok(tls),
-        Err(never) => match never {},
+    /// Asks the server to end the statement that the session is at. Whether it did is in the answer to that statement.
+    ///
+    /// The request contains a key, with which anybody could do the same. If the session has TLS, so must the request.
+    pub(super) async fn cancel(&self, settings: &Settings, token: &CancelToken) -> Result<(), Failure> {
+        let wire = self.clone().wire(settings, true).await?;
+        Ok(token.cancel_query_raw(wire, AsItIs).await?)
     }
 }
 
 impl Failure {
-    /// Whether the server may accept a connection without TLS, as libpq tries with `prefer`: TLS did not work, or the
-    /// server does not want this client with TLS.
-    fn may_be_for_tls(&self) -> bool {
-        match self {
-            Self::Postgres(error) => error.as_db_error().is_none() || self.sql_state() == Some("28000"),
-            Self::Io(_) => true,
-            _ => false,
-        }
+    /// Whether the server has other rules for who may connect without TLS.
+    fn is_for_other_rules(&self) -> bool {
+        self.sql_state() == Some("28000")
     }
 }

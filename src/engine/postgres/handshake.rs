@@ -10,17 +10,26 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::tls::{Root, Tls, TlsMode};
 use crate::engine::server::roots;
+use crate::engine::server::socket::Socket;
 use crate::util::blocking;
 
-/// What makes TLS connections as `tls` asks.
-pub(super) async fn connector(tls: &Tls) -> io::Result<MakeRustlsConnect> {
+/// A socket with TLS.
+pub(super) type Encrypted = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+
+/// Begins TLS as `tls` asks, with the server that `host` names.
+pub(super) async fn shake_hands(socket: Socket, tls: &Tls, host: &str) -> io::Result<Encrypted> {
     let tls = tls.clone();
     // It reads files.
-    blocking::run(move || client_config(&tls)).await?.map(MakeRustlsConnect::new)
+    let mut connector = blocking::run(move || client_config(&tls)).await?.map(MakeRustlsConnect::new)?;
+    match MakeTlsConnect::<Socket>::make_tls_connect(&mut connector, host) {
+        Ok(connector) => connector.connect(socket).await,
+        Err(never) => match never {},
+    }
 }
 
 fn client_config(tls: &Tls) -> io::Result<ClientConfig> {

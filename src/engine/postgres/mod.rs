@@ -21,6 +21,7 @@ mod session;
 mod sql;
 mod tls;
 mod token;
+mod wire;
 
 use std::fmt::Debug;
 use std::path::Path;
