@@ -188,3 +188,18 @@ pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Disp
 pub(crate) fn lock_failed(target: &Target, error: &LockError) {
     warn!(target: TARGET, path = %Escaped(&*target.path), %error, "the lock failed; standing by again");
 }
+
+/// In the words of libpq. `fault`: what is wrong with the file.
+#[cfg(feature = "postgres")]
+pub(crate) fn password_file_passed_over(file: &Path, fault: &str) {
+    warn!(target: TARGET, "password file \"{}\" {fault}", Escaped(file));
+}
+
+#[cfg(feature = "etcd")]
+pub(crate) fn password_in_clear(cluster: &Path) {
+    warn!(
+        target: TARGET,
+        path = %Escaped(cluster),
+        "the password goes to etcd without encryption; add tls=on to the URL",
+    );
+}

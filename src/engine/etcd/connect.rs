@@ -13,7 +13,9 @@ use super::failure::Failure;
 use super::grpc::Channel;
 use super::proto::AuthenticateRequest;
 use super::tls;
+use crate::engine::server::said::Said;
 use crate::engine::server::socket::Socket;
+use crate::words::trace;
 
 /// How long one member may take before the next one is tried beside it, as "Happy Eyeballs" (RFC 8305) does it.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -43,6 +45,9 @@ pub(super) async fn to_any(config: &Config, first: usize) -> Result<Channel, Fai
     }
 }
 
+/// The clusters that have had a password in clear.
+static SAID: Said<Vec<Endpoint>> = Said::new();
+
 /// Connects to this member.
 pub(super) async fn to(config: Config, endpoint: Endpoint) -> Result<Channel, Failure> {
     let stream = dial(&endpoint).await.map_err(|error| Failure::not_sent(error).at(&endpoint))?;
@@ -56,7 +61,12 @@ pub(super) async fn to(config: Config, endpoint: Endpoint) -> Result<Channel, Fa
     let channel = channel.map_err(|failure| failure.at(&endpoint))?;
     match &config.credentials {
         None => Ok(channel),
-        Some(credentials) => log_in(channel, credentials).await.map_err(|failure| failure.at(&endpoint)),
+        Some(credentials) => {
+            if config.tls.is_none() && SAID.is_new(config.endpoints.clone()) {
+                trace::password_in_clear(&config.identity(""));
+            }
+            log_in(channel, credentials).await.map_err(|failure| failure.at(&endpoint))
+        }
     }
 }
 

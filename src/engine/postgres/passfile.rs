@@ -4,7 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::config::{Environment, Host};
+use crate::engine::server::said::Said;
 use crate::util::blocking;
+use crate::words::trace;
 
 /// Where the file is: `PGPASSFILE`, or `.pgpass` in the home directory.
 pub(super) fn path(environment: Environment<'_>) -> Option<PathBuf> {
@@ -15,8 +17,8 @@ pub(super) fn path(environment: Environment<'_>) -> Option<PathBuf> {
     })
 }
 
-/// The password for a user of a database, if the file has one. As libpq does, this ignores a file that others may
-/// read, and one that we cannot read.
+/// The password for a user of a database, if the file has one. As libpq does, this passes over a file that others may
+/// read, with a warning, and one that we cannot read.
 pub(super) async fn look_up(path: PathBuf, host: &Host, database: &str, user: &str) -> io::Result<Option<String>> {
     let text = blocking::run(move || read(&path)).await?;
     // Libpq calls the directory of a Unix socket localhost.
@@ -26,21 +28,31 @@ pub(super) async fn look_up(path: PathBuf, host: &Host, database: &str, user: &s
 }
 
 fn read(path: &Path) -> Option<String> {
-    let metadata = std::fs::metadata(path).ok()?;
-    let counts = metadata.is_file() && !is_open_to_others(&metadata);
-    let text = if counts { std::fs::read(path).ok()? } else { return None };
+    static SAID: Said<PathBuf> = Said::new();
+    if let Some(fault) = fault(&std::fs::metadata(path).ok()?) {
+        if SAID.is_new(path.to_owned()) {
+            trace::password_file_passed_over(path, fault);
+        }
+        return None;
+    }
     // A line in another encoding says nothing of the other lines.
-    Some(String::from_utf8_lossy(&text).into_owned())
+    Some(String::from_utf8_lossy(&std::fs::read(path).ok()?).into_owned())
 }
 
+/// Why libpq takes no password from this file, in its words.
 #[cfg(unix)]
-fn is_open_to_others(metadata: &std::fs::Metadata) -> bool {
-    std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o077 != 0
+fn fault(metadata: &std::fs::Metadata) -> Option<&'static str> {
+    let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions());
+    match metadata.is_file() {
+        false => Some("is not a plain file"),
+        true if mode & 0o077 != 0 => Some("has group or world access; permissions should be u=rw (0600) or less"),
+        true => None,
+    }
 }
 
 #[cfg(not(unix))]
-fn is_open_to_others(_metadata: &std::fs::Metadata) -> bool {
-    false
+fn fault(_metadata: &std::fs::Metadata) -> Option<&'static str> {
+    None
 }
 
 fn find(text: &str, wanted: [&str; 4]) -> Option<String> {

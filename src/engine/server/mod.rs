@@ -6,5 +6,6 @@ pub(super) mod loss;
 pub(super) mod offer;
 #[cfg(any(feature = "postgres-tls", feature = "etcd"))]
 pub(super) mod roots;
+pub(super) mod said;
 pub(super) mod socket;
 pub(super) mod span;
