@@ -81,7 +81,19 @@ fn known(scheme: &str) -> Option<(LockKind, &'static [&'static str])> {
     }
 }
 
-const POSTGRES_PARAMETERS: &[&str] = &["lock", "key", "ttl", "sslmode", "sslrootcert", "connect_timeout", "fence"];
+const POSTGRES_PARAMETERS: &[&str] = &[
+    "lock",
+    "key",
+    "ttl",
+    "sslmode",
+    "sslrootcert",
+    "channel_binding",
+    "require_auth",
+    "connect_timeout",
+    "target_session_attrs",
+    "application_name",
+    "fence",
+];
 const ETCD_PARAMETERS: &[&str] = &["ttl", "tls", "cacert", "cert", "key", "connect_timeout"];
 
 /// The schemes, for a message.

@@ -9,6 +9,7 @@ mod kinds;
 #[path = "../servers/last_held.rs"]
 mod last_held;
 mod logging;
+mod login;
 mod loss;
 mod many;
 mod middle;

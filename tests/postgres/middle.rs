@@ -20,6 +20,12 @@ pub(crate) const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 /// AuthenticationCleartextPassword.
 pub(crate) const CLEARTEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
 
+/// AuthenticationMD5Password with a salt.
+pub(crate) const MD5: &[u8] = b"R\0\0\0\x0c\0\0\0\x05salt";
+
+/// AuthenticationOk: no password is asked for.
+pub(crate) const TRUST: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+
 const REFUSAL: &[u8] = b"E\0\0\0\x1fSFATAL\0C28P01\0Mno, thanks\0\0";
 
 pub(crate) struct Middle {

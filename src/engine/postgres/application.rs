@@ -6,7 +6,6 @@
 use std::io;
 use std::time::{Duration, SystemTime};
 
-use super::config::variable;
 use crate::sys::{self, process};
 use crate::util::blocking;
 use crate::words::holder::Holder;
@@ -17,12 +16,12 @@ const LONGEST: usize = 63;
 /// Room for ` 1764187200`.
 const TIME: usize = 11;
 
-/// The name of this process. It needs no quotes in SQL.
-pub(super) async fn name() -> io::Result<String> {
+/// The name of this process. It needs no quotes in SQL. `program` is shown instead of the program's own name.
+pub(super) async fn name(program: Option<&str>) -> io::Result<String> {
     let us = blocking::run(|| process::this_process(SystemTime::now())).await?;
-    let program = variable("PGAPPNAME").or_else(|| us.name().map(str::to_owned)).unwrap_or_default();
+    let program = program.or_else(|| us.name()).unwrap_or_default();
     let host = sys::host_name();
-    Ok(compose(&program, us.pid(), &host))
+    Ok(compose(program, us.pid(), &host))
 }
 
 fn compose(program: &str, pid: u32, host: &str) -> String {

@@ -1,10 +1,12 @@
 //! What the URL of a lock and the environment say. The variables are those of libpq.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::key;
+use super::login::{ChannelBinding, Methods};
 use super::tls::{Root, Tls, TlsMode};
 use crate::engine::server::span;
 use crate::sys::environment;
@@ -28,6 +30,11 @@ pub(super) struct Settings {
     pub(super) password: Option<String>,
     pub(super) database: String,
     pub(super) tls: Tls,
+    pub(super) channel_binding: ChannelBinding,
+    /// `None` for all methods.
+    pub(super) require_auth: Option<Methods>,
+    /// The program, as the server shows it to others; `None` for its own name.
+    pub(super) application_name: Option<String>,
     pub(super) ttl: Duration,
     pub(super) connect_timeout: Duration,
 }
@@ -71,6 +78,27 @@ pub(super) fn variable(name: &str) -> Option<String> {
     }
 }
 
+/// A parameter of the URL, or else a variable.
+struct Given {
+    /// What a message calls it.
+    name: String,
+    value: String,
+}
+
+impl Given {
+    fn read(url: &ServerUrl, environment: Environment<'_>, parameter: &str, variable: &str) -> Option<Self> {
+        match url.parameter(parameter) {
+            Some(value) => Some(Self { name: format!("its {parameter}"), value: value.to_owned() }),
+            None => environment(variable).map(|value| Self { name: variable.to_owned(), value }),
+        }
+    }
+
+    /// One of the values of libpq.
+    fn parse<T>(&self, parse: impl Fn(&str) -> Option<T>, values: &str) -> Result<T, String> {
+        parse(&self.value).ok_or_else(|| format!("{} {:?} is none of {values}", self.name, self.value))
+    }
+}
+
 /// Where a lock is, and which one it is.
 #[derive(Debug)]
 pub(super) struct Lock {
@@ -96,12 +124,23 @@ fn read(url: &ServerUrl, environment: Environment<'_>) -> Result<(Settings, Lock
     if !(SHORTEST_TTL..=LONGEST_TTL).contains(&ttl) {
         return Err(format!("its ttl {ttl:?} is not from {SHORTEST_TTL:?} to 24h"));
     }
+    let given = |parameter, variable| Given::read(url, environment, parameter, variable);
+    let hosts = hosts(url, environment)?;
+    if let Some(attributes) = given("target_session_attrs", "PGTARGETSESSIONATTRS") {
+        // A lock is always in a session of a primary. The others ask for a standby.
+        let is_primary = |value: &str| ["any", "primary", "read-write"].contains(&value).then_some(());
+        attributes.parse(is_primary, "any, primary, read-write: a lock is at a primary")?;
+    }
+    let tls = tls(url, environment)?;
     let settings = Settings {
-        hosts: hosts(url, environment)?,
+        hosts,
         user,
         password: url.password.reveal().map(str::to_owned).or_else(|| environment("PGPASSWORD")),
         database,
-        tls: tls(url, environment)?,
+        channel_binding: channel_binding(given("channel_binding", "PGCHANNELBINDING"), &tls)?,
+        tls,
+        require_auth: given("require_auth", "PGREQUIREAUTH").map(|given| methods(&given)).transpose()?,
+        application_name: given("application_name", "PGAPPNAME").map(|given| given.value),
         ttl,
         connect_timeout: connect_timeout(url, environment)?,
     };
@@ -150,11 +189,38 @@ fn hosts(url: &ServerUrl, environment: Environment<'_>) -> Result<Vec<Host>, Str
 }
 
 fn tls(url: &ServerUrl, environment: Environment<'_>) -> Result<Tls, String> {
-    let parameter = |name, variable| url.parameter(name).map(str::to_owned).or_else(|| environment(variable));
-    let root = parameter("sslrootcert", "PGSSLROOTCERT");
-    let mode = parameter("sslmode", "PGSSLMODE").map(|mode| TlsMode::parse(&mode)).transpose()?;
-    let home = environment("HOME").or_else(|| environment("USERPROFILE"));
-    Tls::new(mode, root.map(Root::parse), home.as_deref())
+    let given = |parameter, variable| Given::read(url, environment, parameter, variable);
+    let root = given("sslrootcert", "PGSSLROOTCERT").map(|given| given.value).filter(|file| !file.is_empty());
+    let mode = given("sslmode", "PGSSLMODE").map(|given| TlsMode::parse(&given.name, &given.value)).transpose()?;
+    // The older variable, which libpq still obeys.
+    let is_required = || environment("PGREQUIRESSL").filter(|value| value.starts_with('1'));
+    let mode = mode.or_else(|| is_required().map(|_| TlsMode::Require));
+    Tls::new(mode, root.map(Root::parse), file_of_user(environment, "root.crt", ".postgresql/root.crt"))
+}
+
+/// A file that libpq looks for in the home directory; `windows` and `unix` are its names there.
+pub(super) fn file_of_user(environment: Environment<'_>, windows: &str, unix: &str) -> Option<PathBuf> {
+    match cfg!(windows) {
+        true => environment("APPDATA").map(|data| Path::new(&data).join("postgresql").join(windows)),
+        false => environment("HOME").map(|home| Path::new(&home).join(unix)),
+    }
+}
+
+fn channel_binding(given: Option<Given>, tls: &Tls) -> Result<ChannelBinding, String> {
+    let Some(given) = given else { return Ok(ChannelBinding::Prefer) };
+    match given.parse(ChannelBinding::parse, "disable, prefer, require")? {
+        ChannelBinding::Require if !cfg!(feature = "postgres-tls") => {
+            Err(format!("{} is require, which needs the feature \"postgres-tls\" of tokio-lockfile", given.name))
+        }
+        ChannelBinding::Require if !tls.may_be_used() => {
+            Err(format!("{} is require, which needs TLS, but sslmode is disable", given.name))
+        }
+        binding => Ok(binding),
+    }
+}
+
+fn methods(given: &Given) -> Result<Methods, String> {
+    Methods::parse(&given.value).map_err(|reason| format!("{} is not valid: {reason}", given.name))
 }
 
 fn connect_timeout(url: &ServerUrl, environment: Environment<'_>) -> Result<Duration, String> {
@@ -242,7 +308,33 @@ mod tests {
         assert!(reason("lock=x&ttl=18446744073709551615h").contains("not a time"));
         assert!(reason("lock=x&connect_timeout=0").contains("less than"));
         assert!(reason("lock=x&fence=no").contains("neither"));
-        assert!(reason("lock=x&sslmode=allow").contains("verify-full"));
+        assert!(reason("lock=x&sslmode=strict").contains("verify-full"));
+        assert!(reason("lock=x&sslmode=allow").contains("write prefer"));
         assert!(reason("lock=x&sslmode=require&sslrootcert=system").contains("verify-full"));
+        assert!(reason("lock=x&channel_binding=on").contains("disable, prefer, require"));
+        assert!(reason("lock=x&require_auth=scram").contains("scram-sha-256"));
+        assert!(reason("lock=x&require_auth=").contains("require_auth is not valid"));
+        assert!(reason("lock=x&target_session_attrs=standby").contains("at a primary"));
+    }
+
+    #[cfg(feature = "postgres-tls")]
+    #[test]
+    fn what_the_environment_demands_of_tls_and_of_the_login() {
+        let variables = [
+            ("PGREQUIRESSL", "1"),
+            ("PGCHANNELBINDING", "require"),
+            ("PGREQUIREAUTH", "scram-sha-256"),
+            ("HOME", "/h"),
+        ];
+        let from_environment = settings("postgres://app@db/app?lock=x&sslrootcert=", &variables);
+        assert_eq!(from_environment.tls.mode, TlsMode::Require);
+        assert_eq!(from_environment.channel_binding, ChannelBinding::Require);
+        assert_eq!(from_environment.require_auth, Some(Methods::parse("scram-sha-256").unwrap()));
+        // An empty name is none.
+        assert_eq!(from_environment.tls.root, None);
+        #[cfg(unix)]
+        assert_eq!(from_environment.tls.default_root, Some("/h/.postgresql/root.crt".into()));
+        let weaker = settings("postgres://app@db/app?lock=x&sslmode=prefer", &variables[..1]);
+        assert_eq!(weaker.tls.mode, TlsMode::Prefer);
     }
 }

@@ -10,6 +10,7 @@ use tokio_postgres::{CancelToken, Client, Config};
 
 use super::config::{Host, Settings, variable};
 use super::failure::Failure;
+use super::login::ChannelBinding;
 use super::passfile;
 use super::wire::{self, AsItIs, Wire};
 use crate::engine::server::socket::{Allowance, Socket};
@@ -105,6 +106,7 @@ async fn to_address(settings: &Settings, host: &Host, address: Address) -> Resul
     };
     let mut config = Config::new();
     config.user(&settings.user).dbname(&settings.database).application_name("tokio-lockfile");
+    config.channel_binding(settings.channel_binding.into());
     // The wire has seen to TLS.
     config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
     if let Some(password) = password {
@@ -128,7 +130,13 @@ impl Way {
     }
 
     async fn open(&mut self, settings: &Settings, config: &Config) -> Result<Connection, Failure> {
-        let wire = self.wire(settings, settings.tls.is_demanded()).await?;
+        let mut wire = self.wire(settings, settings.tls.is_demanded()).await?;
+        if settings.channel_binding == ChannelBinding::Require && !wire.is_encrypted() {
+            return Err(io::Error::other("channel binding required, but SSL not in use").into());
+        }
+        if let Some(methods) = &settings.require_auth {
+            wire.demand(methods.clone());
+        }
         let allowance = wire.allowance.clone();
         let (client, connection) = config.connect_raw(wire, AsItIs).await?;
         Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone(), allowance })

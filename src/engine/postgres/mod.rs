@@ -14,6 +14,7 @@ mod handshake;
 mod held;
 mod holders;
 mod key;
+mod login;
 mod passfile;
 mod probe;
 mod server;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::config::{Environment, Host};
+use super::config::{self, Environment, Host};
 use crate::engine::server::said::Said;
 use crate::util::blocking;
 use crate::words::trace;
@@ -11,10 +11,7 @@ use crate::words::trace;
 /// Where the file is: `PGPASSFILE`, or `.pgpass` in the home directory.
 pub(super) fn path(environment: Environment<'_>) -> Option<PathBuf> {
     let named = environment("PGPASSFILE").map(PathBuf::from);
-    named.or_else(|| match cfg!(windows) {
-        true => environment("APPDATA").map(|data| Path::new(&data).join("postgresql/pgpass.conf")),
-        false => environment("HOME").map(|home| Path::new(&home).join(".pgpass")),
-    })
+    named.or_else(|| config::file_of_user(environment, "pgpass.conf", ".pgpass"))
 }
 
 /// The password for a user of a database, if the file has one. As libpq does, this passes over a file that others may

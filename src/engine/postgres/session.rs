@@ -62,7 +62,7 @@ impl Session {
             way,
             allowance,
             stamp: format!("{:016x}{:016x}", RandomState::new().hash_one(0), RandomState::new().hash_one(1)),
-            application: application::name().await?,
+            application: application::name(settings.application_name.as_deref()).await?,
             sent: Moment::now(),
             is_asked: false,
             is_over: false,

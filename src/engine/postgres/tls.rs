@@ -1,6 +1,6 @@
 //! How much of TLS a lock asks for, as libpq means it (its manual: "SSL Support", table "SSL Mode Descriptions").
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Tls {
@@ -47,29 +47,32 @@ impl TlsMode {
         ("verify-full", Self::VerifyFull),
     ];
 
-    pub(super) fn parse(name: &str) -> Result<Self, String> {
-        match Self::NAMES.iter().find(|(known, _)| *known == name) {
+    /// `name`: what a message calls the mode.
+    pub(super) fn parse(name: &str, mode: &str) -> Result<Self, String> {
+        match Self::NAMES.iter().find(|(known, _)| *known == mode) {
             Some(&(_, mode)) => Ok(mode),
-            None if name == "allow" => Err(
-                "its sslmode is allow, which goes without TLS wherever it can; write prefer, which connects to the same servers"
-                    .into(),
-            ),
+            None if mode == "allow" => Err(format!(
+                "{name} is allow, which goes without TLS wherever it can; write prefer, which connects to the same servers"
+            )),
             None => {
                 let names = Self::NAMES.map(|(name, _)| name).join(", ");
-                Err(format!("its sslmode {name:?} is none of {names}"))
+                Err(format!("{name} {mode:?} is none of {names}"))
             }
         }
     }
 }
 
 impl Tls {
-    pub(super) fn new(mode: Option<TlsMode>, root: Option<Root>, home: Option<&str>) -> Result<Self, String> {
+    pub(super) fn new(
+        mode: Option<TlsMode>,
+        root: Option<Root>,
+        default_root: Option<PathBuf>,
+    ) -> Result<Self, String> {
         let is_system = root == Some(Root::System);
         let mode = mode.unwrap_or(if is_system { TlsMode::VerifyFull } else { TlsMode::Prefer });
         if is_system && mode < TlsMode::VerifyFull {
             return Err("its sslrootcert is system, so its sslmode has to be verify-full".into());
         }
-        let default_root = home.map(|home| Path::new(home).join(".postgresql/root.crt"));
         Ok(Self { mode, root, default_root })
     }
 
