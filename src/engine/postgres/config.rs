@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::key;
 use super::login::{ChannelBinding, Methods};
 use super::tls::{Root, Tls, TlsMode};
+use super::{demands, key};
 use crate::engine::server::span;
 use crate::sys::environment;
 use crate::words::error::LockError;
@@ -126,6 +126,7 @@ fn read(url: &ServerUrl, environment: Environment<'_>) -> Result<(Settings, Lock
     }
     let given = |parameter, variable| Given::read(url, environment, parameter, variable);
     let hosts = hosts(url, environment)?;
+    demands::check(environment, hosts.iter().any(Host::is_directory))?;
     if let Some(attributes) = given("target_session_attrs", "PGTARGETSESSIONATTRS") {
         // A lock is always in a session of a primary. The others ask for a standby.
         let is_primary = |value: &str| ["any", "primary", "read-write"].contains(&value).then_some(());
@@ -259,6 +260,10 @@ mod tests {
         read_with(&format!("postgres://app@db/app?{parameters}"), &|_| None).unwrap_err()
     }
 
+    fn reason_with(url: &str, variable: &str, value: &str) -> String {
+        read_with(url, &|name| (name == variable).then(|| value.to_owned())).unwrap_err()
+    }
+
     #[test]
     fn the_environment_has_what_the_url_leaves_out() {
         let variables = [
@@ -315,6 +320,54 @@ mod tests {
         assert!(reason("lock=x&require_auth=scram").contains("scram-sha-256"));
         assert!(reason("lock=x&require_auth=").contains("require_auth is not valid"));
         assert!(reason("lock=x&target_session_attrs=standby").contains("at a primary"));
+    }
+
+    /// Each of them would be obeyed by libpq, or is a mistake.
+    #[test]
+    fn what_the_environment_demands_is_met_or_an_error_that_names_it() {
+        for (variable, value) in [
+            ("PGSSLMODE", "allow"),
+            ("PGSSLMODE", "strict"),
+            ("PGCHANNELBINDING", "on"),
+            ("PGREQUIREAUTH", "scram"),
+            ("PGREQUIREAUTH", "md5,!none"),
+            ("PGTARGETSESSIONATTRS", "standby"),
+            ("PGGSSENCMODE", "require"),
+            ("PGGSSENCMODE", "on"),
+            ("PGHOSTADDR", "10.0.0.1"),
+            ("PGMINPROTOCOLVERSION", "3.2"),
+            ("PGSERVICE", "app"),
+            ("PGSSLCERTMODE", "require"),
+            ("PGSSLCRL", "/crl"),
+            ("PGSSLCRLDIR", "/crls"),
+            ("PGSSLMINPROTOCOLVERSION", "TLSv1.3"),
+            ("PGSSLNEGOTIATION", "direct"),
+        ] {
+            let reason = reason_with("postgres://app@db/app?lock=x", variable, value);
+            assert!(reason.contains(variable), "{variable}={value}: {reason}");
+        }
+        let sockets = "postgres://app@%2Frun%2Fpostgresql/app?lock=x";
+        assert!(reason_with(sockets, "PGREQUIREPEER", "postgres").contains("PGREQUIREPEER"));
+        let bound = "postgres://app@db/app?lock=x&sslmode=disable";
+        assert!(reason_with(bound, "PGCHANNELBINDING", "require").contains("PGCHANNELBINDING is require"));
+
+        let harmless = [
+            ("PGGSSENCMODE", "prefer"),
+            ("PGMINPROTOCOLVERSION", "3.0"),
+            ("PGREQUIREPEER", "postgres"),
+            ("PGSSLCERTMODE", "allow"),
+            ("PGSSLMINPROTOCOLVERSION", "TLSv1.2"),
+            ("PGSSLNEGOTIATION", "postgres"),
+            ("PGTARGETSESSIONATTRS", "read-write"),
+        ];
+        settings("postgres://app@db/app?lock=x", &harmless);
+        // The URL has the last word.
+        let variables =
+            [("PGTARGETSESSIONATTRS", "standby"), ("PGREQUIREAUTH", "md5"), ("PGCHANNELBINDING", "require")];
+        let url = "postgres://app@db/app?lock=x&target_session_attrs=any&require_auth=!none&channel_binding=disable";
+        let settings = settings(url, &variables);
+        assert_eq!(settings.require_auth, Some(Methods::parse("!none").unwrap()));
+        assert_eq!(settings.channel_binding, ChannelBinding::Disable);
     }
 
     #[cfg(feature = "postgres-tls")]

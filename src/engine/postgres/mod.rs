@@ -8,6 +8,7 @@ mod application;
 mod attempt;
 mod config;
 mod connect;
+mod demands;
 mod failure;
 #[cfg(feature = "postgres-tls")]
 mod handshake;
