@@ -30,6 +30,8 @@ pub(crate) enum FileSystem {
     Local,
     /// On another machine, or of unknown behaviour. This is its name.
     Other(String),
+    /// Nothing tells at the moment, for example because /proc is not mounted.
+    Unknown,
 }
 
 impl FileSystem {
@@ -46,6 +48,7 @@ impl fmt::Display for FileSystem {
             Self::Memory => f.write_str("memory"),
             Self::Local => f.write_str("a local disk"),
             Self::Other(name) => f.write_str(name),
+            Self::Unknown => f.write_str("a file system that only /proc/self/mountinfo could tell"),
         }
     }
 }

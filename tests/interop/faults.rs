@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -393,5 +394,20 @@ fn events_that_are_refused_are_not_asked_for_again_and_again() {
         let refused = std::fs::read_to_string(&trace).unwrap().matches("INJECTED").count();
         let most = 1 + began.elapsed().as_secs() as usize / 2;
         assert!((1..=most).contains(&refused), "{refused} calls of {call} in {:?}", began.elapsed());
+    }
+}
+
+/// Any user can make such a mount point with fusermount3(1). Its name is in the list of all mounts of the namespace.
+#[tokio::test]
+async fn a_mount_point_that_is_no_utf8_hides_no_file_system() {
+    let dir = TempDir::new_in("/dev/shm").unwrap();
+    let path = dir.path().join("x.lock");
+    for (scheme, answer) in [("shlockfile", "held"), ("flockfile", "held")] {
+        std::fs::write(&path, "   4194305\t \t\n").unwrap();
+        let script = r#"mkdir "$0"/$'\xff\f-\fnfs' && mount -t tmpfs none "$0"/$'\xff\f-\fnfs' && exec "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "bash", "-c", script]).arg(dir.path());
+        assert_eq!(attempt_by(&mut command, &format!("{scheme}:{}", path.display())), answer, "{scheme}");
+        std::fs::remove_dir(dir.path().join(std::ffi::OsStr::from_bytes(b"\xff\x0c-\x0cnfs"))).unwrap();
     }
 }

@@ -47,7 +47,7 @@ pub(super) fn attempt<Turn: Send + 'static>(
         return Answer::Ready(Ok(Tried::Busy(turn, last)));
     }
     // On a network file system, the file that is open may differ from what an open would find now.
-    let last = if lock.execution() == Some(Execution::PoolWithoutEvents) { Contended::default() } else { last };
+    let last = if lock.is_cheap_to_look_at() { last } else { Contended::default() };
     if lock.execution() != Some(Execution::Inline) {
         return Answer::Later(Box::pin(look_again(Arc::clone(lock), mode, turn, Undecided::Slow(last))));
     }

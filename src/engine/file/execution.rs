@@ -20,16 +20,18 @@ pub(super) enum Execution {
 }
 
 impl Execution {
-    /// Looks at the file system, which may block. `None` while the directory does not exist.
+    /// Looks at the file system, which may block. `None` while the directory does not exist, or nothing tells what file
+    /// system it is on.
     fn of(target: &Target) -> Option<Self> {
-        Some(Self::on(&filesystem(target).ok()?, target.kind))
+        Self::on(&filesystem(target).ok()?, target.kind)
     }
 
-    fn on(filesystem: &FileSystem, kind: LockKind) -> Self {
+    fn on(filesystem: &FileSystem, kind: LockKind) -> Option<Self> {
         match (kind, filesystem) {
-            (_, FileSystem::Memory) | (LockKind::Flock, FileSystem::Local) => Self::Inline,
-            (_, FileSystem::Local) => Self::Pool,
-            (_, FileSystem::Other(_)) => Self::PoolWithoutEvents,
+            (_, FileSystem::Memory) | (LockKind::Flock, FileSystem::Local) => Some(Self::Inline),
+            (_, FileSystem::Local) => Some(Self::Pool),
+            (_, FileSystem::Other(_)) => Some(Self::PoolWithoutEvents),
+            (_, FileSystem::Unknown) => None,
         }
     }
 }
@@ -43,7 +45,7 @@ pub(super) fn filesystem(target: &Target) -> io::Result<FileSystem> {
 #[derive(Debug)]
 pub(super) struct TargetOnDisk {
     pub(super) target: Arc<Target>,
-    /// Unknown while the directory does not exist.
+    /// As long as it is unknown, each try looks again.
     execution: OnceLock<Execution>,
 }
 
@@ -104,8 +106,9 @@ mod tests {
             (&FileSystem::Local, Execution::Inline, Execution::Pool),
             (&other, Execution::PoolWithoutEvents, Execution::PoolWithoutEvents),
         ] {
-            assert_eq!(Execution::on(filesystem, LockKind::Flock), flock, "{filesystem}");
-            assert_eq!(Execution::on(filesystem, LockKind::Shlock), shlock, "{filesystem}");
+            assert_eq!(Execution::on(filesystem, LockKind::Flock), Some(flock), "{filesystem}");
+            assert_eq!(Execution::on(filesystem, LockKind::Shlock), Some(shlock), "{filesystem}");
         }
+        assert_eq!(Execution::on(&FileSystem::Unknown, LockKind::Flock), None, "it is not remembered");
     }
 }

@@ -66,6 +66,11 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
     }
 }
 
+/// The text of a file in /proc. Names in it, such as those of mount points, need not be UTF-8: that must not hide the rest.
+pub(super) fn read_lossy(path: impl AsRef<Path>) -> Option<String> {
+    Some(String::from_utf8_lossy(&std::fs::read(path).ok()?).into_owned())
+}
+
 /// The name and the start time of a process, from /proc/PID/stat (proc_pid_stat(5)). `None` if they are not visible.
 pub(crate) fn describe_process(pid: u32) -> Option<ProcessDescription> {
     /// The kernel calls this `USER_HZ`. It is the same on all architectures that Rust supports.
@@ -75,7 +80,7 @@ pub(crate) fn describe_process(pid: u32) -> Option<ProcessDescription> {
     let (begin, end) = (stat.iter().position(|&byte| byte == b'(')?, stat.iter().rposition(|&byte| byte == b')')?);
     let fields: Vec<&str> = std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace().collect();
     let started_ticks: f64 = fields.get(19)?.parse().ok()?;
-    let uptime: f64 = std::fs::read_to_string("/proc/uptime").ok()?.split_ascii_whitespace().next()?.parse().ok()?;
+    let uptime: f64 = read_lossy("/proc/uptime")?.split_ascii_whitespace().next()?.parse().ok()?;
     let age = Duration::try_from_secs_f64((uptime - started_ticks / TICKS_PER_SECOND).max(0.0)).ok()?;
     Some(ProcessDescription {
         name: String::from_utf8_lossy(stat.get(begin + 1..end)?).into_owned(),
@@ -110,7 +115,7 @@ pub(crate) fn process_descriptor(pid: u32) -> Option<OwnedFd> {
 pub(crate) fn listed_flock_holders(stat: &Stat) -> Vec<u32> {
     let (device, inode) = stat.device_and_inode();
     let id = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
-    let Ok(locks) = std::fs::read_to_string("/proc/locks") else { return Vec::new() };
+    let Some(locks) = read_lossy("/proc/locks") else { return Vec::new() };
     // An example is "12: FLOCK  ADVISORY  WRITE 4321 08:01:1234 0 EOF". The line of a waiter has "->" after the number.
     let on_file = locks.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -136,7 +141,7 @@ pub(crate) fn has_flock(pid: u32, stat: &Stat) -> Option<bool> {
         |path: &Path| std::fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == stat.device_and_inode());
     let is_locked = |descriptor: &std::ffi::OsStr| {
         let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(descriptor);
-        let info = std::fs::read_to_string(info).unwrap_or_default();
+        let info = read_lossy(info).unwrap_or_default();
         info.lines().any(|line| line.starts_with("lock:") && line.contains("FLOCK"))
     };
     Some(descriptors.flatten().any(|entry| is_file(&entry.path()) && is_locked(&entry.file_name())))

@@ -11,6 +11,7 @@ use std::sync::Mutex;
 
 use rustix::fs::{AtFlags, Statx, StatxFlags, statx};
 
+use super::imp;
 use crate::sys::types::FileSystem;
 
 /// What file system an open file is on.
@@ -22,7 +23,7 @@ pub(crate) fn filesystem(file: impl AsFd) -> io::Result<FileSystem> {
     Ok(match mounted_type(&file)? {
         Mounted::Type(name) => by_name(&name),
         Mounted::Local => claimed,
-        Mounted::Unknown => FileSystem::Other("a file system that only /proc/self/mountinfo could tell".into()),
+        Mounted::Unknown => FileSystem::Unknown,
     })
 }
 
@@ -124,18 +125,21 @@ struct Mount<'a> {
 
 impl<'a> Mount<'a> {
     /// 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw
+    ///
+    /// Any user can choose the names in it, by a mount with FUSE. The kernel escapes spaces, tabs, line feeds and
+    /// backslashes in them, and no other bytes.
     fn parse(line: &'a str) -> Option<Self> {
-        let mut fields = line.split_ascii_whitespace();
+        let mut fields = line.split(' ');
         let id = fields.next()?.parse().ok()?;
         let (major, minor) = fields.nth(1)?.split_once(':')?;
         let device = (major.parse().ok()?, minor.parse().ok()?);
-        let kind = fields.skip_while(|&field| field != "-").nth(1)?;
+        let kind = fields.skip(3).skip_while(|&field| field != "-").nth(1)?;
         Some(Self { id, device, kind })
     }
 }
 
 fn read_type(is_it: impl Fn(&Mount) -> bool) -> Mounted {
-    let Ok(mounts) = std::fs::read_to_string("/proc/self/mountinfo") else { return Mounted::Unknown };
+    let Some(mounts) = imp::read_lossy("/proc/self/mountinfo") else { return Mounted::Unknown };
     match mounts.lines().filter_map(Mount::parse).find(is_it) {
         Some(mount) => Mounted::Type(mount.kind.to_owned()),
         None => Mounted::Unknown,
@@ -168,7 +172,11 @@ mod tests {
         assert_eq!(Mount::parse(line), Some(Mount { id: 36, device: (98, 0), kind: "ext3" }));
         let plain = "97 29 0:48 / /mnt rw - 9p share rw,trans=virtio";
         assert_eq!(Mount::parse(plain), Some(Mount { id: 97, device: (0, 48), kind: "9p" }));
-        assert_eq!(Mount::parse("broken"), None);
+        let hostile = "97 29 0:48 / /mnt/\u{fffd}\u{c}-\u{c}tmpfs\r rw - fuse.x\u{fffd} - rw";
+        assert_eq!(Mount::parse(hostile), Some(Mount { id: 97, device: (0, 48), kind: "fuse.x\u{fffd}" }));
+        for broken in ["broken", "", " ", "97 29 0 / /mnt rw - 9p share rw", "97 29 0:48 / /mnt rw 9p share rw"] {
+            assert_eq!(Mount::parse(broken), None, "{broken}");
+        }
     }
 
     /// 9P of a server's ext4 has ext4's magic number and an anonymous device.
