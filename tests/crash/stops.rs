@@ -1,5 +1,9 @@
 //! The process is stopped after every system call. Meanwhile another process takes the lock, or all files are removed.
 
+use std::mem::MaybeUninit;
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::stage::{Boundary, Kind, Scene, Stage, boundaries, each_scene, is_asleep, wait_until, worker_of};
@@ -29,6 +33,46 @@ pub(crate) fn run() {
     }
     assert!(removed > 0);
     println!("the stale file removed by its owner at {removed} boundaries: never two holders");
+
+    let mut led_away = 0;
+    for kind in [Kind::Shlock, Kind::Flock] {
+        for scene in [Scene::Free, Scene::Stale, Scene::Held] {
+            for boundary in boundaries(kind, scene) {
+                lead_away(kind, scene, boundary);
+                led_away += 1;
+            }
+        }
+    }
+    println!("a link put in the place of the lock at {led_away} boundaries: nobody follows it");
+}
+
+/// A user who may write to the directory puts a symbolic link in the place of the lock, and of each private name. It leads
+/// to a file that only the worker's user may open.
+fn lead_away(kind: Kind, scene: Scene, Boundary { call, number }: Boundary) {
+    let place = format!("{kind:?} {scene:?}: led away at {call} {number}");
+    let stage = Stage::new(kind, scene);
+    let secret = stage.path().parent().unwrap().with_file_name("secret");
+    std::fs::write(&secret, "secret").unwrap();
+    let inotify = inotify::init(CreateFlags::NONBLOCK).unwrap();
+    inotify::add_watch(&inotify, &secret, WatchFlags::ALL_EVENTS).unwrap();
+    let mut child = stage.start(&["-e".into(), format!("inject={call}:signal=STOP:when={number}")]);
+    let strace = child.id();
+    let mut has_ended = move || child.try_wait().unwrap().is_some();
+    wait_until(|| stage.has_stopped() || has_ended());
+    let directory = stage.path().parent().unwrap().to_owned();
+    let names = ["x.lock", ".x.lock.tokio-lockfile.new", ".x.lock.tokio-lockfile.break"];
+    for (number, name) in names.iter().enumerate() {
+        let _ = std::fs::rename(directory.join(name), directory.join(format!("aside{number}")));
+        std::os::unix::fs::symlink(&secret, directory.join(name)).unwrap();
+    }
+    wait_until(|| {
+        let pid = worker_of(strace).and_then(|worker| Pid::from_raw(worker as i32));
+        pid.inspect(|pid| _ = kill_process(*pid, Signal::CONT));
+        has_ended()
+    });
+    let mut buffer = [MaybeUninit::uninit(); 1024];
+    let mut events = inotify::Reader::new(&inotify, &mut buffer);
+    assert_eq!(events.next().err(), Some(Errno::AGAIN), "{place}: the link is followed");
 }
 
 /// All files are removed. During an attempt this is no error; while the lock is held it is one.

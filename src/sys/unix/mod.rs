@@ -66,12 +66,6 @@ impl Dir {
         Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
     }
 
-    /// Opens an existing file for reading, also through a symbolic link.
-    pub(crate) fn follow(&self, name: &OsStr) -> io::Result<OpenFile> {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
-    }
-
     /// Opens an existing file for reading and writing.
     pub(crate) fn open_writable(&self, name: &OsStr) -> io::Result<OpenFile> {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
@@ -91,7 +85,16 @@ impl Dir {
 
     /// The state of the file with this name. `None` if there is no such file.
     pub(crate) fn stat(&self, name: &OsStr) -> io::Result<Option<Stat>> {
-        stat_at(&self.0, name)
+        stat_at(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Whether the name leads to the file, also through a symbolic link. This only looks: it opens nothing on the way.
+    pub(crate) fn leads_to(&self, name: &OsStr, file: &Stat) -> io::Result<bool> {
+        match stat_at(&self.0, name, AtFlags::empty()) {
+            // A link that leads round in a circle.
+            Err(error) if irregular_from_open(&error).is_some() => Ok(false),
+            found => Ok(found?.is_some_and(|found| found.is_same_file(file))),
+        }
     }
 
     /// Gives the open `file` one more name. `from` is a name that the file already has. Platforms that cannot link an

@@ -78,11 +78,11 @@ pub(crate) fn stat(file: &File) -> io::Result<Stat> {
 /// The state of the file at a path. `None` if there is no file. This does not follow a symbolic link at the end of the
 /// path.
 pub(crate) fn stat_path(path: &Path) -> io::Result<Option<Stat>> {
-    stat_at(CWD, path)
+    stat_at(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
 }
 
-pub(super) fn stat_at(dir: impl AsFd, name: impl rustix::path::Arg) -> io::Result<Option<Stat>> {
-    match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+pub(super) fn stat_at(dir: impl AsFd, name: impl rustix::path::Arg, flags: AtFlags) -> io::Result<Option<Stat>> {
+    match rustix::fs::statat(dir, name, flags) {
         Ok(raw) => Ok(Some(Stat::from_raw(&raw))),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
         Err(error) => Err(error.into()),

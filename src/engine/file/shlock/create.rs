@@ -140,9 +140,7 @@ impl Directory<'_> {
             }
         }
         if !self.names(self.name, &held.stat)? {
-            // On SMB nobody can read the file while it is locked, we neither.
-            drop(held);
-            return match self.take_back(&record)? {
+            return match self.take_back(held, &record)? {
                 true => Err(self.splits_names()),
                 false => Ok(Created::Changed),
             };
@@ -175,18 +173,20 @@ impl Directory<'_> {
     /// Removes the lock's name if it is ours. The caller has made the link, and the name shows another inode. Some file
     /// systems (sshfs, SMB without `serverino`) and emulators give each name of a file its own inode number. Then the
     /// name is ours. Returns whether it was ours.
-    fn take_back(&self, record: &[u8]) -> Result<bool, LockError> {
+    fn take_back(&self, held: Held, record: &[u8]) -> Result<bool, LockError> {
+        // proot makes a symbolic link to our file instead of a hard link.
+        let is_link = self.dir.leads_to(self.name, &held.stat).map_err(|error| self.failed("look at", error))?;
+        // On SMB nobody can read the file while it is locked, we neither.
+        drop(held);
+        if is_link {
+            self.dir.unlink(self.name).map_err(|error| self.failed("take back", error))?;
+            return Ok(true);
+        }
         let file = match self.dir.open_file(self.name) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            // proot makes a symbolic link to our file instead of a hard link.
-            Err(error) if sys::irregular_from_open(&error).is_some() => {
-                let is_ours = self.dir.follow(self.name).is_ok_and(|file| record::starts_with(&file, record));
-                if is_ours {
-                    self.dir.unlink(self.name).map_err(|error| self.failed("take back", error))?;
-                }
-                return Ok(is_ours);
-            }
+            // Somebody has put something else in the place of our file.
+            Err(error) if sys::irregular_from_open(&error).is_some() => return Ok(false),
             Err(error) => return Err(self.failed("open lock file", error)),
         };
         // If the file belongs to another holder, that holder has an flock on it.
@@ -356,18 +356,21 @@ mod tests {
 
     /// As Termux's proot makes a symbolic link of a hard link.
     #[test]
-    fn a_link_that_became_symbolic_is_taken_back_if_it_leads_to_our_record() {
+    fn a_link_that_became_symbolic_is_taken_back_if_it_leads_to_our_file() {
         let dir = tempfile::tempdir().unwrap();
         let target = Target::file(LockKind::Shlock, &dir.path().join("x.lock"), Default::default()).unwrap();
         let directory = Directory::open(&target).unwrap();
         let record = record::shlock(4_194_305, Mark::Proof);
-        let elsewhere = dir.path().join("elsewhere");
-        std::os::unix::fs::symlink(&elsewhere, &target.path).unwrap();
-        for (content, is_ours) in [(&b"somebody's notes"[..], false), (&record, true)] {
-            std::fs::write(&elsewhere, content).unwrap();
-            assert_eq!(directory.take_back(&record).unwrap(), is_ours);
+        let [elsewhere, ours] = ["elsewhere", "ours"].map(|name| dir.path().join(name));
+        for (to, is_ours) in [(&elsewhere, false), (&ours, true)] {
+            std::fs::write(&elsewhere, record).unwrap();
+            let Created::Held(held) = directory.acquire().unwrap() else { panic!("the lock is free") };
+            std::fs::rename(&target.path, &ours).unwrap();
+            std::os::unix::fs::symlink(to, &target.path).unwrap();
+            assert_eq!(directory.take_back(held, &record).unwrap(), is_ours);
             assert_eq!(target.path.is_symlink(), !is_ours);
-            assert_eq!(std::fs::read(&elsewhere).unwrap(), content);
+            assert_eq!(std::fs::read(&elsewhere).unwrap(), record);
+            let _ = std::fs::remove_file(&target.path);
         }
     }
 }
