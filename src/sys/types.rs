@@ -38,7 +38,18 @@ impl FileSystem {
     /// Whether a free `flock` proves that its holder is dead.
     #[cfg(unix)]
     pub(crate) fn flock_is_proof(&self) -> bool {
+        self.is_of_this_machine()
+    }
+
+    /// Whether the kernel of this machine alone decides about it.
+    pub(crate) fn is_of_this_machine(&self) -> bool {
         matches!(self, Self::Memory | Self::Local)
+    }
+
+    /// Whether it is SMB, by any of the names that kernels have for it.
+    #[cfg(unix)]
+    pub(crate) fn is_smb(&self) -> bool {
+        matches!(self, Self::Other(name) if ["SMB", "cifs", "smb3", "smbfs"].contains(&&**name))
     }
 }
 

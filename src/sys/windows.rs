@@ -197,6 +197,16 @@ pub(crate) fn is_lock_unsupported(error: &io::Error) -> bool {
     matches!(code, Some(ERROR_INVALID_FUNCTION | ERROR_NOT_SUPPORTED))
 }
 
+/// Whether a read failed because somebody else has the file locked.
+pub(crate) fn is_denied_by_lock(_file: &File, error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// Windows does not tell.
+pub(crate) fn is_out_of_locks(_error: &io::Error) -> bool {
+    false
+}
+
 fn locked_byte() -> OVERLAPPED {
     // SAFETY: the structure consists of integers and a handle, for which zero is a valid value.
     let mut place: OVERLAPPED = unsafe { zeroed() };

@@ -6,6 +6,7 @@
 //! ```
 #![cfg(unix)]
 
+mod denied;
 mod elsewhere;
 mod faults;
 mod grace;

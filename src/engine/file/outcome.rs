@@ -1,4 +1,32 @@
 //! What one try of a protocol answers, and what the protocols share.
+//!
+//! What the errors of system calls mean. All errors that are not in the table are errors of the try: being unable to look
+//! proves nothing. "This machine" means memory and local disks, see [`FileSystem`](sys::FileSystem).
+//!
+//! | Call | Error | Where | Meaning |
+//! |---|---|---|---|
+//! | flock | EWOULDBLOCK | everywhere | held, or look again if the other lock need not be a holder's |
+//! | | EACCES | SMB | held: its locks are mandatory (flock(2)) |
+//! | | EACCES, EPERM | elsewhere | error: a security policy denies it, and others may still lock |
+//! | | EOPNOTSUPP, 524, ENOSYS, EINVAL | everywhere | unsupported: no such locks. 524 is the kernel's ENOTSUPP |
+//! | | ENOLCK | this machine | error: no memory for one more lock, which passes |
+//! | | ENOLCK | elsewhere | unsupported: the server has no service for locks |
+//! | | EBADF | NFS | open the file for writing and look again; an error if that is not permitted |
+//! | | ESTALE | NFS | look again: the file was removed on the server |
+//! | open | ENOENT | everywhere | free. If the directory is missing, an error |
+//! | | EAGAIN | everywhere | held: somebody has a lease on the file, so has it open |
+//! | | ELOOP, EISDIR, ENXIO, EOPNOTSUPP | everywhere | not a lock file |
+//! | | EEXIST, with O_EXCL | everywhere | look again: somebody was first |
+//! | open, O_TMPFILE | ENOENT, EISDIR, EOPNOTSUPP, 524, ENOSYS, EINVAL | everywhere | create it with a private name |
+//! | read | EACCES | SMB | a record that cannot be read, of whoever has the lock |
+//! | stat | ENOENT, ENOTDIR | everywhere | no file there |
+//! | linkat | EEXIST | everywhere | look again: somebody was first. On NFS two links mean that it was we |
+//! | | ENOENT | everywhere | look again: the file is gone; or create it with a private name, if it had none |
+//! | | EPERM, EACCES, EXDEV, EMLINK, EOPNOTSUPP, 524, ENOSYS | everywhere | unsupported for a new file: no hard links. An error for a stale one: it is immutable, or another user's (proc_sys_fs(5), protected_hardlinks) |
+//! | unlinkat | ENOENT | everywhere | done: somebody else has removed it |
+//! | pidfd_open | ESRCH, EINVAL, ENOENT | everywhere | no such process. Every other error: ask kill |
+//! | kill | ESRCH | everywhere | no such process. Every other error: it is alive |
+//! | all | EINTR | everywhere | call again |
 
 use std::fs::File;
 use std::path::Path;
@@ -124,13 +152,18 @@ pub(super) fn is_locked(file: &File) -> std::io::Result<bool> {
     Ok(!free)
 }
 
+/// The error when a file could not be locked. The advice fits the place.
 pub(super) fn lock_failed(target: &Target, error: std::io::Error) -> LockError {
-    if sys::is_lock_unsupported(&error) {
-        let reason =
-            format!("files cannot be locked on {} ({error}); use a local file system", filesystem_name(target));
-        return LockError::unsupported_by(&target.path, target.kind, reason, error);
-    }
-    LockError::io(&target.path, "lock", error)
+    const DENIED: &str = "use flock(2) (a security policy may deny it: AppArmor asks for k, SELinux for lock) on";
+    let place = execution::filesystem(target).ok().filter(|place| !place.is_of_this_machine());
+    let is_unsupported = sys::is_lock_unsupported(&error) || place.is_some() && sys::is_out_of_locks(&error);
+    let reason = match place {
+        _ if error.kind() == std::io::ErrorKind::PermissionDenied => return LockError::io(&target.path, DENIED, error),
+        _ if !is_unsupported => return LockError::io(&target.path, "lock", error),
+        Some(place) => format!("files cannot be locked on {place} ({error}); use a local file system"),
+        None => format!("no file can be locked here ({error}); a sandbox or an emulator may lack flock(2)"),
+    };
+    LockError::unsupported_by(&target.path, target.kind, reason, error)
 }
 
 /// What an error calls the file system of the lock file.

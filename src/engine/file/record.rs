@@ -72,7 +72,7 @@ impl Record {
     /// As [`of`](Self::of), for a file that somebody else may have locked. On SMB such a file cannot be read.
     pub(super) fn of_lock(file: &File) -> io::Result<Self> {
         match Self::of(file) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(Self::Unknown),
+            Err(error) if sys::is_denied_by_lock(file, &error) => Ok(Self::Unknown),
             record => record,
         }
     }

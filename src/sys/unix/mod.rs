@@ -227,9 +227,18 @@ pub(crate) fn is_file_gone(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::STALE)
 }
 
+/// Linux's ENOTSUPP, which is for the kernel alone and has no name outside: Cray DVS, autofs and some NFS answer it.
+const NOT_SUPPORTED: i32 = 524;
+
 /// Whether the file system cannot lock files at all.
 pub(crate) fn is_lock_unsupported(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL))
+    matches!(Errno::from_io_error(error), Some(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL))
+        || error.raw_os_error() == Some(NOT_SUPPORTED)
+}
+
+/// Whether the kernel has no memory for one more lock, or a network file system has no service for locks.
+pub(crate) fn is_out_of_locks(error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::NOLCK)
 }
 
 /// Whether the file system can lock a file only if it is open for writing. NFS is such a file system (flock(2)).
@@ -237,20 +246,26 @@ pub(crate) fn is_lock_for_writers(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::BADF)
 }
 
+/// Whether a call failed because somebody else has the file locked. SMB answers EACCES then (flock(2)). On any other file
+/// system this is the answer of a security policy.
+pub(crate) fn is_denied_by_lock(file: &File, error: &io::Error) -> bool {
+    Errno::from_io_error(error) == Some(Errno::ACCESS) && filesystem(file).is_ok_and(|place| place.is_smb())
+}
+
 /// Whether the file system cannot give a file a second name.
 pub(crate) fn is_link_unsupported(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
         Some(Errno::PERM | Errno::ACCESS | Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::MLINK)
-    )
+    ) || error.raw_os_error() == Some(NOT_SUPPORTED)
 }
 
 pub(crate) fn try_lock_exclusive(file: &File) -> io::Result<bool> {
-    try_lock(|| FileExt::try_lock(file))
+    try_lock(file, FileExt::try_lock)
 }
 
 pub(crate) fn try_lock_shared(file: &File) -> io::Result<bool> {
-    try_lock(|| FileExt::try_lock_shared(file))
+    try_lock(file, FileExt::try_lock_shared)
 }
 
 pub(crate) fn unlock(file: &File) -> io::Result<()> {
@@ -281,14 +296,13 @@ pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-fn try_lock(call: impl Fn() -> Result<(), TryLockError>) -> io::Result<bool> {
+fn try_lock(file: &File, call: impl Fn(&File) -> Result<(), TryLockError>) -> io::Result<bool> {
     loop {
-        match call() {
+        match call(file) {
             Ok(()) => return Ok(true),
             Err(TryLockError::WouldBlock) => return Ok(false),
-            // SMB returns EACCES when another client has the lock (flock(2)).
-            Err(TryLockError::Error(error)) if Errno::from_io_error(&error) == Some(Errno::ACCESS) => return Ok(false),
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(TryLockError::Error(error)) if is_denied_by_lock(file, &error) => return Ok(false),
             Err(TryLockError::Error(error)) => return Err(error),
         }
     }

@@ -167,6 +167,12 @@ mod tests {
     }
 
     #[test]
+    fn smb_has_several_names() {
+        assert!([by_magic(0xff53_4d42), by_name("cifs")].iter().all(FileSystem::is_smb));
+        assert!(![by_magic(0x6969), by_name("nfs4"), FileSystem::Local].iter().any(FileSystem::is_smb));
+    }
+
+    #[test]
     fn mountinfo_lines() {
         let line = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=continue";
         assert_eq!(Mount::parse(line), Some(Mount { id: 36, device: (98, 0), kind: "ext3" }));

@@ -262,15 +262,16 @@ impl Directory<'_> {
         }
         let mut private = Private { name, file };
         let locked = sys::try_lock_exclusive(&private.file).map_err(|error| self.lock_failed(error))?;
-        if let Some(named) = &mut private.name {
+        let is_ours = match &mut private.name {
             // Between our open and our flock, another process may have removed the file. To that process the file
             // looked as if its creator were dead.
-            if !locked || !self.names(&named.name, &self.stat(&private.file)?)? {
-                named.ours = false;
-                return Ok(None);
+            Some(named) => {
+                named.ours = locked && self.names(&named.name, &self.stat(&private.file)?)?;
+                named.ours
             }
-        }
-        Ok(Some(private))
+            None => locked,
+        };
+        Ok(is_ours.then_some(private))
     }
 
     /// Creates a file under a private name. `None` if another process is creating one.
