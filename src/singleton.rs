@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,9 +15,11 @@ use tokio::time::Instant;
 use crate::guard::LockGuard;
 use crate::leadership::Leadership;
 use crate::lock::LockFile;
+use crate::sys::process::Owner;
 use crate::util::backoff::Backoff;
 use crate::util::timer::sleep;
 use crate::words::error::LockError;
+use crate::words::target::Target;
 use crate::words::trace;
 
 /// What a [`Singleton`] does when its work fails or panics, or its lock fails.
@@ -78,9 +81,48 @@ pub struct Singleton {
 /// How the work under one acquisition of the lock ended.
 enum Ended<T, E> {
     Done(T),
-    ShutDown,
+    /// With the failure of the work if it failed on the way out.
+    ShutDown(Option<Failure<E>>),
     SteppedDown,
     Failed(Failure<E>),
+}
+
+impl<T, E> Ended<T, E> {
+    /// The same for work that has failed in the end.
+    fn but_failed(self, failure: Failure<E>) -> Self {
+        match self {
+            Self::ShutDown(_) => Self::ShutDown(Some(failure)),
+            _ => Self::Failed(failure),
+        }
+    }
+
+    /// Why this process steps down; `None` if the lock was lost, which is told already.
+    fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Done(_) => Some("the work is done"),
+            Self::ShutDown(_) => Some("shutting down"),
+            Self::SteppedDown => Some("asked to"),
+            Self::Failed(Failure::Loss(_)) => None,
+            Self::Failed(_) => Some("the work failed"),
+        }
+    }
+}
+
+/// Says that this process steps down, also where the future of [`Singleton::run`] is dropped.
+struct Farewell<'a> {
+    target: &'a Target,
+    began: Instant,
+    reason: Option<&'static str>,
+    owner: Owner,
+}
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        // In a forked child, another thread of the parent may have had a mutex of the subscriber.
+        if let Some(reason) = self.reason.filter(|_| self.owner.is_this_process()) {
+            trace::stepped_down(self.target, self.began.elapsed(), reason);
+        }
+    }
 }
 
 /// What is passed to the caller, or makes this process pause and stand by again.
@@ -220,10 +262,13 @@ impl Singleton {
             };
             let is_fresh = match ended {
                 Ended::Done(result) => return Ok(Some(result)),
-                Ended::ShutDown => return Ok(None),
+                Ended::ShutDown(failure) => {
+                    failure.map_or(Ok(()), |failure| self.endure(failure, began.elapsed(), has_worked, false))?;
+                    return Ok(None);
+                }
                 Ended::SteppedDown => true,
                 Ended::Failed(failure) => {
-                    self.endure(failure, began.elapsed(), has_worked)?;
+                    self.endure(failure, began.elapsed(), has_worked, true)?;
                     began.elapsed() >= self.pause.1
                 }
             };
@@ -261,14 +306,20 @@ impl Singleton {
         work: impl Future<Output = Result<T, E>>,
         shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Ended<T, E> {
-        let began = Instant::now();
+        // Dropped last: it speaks when the lock is released.
+        let mut farewell = Farewell {
+            target: self.lock.target(),
+            began: Instant::now(),
+            reason: Some("its future was dropped"),
+            owner: Owner::this_process(),
+        };
         let ended = {
             let mut work = pin!(Some(catch_panic(work)));
             let ended = self.supervise(work.as_mut().as_pin_mut().expect("just made"), &guard, shutdown).await;
             // The destructors of the work may panic too.
             match catch_unwind(AssertUnwindSafe(|| work.set(None))) {
                 Ok(()) => ended,
-                Err(panic) => Ended::Failed(Failure::Panic(panic)),
+                Err(panic) => ended.but_failed(Failure::Panic(panic)),
             }
         };
         let ended = match (guard.release().await, ended) {
@@ -276,7 +327,7 @@ impl Singleton {
             (Err(error @ LockError::Lost { .. }), Ended::Done(_)) => Ended::Failed(Failure::Loss(error)),
             (_, ended) => ended,
         };
-        self.report_end(&ended, began.elapsed());
+        farewell.reason = ended.reason();
         ended
     }
 
@@ -289,22 +340,28 @@ impl Singleton {
     ) -> Ended<T, E> {
         let term = self.leadership.begin(guard.fencing_token());
         // Work that is always busy uses up the budget of this task. The signals must reach it all the same.
+        let is_shutting_down = AtomicBool::new(false);
         let told_to_end = unconstrained(async {
             let ended = tokio::select! {
                 biased;
-                () = shutdown => Ended::ShutDown,
+                () = shutdown => Ended::ShutDown(None),
                 () = term.asked_to_step_down() => Ended::SteppedDown,
             };
+            is_shutting_down.store(matches!(ended, Ended::ShutDown(_)), Ordering::Relaxed);
             sleep(self.grace).await;
             ended
         });
+        let failed = |failure| match is_shutting_down.load(Ordering::Relaxed) {
+            true => Ended::ShutDown(Some(failure)),
+            false => Ended::Failed(failure),
+        };
         tokio::select! {
             biased;
             done = work => match done {
                 Ok(Ok(result)) => Ended::Done(result),
                 Ok(Err(_)) if term.is_asked_to_step_down() => Ended::SteppedDown,
-                Ok(Err(error)) => Ended::Failed(Failure::Work(error)),
-                Err(panic) => Ended::Failed(Failure::Panic(panic)),
+                Ok(Err(error)) => failed(Failure::Work(error)),
+                Err(panic) => failed(Failure::Panic(panic)),
             },
             reason = guard.lost() => {
                 Ended::Failed(Failure::Loss(LockError::lost(&self.lock.target().path, reason)))
@@ -313,23 +370,14 @@ impl Singleton {
         }
     }
 
-    fn report_end<T, E>(&self, ended: &Ended<T, E>, held: Duration) {
-        let reason = match ended {
-            Ended::Done(_) => "the work is done",
-            Ended::ShutDown => "shutting down",
-            Ended::SteppedDown => "asked to",
-            Ended::Failed(_) => return,
-        };
-        trace::stepped_down(self.lock.target(), held, reason);
-    }
-
     /// Logs a failure, unless it ends the singleton. `lasted`: how long the work had run. `has_worked`: whether the lock
-    /// has answered before.
+    /// has answered before. `goes_on`: whether this process will stand by again.
     fn endure<E: Display>(
         &self,
         failure: Failure<E>,
         lasted: Duration,
         has_worked: bool,
+        goes_on: bool,
     ) -> Result<(), SingletonError<E>> {
         let (target, ends) = (self.lock.target(), self.restart == Restart::Never);
         match failure {
@@ -340,8 +388,8 @@ impl Singleton {
             Failure::Panic(panic) if ends => resume_unwind(panic),
             Failure::Lock(error) => trace::lock_failed(target, &error),
             Failure::Loss(_) => {}
-            Failure::Work(error) => trace::work_failed(target, lasted, &error),
-            Failure::Panic(_) => trace::work_failed(target, lasted, &"it panicked"),
+            Failure::Work(error) => trace::work_failed(target, lasted, &error, goes_on),
+            Failure::Panic(_) => trace::work_failed(target, lasted, &"it panicked", goes_on),
         }
         Ok(())
     }

@@ -175,13 +175,14 @@ pub(crate) fn stepped_down(target: &Target, held: Duration, reason: &str) {
     info!(target: TARGET, path = %Escaped(&*target.path), held_ms = millis(held), %reason, "stepped down");
 }
 
-pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Display) {
+/// `goes_on`: whether this process will stand by again.
+pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Display, goes_on: bool) {
     warn!(
         target: TARGET,
         path = %Escaped(&*target.path),
         held_ms = millis(held),
         %error,
-        "the work under the lock failed; standing by again",
+        "the work under the lock failed; {}", if goes_on { "standing by again" } else { "shutting down" },
     );
 }
 

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio_lockfile::{LockError, LockFile, Singleton};
+use tokio_lockfile::{LockError, LockFile, Restart, Singleton};
 use tracing::field::{Field, Visit};
 use tracing::span::Attributes;
 use tracing::subscriber::DefaultGuard;
@@ -356,6 +356,54 @@ async fn a_singletons_failed_work_is_a_warning() {
     let failed = recorder.only("the work under the lock failed");
     assert_eq!((failed.level, failed.fields["error"].as_str()), (Level::WARN, "no disk"));
     assert!(failed.numbers.contains_key("held_ms"));
+}
+
+/// Work that fails on its way out, or cannot be stopped without a panic, and a singleton whose future is dropped.
+#[tokio::test(start_paused = true)]
+async fn however_a_leader_ends_the_log_says_that_it_steps_down() {
+    struct PanicsAtDrop;
+    impl Drop for PanicsAtDrop {
+        fn drop(&mut self) {
+            panic!("on the way out");
+        }
+    }
+    if !in_own_process("logging::however_a_leader_ends_the_log_says_that_it_steps_down") {
+        return;
+    }
+    let second = Duration::from_secs(1);
+    let (recorder, _listening) = Recorder::listen();
+    let told = |reason: &str, failure: Option<&str>| {
+        assert_eq!(recorder.only("stepped down").fields["reason"], reason);
+        let failed = recorder.about("the work under the lock failed");
+        assert_eq!(failed.len(), usize::from(failure.is_some()), "{failed:?}");
+        assert!(failed.iter().zip(failure).all(|(said, end)| said.fields["message"].ends_with(end)), "{failed:?}");
+        recorder.events.lock().unwrap().clear();
+    };
+    for restart in [Restart::OnFailure, Restart::Never] {
+        let leader = Singleton::new(LockFile::null()).grace(5 * second).restart(restart);
+        let fails = || async {
+            tokio::time::sleep(3 * second).await;
+            Err::<(), _>("no disk")
+        };
+        let ended = leader.run(fails, tokio::time::sleep(second)).await;
+        let is_told = restart == Restart::OnFailure;
+        assert_eq!(ended.is_ok(), is_told, "the caller hears of it");
+        told("shutting down", is_told.then_some("shutting down"));
+    }
+    let leader = Singleton::new(LockFile::null());
+    let panics = || async {
+        let _panics = PanicsAtDrop;
+        std::future::pending::<Result<(), String>>().await
+    };
+    assert_eq!(leader.run(panics, tokio::time::sleep(second)).await.unwrap(), None);
+    told("shutting down", Some("shutting down"));
+    let works = || std::future::pending::<Result<(), String>>();
+    let run = leader.run(works, std::future::pending());
+    assert!(tokio::time::timeout(second, run).await.is_err());
+    told("its future was dropped", None);
+    let never = leader.restart(Restart::Never);
+    assert!(never.run(|| async { Err::<(), _>("no disk") }, std::future::pending()).await.is_err());
+    told("the work failed", None);
 }
 
 #[tokio::test(start_paused = true)]
