@@ -36,7 +36,8 @@ pub enum LockError {
     /// The text is not a lock URL.
     #[error("invalid lock URL {url:?}: {reason}")]
     InvalidUrl {
-        /// The given text, with `***` in the place of what may be a password.
+        /// The given text, with `***` in the place of all that may be a part of a password. For a server this is everything
+        /// but the scheme, unless only a value is wrong.
         url: String,
         /// What is wrong with it.
         reason: String,

@@ -7,7 +7,6 @@ pub(crate) mod kind;
 pub(crate) mod mode;
 pub(crate) mod options;
 mod percent;
-pub(crate) mod redact;
 pub(crate) mod server_url;
 pub(crate) mod target;
 pub(crate) mod trace;

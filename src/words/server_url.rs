@@ -9,7 +9,6 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use super::kind::LockKind;
 use super::mode::Mode;
 use super::percent;
-use super::redact::quote;
 
 /// All characters except the unreserved ones of RFC 3986.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -73,11 +72,9 @@ impl Hash for Secret {
 
 /// The kind of a scheme, and the parameters that its URLs may have.
 fn known(scheme: &str) -> Option<(LockKind, &'static [&'static str])> {
-    let scheme = scheme.to_ascii_lowercase();
-    match &*scheme {
-        "postgres" | "postgresql" => Some((LockKind::Postgres, POSTGRES_PARAMETERS)),
+    match self::scheme(scheme)? {
         "etcd" => Some((LockKind::Etcd, ETCD_PARAMETERS)),
-        _ => None,
+        _ => Some((LockKind::Postgres, POSTGRES_PARAMETERS)),
     }
 }
 
@@ -96,17 +93,26 @@ const POSTGRES_PARAMETERS: &[&str] = &[
 ];
 const ETCD_PARAMETERS: &[&str] = &["ttl", "tls", "cacert", "cert", "key", "connect_timeout"];
 
-/// The schemes, for a message.
 pub(super) const SCHEMES: [&str; 3] = ["postgres", "postgresql", "etcd"];
 
-/// Parses what is behind `scheme:`. `None` if the scheme is not that of a server.
-/// `shown`: what a message may show of the URL.
-pub(super) fn parse(scheme: &str, rest: &str, shown: &str) -> Option<Result<(ServerUrl, Mode), String>> {
-    let (kind, parameters) = known(scheme)?;
-    Some(parse_known(kind, parameters, rest, shown))
+/// The scheme of a server that is written so.
+pub(super) fn scheme(text: &str) -> Option<&'static str> {
+    SCHEMES.into_iter().find(|scheme| scheme.eq_ignore_ascii_case(text))
 }
 
-fn parse_known(kind: LockKind, known: &[&str], rest: &str, shown: &str) -> Result<(ServerUrl, Mode), String> {
+/// Parses what is behind `scheme:`. `None` if the scheme is not that of a server.
+///
+/// A reason repeats nothing of the text: where there is a mistake, anything may be a part of the password.
+pub(super) fn parse(scheme: &str, rest: &str) -> Option<Result<(ServerUrl, Mode), String>> {
+    let (kind, parameters) = known(scheme)?;
+    Some(parse_known(kind, parameters, rest))
+}
+
+fn parse_known(kind: LockKind, known: &[&str], rest: &str) -> Result<(ServerUrl, Mode), String> {
+    // As in a list of words, one of which may be a password.
+    if rest.contains(|char: char| char.is_whitespace() || char.is_control()) {
+        return Err("it has a blank or a control character; write a blank as %20".into());
+    }
     if rest.contains('#') {
         return Err("it has a fragment; write a # as %23".into());
     }
@@ -119,8 +125,12 @@ fn parse_known(kind: LockKind, known: &[&str], rest: &str, shown: &str) -> Resul
     if path.contains('@') || query.contains('@') {
         return Err("it has an @ behind the host; write / ? and @ in a password as %2F, %3F and %40".into());
     }
+    // A user and a password in the place of the host, or behind it. But a lock in etcd may have such a name.
+    if path.contains(':') && (authority.is_empty() || kind == LockKind::Postgres) {
+        return Err("it has a colon in its path; write it as %3A".into());
+    }
     let (user, password, hosts) = parse_authority(authority)?;
-    let (parameters, mode) = parse_query(query, known, shown)?;
+    let (parameters, mode) = parse_query(query, known)?;
     let path = decode(path, "path")?;
     Ok((ServerUrl { kind, user, password, hosts, path, parameters }, mode))
 }
@@ -140,9 +150,11 @@ fn parse_authority(authority: &str) -> Result<Authority, String> {
             None => (None, None),
             Some((user, password)) => (Some(decode(user, "user")?), password),
         };
-    // Otherwise the password would be shown as a part of the name.
-    if user.as_ref().is_some_and(|user| user.contains(':')) {
-        return Err("its user contains a colon; write the colon in front of the password as : and not as %3A".into());
+    // Otherwise the password would be shown as a part of the name. The colon may be encoded, even twice.
+    if user.as_ref().is_some_and(|user| user.contains([':', '%'])) {
+        return Err(
+            "its user contains a colon or a %; write the colon in front of the password as : and not as %3A".into()
+        );
     }
     let password = password.map(|password| decode(password, "password")).transpose()?;
     let hosts = match hosts {
@@ -152,24 +164,37 @@ fn parse_authority(authority: &str) -> Result<Authority, String> {
     Ok((user.filter(|user| !user.is_empty()), Secret(password), hosts))
 }
 
+fn is_of_name(char: char) -> bool {
+    char.is_alphanumeric() || "-._".contains(char)
+}
+
 fn parse_host(host: &str) -> Result<Host, String> {
     let unclosed = "the [ of an IPv6 address is not closed";
     let (name, port) = match host.strip_prefix('[') {
         Some(address) => {
             let (address, port) = address.split_once(']').ok_or(unclosed)?;
             let port = if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or(unclosed)?) };
-            let (number, _zone) = address.split_once('%').unwrap_or((address, ""));
-            number.parse::<Ipv6Addr>().map_err(|_| "the text between [ and ] is not an IPv6 address")?;
+            let (number, zone) = address.split_once('%').unwrap_or((address, ""));
+            let is_zone = zone.chars().all(is_of_name);
+            number
+                .parse::<Ipv6Addr>()
+                .ok()
+                .filter(|_| is_zone)
+                .ok_or("the text between [ and ] is not an IPv6 address")?;
             (address.to_owned(), port)
         }
         None => {
             let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
             let name = decode(name, "host")?;
-            // A user and a password, encoded with the host. The directory of a socket may have an @ in its name.
-            if name.contains(':') || (name.contains('@') && !name.starts_with('/')) {
-                return Err(
-                    "a host's name contains a colon or an @; write both unencoded, as in user:password@host".into()
-                );
+            // A user and a password may be encoded with the host.
+            let is_in_order = match name.strip_prefix('/') {
+                Some(directory) => !directory.contains(':'),
+                None => name.chars().all(is_of_name),
+            };
+            if !is_in_order {
+                return Err("a host's name is not of letters, digits, - . and _; write : and @ unencoded, as in \
+                            user:password@host"
+                    .into());
             }
             (name, port)
         }
@@ -177,7 +202,6 @@ fn parse_host(host: &str) -> Result<Host, String> {
     if name.is_empty() {
         return Err("a host's name is empty".into());
     }
-    // What stands there may be a password, so the message does not repeat it.
     let port = port.map(|port| match port.parse() {
         Ok(0) | Err(_) => Err("a host's port is not a number from 1 to 65535"),
         Ok(port) => Ok(port),
@@ -185,10 +209,10 @@ fn parse_host(host: &str) -> Result<Host, String> {
     Ok(Host { name, port: port.transpose()? })
 }
 
-fn parse_query(query: &str, known: &[&str], shown: &str) -> Result<(Vec<(String, String)>, Mode), String> {
+fn parse_query(query: &str, known: &[&str]) -> Result<(Vec<(String, String)>, Mode), String> {
     let mut parameters: Vec<(String, String)> = Vec::new();
     let mut mode = Mode::Exclusive;
-    for parameter in query.split('&').filter(|_| !query.is_empty()) {
+    for (at, parameter) in query.split('&').enumerate().filter(|_| !query.is_empty()) {
         if parameter == SHARED {
             mode = Mode::Shared;
             continue;
@@ -197,8 +221,7 @@ fn parse_query(query: &str, known: &[&str], shown: &str) -> Result<(Vec<(String,
             Some((name, value)) if known.contains(&name) => (name, value),
             None if known.contains(&parameter) => return Err(format!("the parameter {parameter} has no value")),
             Some((SHARED, _)) => return Err(format!("the parameter {SHARED} has a value")),
-            Some((name, _)) => return Err(unknown(quote(name, shown), known)),
-            None => return Err(unknown(quote(parameter, shown), known)),
+            _ => return Err(format!("its parameter number {} is none of {} and {SHARED}", at + 1, known.join(", "))),
         };
         if parameters.iter().any(|(other, _)| other == name) {
             return Err(format!("it has the parameter {name} twice"));
@@ -206,10 +229,6 @@ fn parse_query(query: &str, known: &[&str], shown: &str) -> Result<(Vec<(String,
         parameters.push((name.to_owned(), decode(value, name)?));
     }
     Ok((parameters, mode))
-}
-
-fn unknown(name: &str, known: &[&str]) -> String {
-    format!("the parameter {name:?} is none of {} and {SHARED}", known.join(", "))
 }
 
 fn decode(text: &str, what: &str) -> Result<String, String> {
@@ -280,7 +299,8 @@ mod tests {
     fn reason(url: &str) -> String {
         match url.parse::<LockUrl>() {
             Err(LockError::InvalidUrl { reason, url: named }) => {
-                assert!(!named.contains("S3cretPw") && !reason.contains("S3cretPw"), "{named}: {reason}");
+                assert!(["postgres:***", "etcd:***"].contains(&&*named), "{named}");
+                assert!(!reason.contains("S3cretPw"), "{reason}");
                 reason
             }
             other => panic!("{url}: {other:?}"),
@@ -312,7 +332,7 @@ mod tests {
             "postgres://%2Frun%2Fpg%4015/app?lock=x",
             "etcd://[fe80::1%25eth0]:2379/x",
             "etcd://root:S3cretPw@h1:2379,h2:2379/jobs/nightly?shared",
-            "ETCD://h1/x",
+            "ETCD://h1/jobs:nightly",
         ] {
             let parsed: LockUrl = url.parse().unwrap();
             let printed = parsed.to_string();
@@ -329,6 +349,9 @@ mod tests {
         assert!(reason("postgres://db/app?lock=x#y").contains("fragment"));
         assert!(reason("postgres://app:12/S3cretPw@db/app").contains("%2F"));
         assert!(reason("postgres://app:12?S3cretPw@db/app").contains("%3F"));
+        for url in ["postgres:///app:S3cretPw", "postgres://db/app:S3cretPw", "etcd:///app:S3cretPw"] {
+            assert!(reason(url).contains("colon in its path"), "{url}");
+        }
         assert!(reason("postgres://app:x@S3cretPw@db/app").contains("two @"));
         assert!(reason("postgres://app:S3cretPw/app").contains("port"));
         assert!(reason("postgres://db:0/app").contains("port"));
@@ -337,13 +360,18 @@ mod tests {
         assert!(reason("postgres://[::1]5/app").contains("not closed"));
         assert!(reason("postgres://[app:S3cretPw]/app").contains("IPv6"));
         assert!(reason("postgres://app%3AS3cretPw@db/app").contains("user contains a colon"));
+        assert!(reason("postgres://app%253AS3cretPw@db/app").contains("user contains a colon"));
         assert!(reason("postgres://app%3AS3cretPw%40db/app").contains("user:password@host"));
-        assert!(reason("postgres://db/app?password=S3cretPw").contains("\"password\""));
+        assert!(reason("postgres://app%253AS3cretPw%2540db/app").contains("user:password@host"));
+        assert!(reason("postgres://user=app%20password=S3cretPw/app").contains("host's name"));
+        assert!(reason("postgres://[::1%25S3cretPw:x]/app").contains("IPv6"));
+        assert!(reason("postgres://host=db password=S3cretPw").contains("blank"));
+        assert!(reason("postgres://db/app?password=S3cretPw").contains("parameter number 1 is none of lock, "));
         assert!(reason("postgres://db/app?lock").contains("no value"));
         assert!(reason("postgres://db/app?lock=x&lock=y").contains("twice"));
-        assert!(reason("postgres://db/app?lock=x&").contains("\"\""));
+        assert!(reason("postgres://db/app?lock=x&").contains("parameter number 2"));
         assert!(reason("postgres://db/app?shared=1").contains("has a value"));
-        assert!(reason("etcd://db/app?lock=x").contains("\"lock\""));
+        assert!(reason("etcd://db/app?ttl=3s&lock=x").contains("parameter number 2 is none of ttl, "));
         assert!(reason("etcd://db/%ff").contains("UTF-8"));
         assert!(reason("etcd://db/%zz").contains("hexadecimal"));
         assert!(reason("etcd://db/%00").contains("NUL"));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::error::LockError;
 use super::kind::LockKind;
 use super::options::Options;
-use super::server_url::ServerUrl;
+use super::server_url::{self, ServerUrl};
 
 /// The kind and the name of a lock, and the options of the handle. An engine needs no more to try for the lock.
 #[derive(Debug, Clone)]
@@ -30,6 +30,12 @@ impl Target {
         }
         if bytes.contains(&0) {
             return Err(invalid("it contains a NUL byte"));
+        }
+        // Otherwise the error would show its password.
+        let scheme = path.to_str().and_then(|path| server_url::scheme(path.split_once("://")?.0));
+        if let Some(scheme) = scheme {
+            let reason = "it is no path; open it with LockFile::open".into();
+            return Err(LockError::InvalidUrl { url: format!("{scheme}:***"), reason });
         }
         if !kind.is_supported() {
             let reason = format!("this platform has no such kind; use {}", LockKind::PLATFORM_DEFAULT);

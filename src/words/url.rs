@@ -13,7 +13,6 @@ use super::kind::LockKind;
 use super::mode::Mode;
 use super::options::Options;
 use super::percent;
-use super::redact::{quote, redact};
 use super::server_url::{self, ServerUrl};
 use super::target::Target;
 
@@ -31,6 +30,9 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'=')
     .remove(b'@');
 
+/// The same for a path that looks like a user with a password.
+const ESCAPED_LOGIN: &AsciiSet = &ESCAPED.add(b':').add(b'@');
+
 /// The URL of a lock. Its form is `SCHEME:relative`, `SCHEME:/abs`, `SCHEME:///abs` or `SCHEME://localhost/abs`. The
 /// path is percent-encoded. The `FileURL` of PEAK has the same forms.
 ///
@@ -43,7 +45,11 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// between them. The schemes are `postgres` (also `postgresql`) and `etcd`, and they need the features of the same
 /// names. [Beyond one machine](crate::beyond) lists the parameters. No text of a URL shows the password, and two URLs
 /// that differ only in their passwords are equal. So the printed text of such a URL opens the same lock only if the
-/// password comes from elsewhere, such as the variable `PGPASSWORD`.
+/// password comes from elsewhere, such as the variable `PGPASSWORD`. For a text that is no URL, an error shows only what
+/// can be no part of a password.
+///
+/// In a password these characters are percent-encoded: blanks and `/ ? # @ %`. So are `:` and `@` in the path of a file
+/// that has both, because such a text may be the URL of a server with the wrong scheme.
 ///
 /// With the feature `serde`, a URL is a string in a configuration file.
 ///
@@ -71,6 +77,9 @@ enum Scheme {
     Native,
     Explicit(LockKind),
 }
+
+/// What an error shows in the place of all that may be a part of a password.
+const HIDDEN: &str = "***";
 
 /// The query of a URL that opens a shared handle.
 const SHARED: &str = "shared";
@@ -126,24 +135,45 @@ impl FromStr for LockUrl {
     /// # Errors
     /// [`LockError::InvalidUrl`], which names the mistake. It shows no password that the text may contain.
     fn from_str(url: &str) -> Result<Self, LockError> {
-        let shown = redact(url);
-        parse(url, &shown).map_err(|reason| LockError::InvalidUrl { url: shown, reason })
+        parse(url).map_err(|reason| LockError::InvalidUrl { url: harmless(url), reason })
     }
 }
 
-/// `shown`: what a message may show of the URL.
-fn parse(url: &str, shown: &str) -> Result<LockUrl, String> {
-    // Anything else in front of a colon may be a password.
-    let is_scheme = |scheme: &str| scheme.chars().all(|char| char.is_ascii_alphanumeric() || "+-.".contains(char));
-    let Some((scheme, rest)) = url.split_once(':').filter(|(scheme, _)| is_scheme(scheme)) else {
+/// The parts of a text with a mistake that are no part of a password, whatever the author meant.
+///
+/// Such a text does not tell where its password begins or ends. So of the URL of a server this is only the scheme. It is
+/// also the path of a file, if nothing behind it can set off a password from a user or a host.
+fn harmless(text: &str) -> String {
+    let (scheme, rest) = match text.split_once(':') {
+        Some((scheme, rest)) => (&text[..=scheme.len()], rest),
+        None if text.starts_with('/') => ("", text),
+        None => return HIDDEN.into(),
+    };
+    let is = |known: &str| scheme.strip_suffix(':').is_none_or(|scheme| scheme.eq_ignore_ascii_case(known));
+    if !SCHEMES.iter().map(|(name, _)| *name).chain(["file"]).any(is) {
+        let scheme = if server_url::SCHEMES.into_iter().any(is) { scheme } else { "" };
+        return format!("{scheme}{HIDDEN}");
+    }
+    let (path, query) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
+    let is_path = path.chars().all(|char| char.is_alphanumeric() || "/._~+,-".contains(char));
+    match is_path && !query.contains([':', '@', '%']) {
+        true if query.is_empty() => text.into(),
+        true => format!("{scheme}{path}{HIDDEN}"),
+        false => format!("{scheme}{HIDDEN}"),
+    }
+}
+
+/// A reason repeats nothing of the text, for the same reason.
+fn parse(url: &str) -> Result<LockUrl, String> {
+    let Some((scheme, rest)) = url.split_once(':').filter(|(scheme, _)| !scheme.contains('/')) else {
         return Err("it has no scheme, such as lockfile:".into());
     };
-    if let Some(parsed) = server_url::parse(scheme, rest, shown) {
+    if let Some(parsed) = server_url::parse(scheme, rest) {
         return parsed.map(|(server, mode)| LockUrl { address: Address::Server(server.into()), mode });
     }
     let Some(&(_, scheme)) = SCHEMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(scheme)) else {
         let known: Vec<&str> = SCHEMES.iter().map(|&(name, _)| name).chain(server_url::SCHEMES).collect();
-        return Err(format!("the scheme {scheme:?} is none of {}", known.join(", ")));
+        return Err(format!("its scheme is none of {}", known.join(", ")));
     };
     if rest.contains('#') {
         return Err("it has a fragment; write a # in a path as %23".into());
@@ -151,29 +181,39 @@ fn parse(url: &str, shown: &str) -> Result<LockUrl, String> {
     let (rest, mode) = match rest.split_once('?') {
         None => (rest, Mode::Exclusive),
         Some((rest, SHARED)) => (rest, Mode::Shared),
-        Some((_, query)) => {
-            let help = "the only query is ?shared, and a question mark in a path is written as %3F";
-            return Err(format!("it has the query {:?}; {help}", quote(query, shown)));
-        }
+        Some(_) => return Err("it has another query than ?shared; write a question mark in a path as %3F".into()),
     };
     let path = match rest.strip_prefix("//") {
         None => rest,
         Some(rest) => {
             let (host, _) = rest.split_once('/').unwrap_or((rest, ""));
             if !(host.is_empty() || host.eq_ignore_ascii_case("localhost")) {
-                // In front of the host there may be a password, or in the place of its port.
-                let host = host.rsplit('@').next().and_then(|host| host.split(':').next()).unwrap_or_default();
-                return Err(format!("it names another host, {:?}; a lock file is on this one", quote(host, shown)));
+                return Err("it names another host; a lock file is on this one".into());
             }
             &rest[host.len()..]
         }
     };
+    let is_encoded = !path.contains([':', '@']);
     let path = decode(path)?;
+    // With its password, it would be shown wherever a path is.
+    if has_login(path.as_encoded_bytes()) && !is_encoded {
+        return Err("its path looks like a user with a password; write : and @ in a path as %3A and %40".into());
+    }
     let is_null = scheme == Scheme::Explicit(LockKind::Null);
     if path.is_empty() && !is_null {
         return Err("its path is empty".into());
     }
     Ok(LockUrl { address: Address::File { scheme, path: path.into() }, mode })
+}
+
+/// Whether the path has a colon and behind it an @, as the URL of a server with another scheme has. The colon behind the
+/// drive of a path of Windows does not count.
+fn has_login(path: &[u8]) -> bool {
+    let path = match path {
+        [b'/', drive, b':', b'/', rest @ ..] if drive.is_ascii_alphabetic() => rest,
+        path => path,
+    };
+    path.iter().rposition(|&byte| byte == b'@').is_some_and(|at| path[..at].contains(&b':'))
 }
 
 fn decode(path: &str) -> Result<OsString, String> {
@@ -230,7 +270,8 @@ impl fmt::Display for LockUrl {
         };
         let (scheme, _) = SCHEMES.iter().find(|(_, other)| other == scheme).expect("all schemes have a name");
         let authority = if path.starts_with(b"/") { "//" } else { "" };
-        write!(f, "{scheme}:{authority}{}", percent_encode(&path, ESCAPED))?;
+        let escaped = if has_login(&path) { ESCAPED_LOGIN } else { ESCAPED };
+        write!(f, "{scheme}:{authority}{}", percent_encode(&path, escaped))?;
         match self.mode {
             Mode::Exclusive => Ok(()),
             Mode::Shared => write!(f, "?{SHARED}"),
@@ -260,14 +301,15 @@ mod tests {
         }
     }
 
-    fn reason(url: &str) -> String {
+    fn error(url: &str) -> (String, String) {
         match url.parse::<LockUrl>() {
-            Err(LockError::InvalidUrl { reason, url: named }) => {
-                assert_eq!(named, url);
-                reason
-            }
+            Err(LockError::InvalidUrl { reason, url: shown }) => (shown, reason),
             other => panic!("{url}: {other:?}"),
         }
+    }
+
+    fn reason(url: &str) -> String {
+        error(url).1
     }
 
     #[test]
@@ -289,8 +331,9 @@ mod tests {
     #[test]
     fn each_mistake_has_its_own_answer() {
         assert!(reason("/run/app.lock").contains("no scheme"));
-        assert!(reason("file:/run/app.lock").contains("scheme \"file\""));
-        assert!(reason("lockfile://example.org/run/x").contains("example.org"));
+        assert!(reason("/run/a:b.lock").contains("no scheme"));
+        assert!(reason("file:/run/app.lock").contains("scheme is none of lockfile, "));
+        assert!(reason("lockfile://example.org/run/x").contains("another host"));
         for url in ["lockfile:/x?y", "lockfile:/x?", "lockfile:/x?Shared", "lockfile:/x?shared=1", "lockfile:?shared?"]
         {
             assert!(reason(url).contains("query"), "{url}");
@@ -303,6 +346,46 @@ mod tests {
         assert!(reason("lockfile:/%zz").contains("hexadecimal"));
         assert!(reason("lockfile:/%+1").contains("hexadecimal"));
         assert!(reason("lockfile:/%00").contains("NUL"));
+        for url in ["lockfile:/app:pw@db", "lockfile:app%3Apw@db", "lockfile:/app:pw%40db", "nulllockfile:a:b@c"] {
+            assert!(reason(url).contains("user with a password"), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_error_shows_what_is_no_part_of_a_password() {
+        for (url, shown) in [
+            ("/run/app.lock", "/run/app.lock"),
+            ("file:///run/app.lock", "file:///run/app.lock"),
+            ("LockFile:/run/app.lock?y", "LockFile:/run/app.lock***"),
+            ("lockfile:/run/app.lock#y", "lockfile:/run/app.lock***"),
+            ("flockfile://example.org/run/\u{fc}.lock", "flockfile://example.org/run/\u{fc}.lock"),
+            ("lockfile:", "lockfile:"),
+            ("lockfile:/run/user@host.lock?y", "lockfile:***"),
+            ("lockfile:/run/x?y:z", "lockfile:***"),
+            ("lockfile:/run/100%", "lockfile:***"),
+            ("postgresql://db/app?lock", "postgresql:***"),
+            ("etcd:db", "etcd:***"),
+            ("app.lock", "***"),
+            ("redis://db", "***"),
+            ("/run/app lock", "***"),
+            ("", "***"),
+        ] {
+            assert_eq!(error(url).0, shown, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_path_with_a_colon_and_an_at_is_printed_so_that_it_can_be_parsed() {
+        for (url, printed) in [
+            ("flockfile:/run/a:b.lock", "flockfile:///run/a:b.lock"),
+            ("flockfile:/run/a@b:c.lock", "flockfile:///run/a@b:c.lock"),
+            ("flockfile:///run/a%3Ab%40c.lock", "flockfile:///run/a%3Ab%40c.lock"),
+            ("lockfile:///C:/a@b.lock", "lockfile:///C:/a@b.lock"),
+        ] {
+            let parsed: LockUrl = url.parse().unwrap();
+            assert_eq!(parsed.to_string(), printed);
+            assert_eq!(printed.parse::<LockUrl>().unwrap(), parsed);
+        }
     }
 
     #[test]
@@ -340,6 +423,8 @@ mod tests {
             "lockfile:/x?token=S3cretPw",
             "lockfile://app%3AS3cretPw%40host/x",
             "lockfile://app%3AS3cretPw/x",
+            "postgres://authenticator:/S3cretPw=@db/app",
+            "lockfile:app:S3cretPw@db/app",
             "DATABASE_URL=postgres://app:S3cretPw@db/app",
             "\"postgres://app:S3cretPw@db/app\"",
         ] {
@@ -352,6 +437,8 @@ mod tests {
             }
         }
         assert!(leaks.is_empty(), "{leaks:#?}");
+        let error = crate::LockFile::new("postgres://app:S3cretPw@db/app").unwrap_err();
+        assert!(matches!(&error, LockError::InvalidUrl { url, .. } if url == "postgres:***"), "{error:?}");
     }
 
     #[cfg(unix)]

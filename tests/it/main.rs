@@ -25,6 +25,8 @@ mod loss;
 mod native;
 #[cfg(target_os = "linux")]
 mod other_program;
+#[cfg(unix)]
+mod passwords;
 mod ports;
 mod processes;
 #[cfg(target_os = "linux")]
