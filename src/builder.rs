@@ -65,6 +65,8 @@ impl LockFileBuilder {
     ///
     /// The file first gets the bits less the umask, and then fchmod(2) adds the others. This happens only to a file that
     /// the same try has created. Where the file system refuses the fchmod(2), the file stays as it is, and the lock works.
+    ///
+    /// The file is not created where another user's symbolic link leads, see [`create_dirs`](Self::create_dirs).
     pub fn exact_mode(&mut self, mode: u32) -> &mut Self {
         (self.options.mode, self.options.is_mode_exact) = (Some(mode & 0o777), true);
         self
@@ -111,6 +113,9 @@ impl LockFileBuilder {
     ///
     /// The first try makes the directory, and so does each later try that finds it missing. With `true`, nobody holds a
     /// lock whose directory is missing.
+    ///
+    /// No directory is made where another user's symbolic link leads: a link among the parents is followed only if it and
+    /// its directory belong to root or to the user of this process. Else the try is an error.
     pub fn create_dirs(&mut self, yes: bool) -> &mut Self {
         self.options.create_dirs = yes;
         self

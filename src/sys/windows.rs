@@ -43,25 +43,26 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Opens the lock file (see `crate::engine::file::flock`), and creates it if it is missing. Returns whether this call
-/// has created it. If we may not write to the file, this opens it for reading. That is enough for `LockFileEx`.
-pub(crate) fn open_or_create(path: &Path, _mode: u32) -> io::Result<(File, bool)> {
-    loop {
-        match options().write(true).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
-                    return Err(io::ErrorKind::IsADirectory.into());
-                }
-                return options().open(path).map(|file| (file, false)).map_err(|_| error);
+/// Opens the file of a lock. `None` if it is missing. If we may not write to the file, this opens it for reading. That is
+/// enough for `LockFileEx`.
+pub(crate) fn open_lock(path: &Path) -> io::Result<Option<File>> {
+    match options().write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
+                return Err(io::ErrorKind::IsADirectory.into());
             }
-            opened => return Ok((opened?, false)),
+            options().open(path).map(Some).map_err(|_| error)
         }
-        match options().write(true).create_new(true).open(path) {
-            // Somebody else has just created it.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            created => return Ok((created?, true)),
-        }
+        opened => opened.map(Some),
+    }
+}
+
+/// Creates a file. `None` if there is one. Windows has no permission bits.
+pub(crate) fn create(path: &Path, _mode: u32, _is_exact: bool) -> io::Result<Option<File>> {
+    match options().write(true).create_new(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+        created => created.map(Some),
     }
 }
 
@@ -151,11 +152,6 @@ pub(crate) fn stat_path(path: &Path) -> io::Result<Option<Stat>> {
 /// Makes a directory and its missing parents. It is no error if the directory exists.
 pub(crate) fn create_directories(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).create(path)
-}
-
-/// Windows has no permission bits.
-pub(crate) fn set_mode(_file: &File, _mode: u32) -> io::Result<()> {
-    Ok(())
 }
 
 pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {

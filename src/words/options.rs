@@ -14,13 +14,6 @@ pub(crate) struct Options {
     pub(crate) create_dirs: bool,
 }
 
-impl Options {
-    /// The permission bits that a file which we have just created still has to get.
-    pub(crate) fn exact_mode(&self) -> Option<u32> {
-        self.mode.filter(|_| self.is_mode_exact)
-    }
-}
-
 impl Default for Options {
     fn default() -> Self {
         Self {

@@ -5,9 +5,11 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tempfile::TempDir;
 use tokio_lockfile::{LockError, LockFile, Singleton};
 use tracing::field::Field;
@@ -410,4 +412,89 @@ async fn a_mount_point_that_is_no_utf8_hides_no_file_system() {
         assert_eq!(attempt_by(&mut command, &format!("{scheme}:{}", path.display())), answer, "{scheme}");
         std::fs::remove_dir(dir.path().join(std::ffi::OsStr::from_bytes(b"\xff\x0c-\x0cnfs"))).unwrap();
     }
+}
+
+/// The owner of a directory chooses where a link in it leads. Another user's process must not make anything there.
+#[tokio::test]
+async fn nothing_is_made_where_another_users_link_leads() {
+    let dir = TempDir::new().unwrap();
+    let [theirs, secret] = ["theirs", "secret"].map(|name| dir.path().join(name));
+    std::fs::create_dir(&theirs).unwrap();
+    std::os::unix::fs::chown(&theirs, Some(65534), None).unwrap();
+    std::fs::create_dir(&secret).unwrap();
+    let link = theirs.join("app");
+    let put_link = |owner| {
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(&secret, &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(owner), None).unwrap();
+    };
+    let attempt = async |scheme: &str, path: &Path| {
+        let mut builder = LockFile::builder();
+        let url = format!("{scheme}:{}", path.display());
+        builder.create_dirs(true).exact_mode(0o666).open(&url).unwrap().attempt().await
+    };
+    // A link of root in another user's directory can be moved by that user.
+    for owner in [65534, 0] {
+        put_link(owner);
+        for (scheme, name) in
+            crate::identity::KINDS.iter().flat_map(|scheme| [(scheme, "x.lock"), (scheme, "new/x.lock")])
+        {
+            let error = attempt(scheme, &link.join(name)).await.unwrap_err();
+            assert_eq!(io_kind(&error), ErrorKind::PermissionDenied);
+            let text = error.to_string();
+            assert!(text.contains(&format!("{link:?} is a symbolic link")) && text.contains("65534"), "{text}");
+            assert_eq!(std::fs::read_dir(&secret).unwrap().count(), 0, "{scheme} {name}: made where the link leads");
+        }
+    }
+    // Root's own link may lead anywhere.
+    std::os::unix::fs::chown(&theirs, Some(0), None).unwrap();
+    for scheme in crate::identity::KINDS {
+        let guard = attempt(scheme, &link.join("new/x.lock")).await.unwrap().unwrap();
+        assert!(secret.join("new/x.lock").exists());
+        guard.release().await.unwrap();
+        std::fs::remove_dir_all(secret.join("new")).unwrap();
+    }
+}
+
+/// The same while the other user exchanges the link and a directory all the time, with renameat2(2).
+#[tokio::test]
+async fn no_moment_is_right_for_another_users_link() {
+    let dir = TempDir::new().unwrap();
+    let [theirs, secret] = ["theirs", "secret"].map(|name| dir.path().join(name));
+    for directory in [&theirs, &secret, &theirs.join("app")] {
+        std::fs::create_dir(directory).unwrap();
+    }
+    let [app, link] = ["app", "link"].map(|name| theirs.join(name));
+    std::os::unix::fs::symlink(&secret, &link).unwrap();
+    for path in [&theirs, &app, &link] {
+        std::os::unix::fs::lchown(path, Some(65534), None).unwrap();
+    }
+    let is_over = Arc::new(AtomicBool::new(false));
+    let exchange = std::thread::spawn({
+        let (app, link, is_over) = (app.clone(), link.clone(), Arc::clone(&is_over));
+        move || {
+            while !is_over.load(Ordering::Relaxed) {
+                renameat_with(CWD, &app, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+            }
+        }
+    });
+    let mut builder = LockFile::builder();
+    builder.create_dirs(true).exact_mode(0o666);
+    let (mut made, mut refused) = (0, 0);
+    for round in 0..1_000 {
+        for lock in [builder.shlock(app.join(format!("{round}/s"))), builder.flock(app.join(format!("{round}/f")))] {
+            match lock.unwrap().attempt().await {
+                Ok(_) => made += 1,
+                Err(error) if error.to_string().contains("is a symbolic link") => refused += 1,
+                // The directory is exchanged between two calls.
+                Err(error) => {
+                    assert!(matches!(io_kind(&error), ErrorKind::NotFound | ErrorKind::NotADirectory), "{error}");
+                }
+            }
+        }
+    }
+    is_over.store(true, Ordering::Relaxed);
+    exchange.join().unwrap();
+    assert_eq!(std::fs::read_dir(&secret).unwrap().count(), 0, "made where the link leads");
+    assert!(made > 0 && refused > 0, "{made} made, {refused} refused");
 }

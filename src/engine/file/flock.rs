@@ -109,15 +109,17 @@ fn stat(target: &Target, file: &File) -> Result<Stat, LockError> {
 
 /// The lock file, and whether this call has created it. `None` if somebody keeps it from being opened for now.
 fn open(target: &Target) -> Result<Option<(OpenFile, bool)>, LockError> {
-    match sys::open_or_create(&target.path, target.options.mode.unwrap_or(0o666)) {
-        Err(error) if sys::is_open_refused_for_now(&error) => Ok(None),
-        Err(error) => Err(open_failed(target, error)),
-        Ok((file, is_new)) => {
-            if let Some(mode) = target.options.exact_mode().filter(|_| is_new) {
-                // Where this is refused, the lock works without it.
-                let _ = sys::set_mode(&file, mode);
-            }
-            Ok(Some((file, is_new)))
+    let mode = target.options.mode.unwrap_or(0o666);
+    loop {
+        let opened = match sys::open_lock(&target.path) {
+            Ok(None) => sys::create(&target.path, mode, target.options.is_mode_exact).map(|new| Some((new?, true))),
+            opened => opened.map(|file| Some((file?, false))),
+        };
+        match opened {
+            // Somebody else has just created it.
+            Ok(None) => {}
+            Err(error) if sys::is_open_refused_for_now(&error) => return Ok(None),
+            opened => return opened.map_err(|error| open_failed(target, error)),
         }
     }
 }

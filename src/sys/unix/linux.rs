@@ -1,14 +1,16 @@
 //! Functions that use features which only Linux has.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
@@ -27,7 +29,7 @@ pub(super) fn create_unnamed(dir: impl AsFd, mode: u32) -> io::Result<OpenFile> 
 
 /// Tries `AT_EMPTY_PATH` first, which needs a capability before Linux 6.10. Then it tries /proc. If /proc is not
 /// mounted, the error is ENOENT.
-pub(super) fn link_open_file(dir: impl AsFd, file: &File, to: &std::ffi::OsStr) -> rustix::io::Result<()> {
+pub(super) fn link_open_file(dir: impl AsFd, file: &File, to: &OsStr) -> rustix::io::Result<()> {
     match rustix::fs::linkat(file, "", &dir, to, AtFlags::EMPTY_PATH) {
         Err(Errno::NOENT | Errno::INVAL) => {
             let from = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -43,6 +45,18 @@ pub(super) fn link_open_file(dir: impl AsFd, file: &File, to: &std::ffi::OsStr) 
 pub(crate) fn is_set_uid() -> bool {
     // SAFETY: it only reads what the kernel has told the process at its start.
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
+}
+
+/// The owner of the symbolic link with this name, and where it leads; `None` if it is no link. Both are of one inode.
+pub(super) fn read_link(dir: impl AsFd, name: &OsStr) -> rustix::io::Result<Option<(u32, PathBuf)>> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let link = retry_on_intr(|| rustix::fs::openat(&dir, name, flags, Mode::empty()))?;
+    let found = rustix::fs::fstat(&link)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::Symlink {
+        return Ok(None);
+    }
+    let target = rustix::fs::readlinkat(&link, "", Vec::new())?;
+    Ok(Some((found.st_uid, OsString::from_vec(target.into_bytes()).into())))
 }
 
 pub(crate) fn process_existence(pid: u32) -> Existence {
@@ -139,7 +153,7 @@ pub(crate) fn has_flock(pid: u32, stat: &Stat) -> Option<bool> {
     };
     let is_file =
         |path: &Path| std::fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == stat.device_and_inode());
-    let is_locked = |descriptor: &std::ffi::OsStr| {
+    let is_locked = |descriptor: &OsStr| {
         let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(descriptor);
         let info = read_lossy(info).unwrap_or_default();
         info.lines().any(|line| line.starts_with("lock:") && line.contains("FLOCK"))

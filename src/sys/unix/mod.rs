@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use fs4::{FileExt, TryLockError};
-use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::{Errno, retry_on_intr};
 
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
@@ -30,6 +30,7 @@ mod mounts;
 #[path = "mounts_by_name.rs"]
 mod mounts;
 mod open_file;
+mod parents;
 mod stat;
 
 pub(crate) use fork::current_pid;
@@ -37,6 +38,7 @@ pub(crate) use mounts::{filesystem, filesystem_at};
 #[cfg(any(feature = "postgres", feature = "etcd"))]
 pub(crate) use open_file::NotForChildren;
 pub(crate) use open_file::OpenFile;
+use parents::Missing;
 use stat::stat_at;
 pub(crate) use stat::{Stat, stat, stat_path};
 
@@ -60,22 +62,24 @@ impl Dir {
         Ok(Self(retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?))
     }
 
+    /// Opens the directory without following a link that another user could change (see [`parents`]).
+    pub(crate) fn open_safely(path: &Path) -> io::Result<Self> {
+        parents::walk(path, Missing::Error).map(Self)
+    }
+
     /// Opens an existing file for reading.
     pub(crate) fn open_file(&self, name: &OsStr) -> io::Result<OpenFile> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
+        Ok(open(&self.0, name, OFlags::RDONLY, 0)?.into())
     }
 
     /// Opens an existing file for reading and writing.
     pub(crate) fn open_writable(&self, name: &OsStr) -> io::Result<OpenFile> {
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::empty()))?.into())
+        Ok(open(&self.0, name, OFlags::RDWR, 0)?.into())
     }
 
     /// Creates a file. It is an error if the name already exists.
     pub(crate) fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<OpenFile> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(retry_on_intr(|| rustix::fs::openat(&self.0, name, flags, Mode::from_raw_mode(mode as _)))?.into())
+        Ok(open(&self.0, name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, mode)?.into())
     }
 
     /// Creates a file that has no name. It is an error if the system does not support this.
@@ -138,34 +142,45 @@ impl Dir {
     }
 }
 
-fn open(path: &Path, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
+fn open(dir: impl AsFd, path: impl rustix::path::Arg + Copy, flags: OFlags, mode: u32) -> rustix::io::Result<OwnedFd> {
     let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    retry_on_intr(|| rustix::fs::open(path, flags, Mode::from_raw_mode(mode as _)))
+    retry_on_intr(|| rustix::fs::openat(&dir, path, flags, Mode::from_raw_mode(mode as _)))
 }
 
-/// Opens the file of an flock, and creates it if it is missing. Returns whether this call has created it. If we may not
-/// write to the file, this opens it for reading. That is enough for flock(2) on a local file system.
-pub(crate) fn open_or_create(path: &Path, mode: u32) -> io::Result<(OpenFile, bool)> {
-    loop {
-        let opened = match open(path, OFlags::RDWR, 0) {
-            Err(Errno::ACCESS | Errno::ROFS) => open(path, OFlags::RDONLY, 0),
-            opened => opened,
-        };
-        match opened {
-            Err(Errno::NOENT) => {}
-            opened => return Ok((opened?.into(), false)),
-        }
-        match open(path, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, mode) {
-            // Somebody else has just created it.
-            Err(Errno::EXIST) => {}
-            created => return Ok((created?.into(), true)),
-        }
+/// Opens the file of an flock. `None` if it is missing. If we may not write to the file, this opens it for reading. That is
+/// enough for flock(2) on a local file system.
+pub(crate) fn open_lock(path: &Path) -> io::Result<Option<OpenFile>> {
+    let opened = match open(CWD, path, OFlags::RDWR, 0) {
+        Err(Errno::ACCESS | Errno::ROFS) => open(CWD, path, OFlags::RDONLY, 0),
+        opened => opened,
+    };
+    match opened {
+        Err(Errno::NOENT) => Ok(None),
+        opened => Ok(Some(opened?.into())),
     }
+}
+
+/// Creates a file. `None` if there is one. With `is_exact` the umask does not limit the permission bits. Then the way to
+/// the file is walked as [`Dir::open_safely`] does it.
+pub(crate) fn create(path: &Path, mode: u32, is_exact: bool) -> io::Result<Option<OpenFile>> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+    let created = match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if is_exact => open(Dir::open_safely(parent)?, name, flags, mode),
+        _ => open(CWD, path, flags, mode),
+    };
+    let file: OpenFile = match created {
+        Err(Errno::EXIST) => return Ok(None),
+        created => created?.into(),
+    };
+    if is_exact {
+        set_mode(&file, mode);
+    }
+    Ok(Some(file))
 }
 
 /// Opens the file at `path` for reading. `None` if its directory exists and the file does not.
 pub(crate) fn open_existing(path: &Path) -> io::Result<Option<OpenFile>> {
-    match open(path, OFlags::RDONLY, 0) {
+    match open(CWD, path, OFlags::RDONLY, 0) {
         Ok(file) => Ok(Some(file.into())),
         Err(Errno::NOENT) if path.parent().is_none_or(Path::exists) => Ok(None),
         Err(error) => Err(error.into()),
@@ -174,8 +189,7 @@ pub(crate) fn open_existing(path: &Path) -> io::Result<Option<OpenFile>> {
 
 /// Makes a directory and its missing parents. It is no error if the directory exists.
 pub(crate) fn create_directories(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)
+    parents::walk(path, Missing::Make).map(drop)
 }
 
 pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -197,9 +211,10 @@ pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
     }
 }
 
-/// Sets the permission bits, which the umask does not change.
-pub(crate) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
-    Ok(rustix::fs::fchmod(file, Mode::from_raw_mode(mode as _))?)
+/// Sets the permission bits of a file that this process has just created. Where the file system refuses this, the lock works
+/// without it.
+pub(crate) fn set_mode(file: &File, mode: u32) {
+    let _ = rustix::fs::fchmod(file, Mode::from_raw_mode(mode as _));
 }
 
 /// Sets the modification time. `time` counts from the Unix epoch.

@@ -2,11 +2,14 @@
 //!
 //! With `--cfg tokio_lockfile_test_portable` this module is used on Linux too, so that its tests can run there.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
@@ -20,7 +23,7 @@ pub(super) fn create_unnamed(_dir: impl AsFd, _mode: u32) -> io::Result<OpenFile
     Err(Errno::OPNOTSUPP.into())
 }
 
-pub(super) fn link_open_file(_dir: impl AsFd, _file: &File, _to: &std::ffi::OsStr) -> rustix::io::Result<()> {
+pub(super) fn link_open_file(_dir: impl AsFd, _file: &File, _to: &OsStr) -> rustix::io::Result<()> {
     Err(Errno::NOENT)
 }
 
@@ -29,6 +32,24 @@ pub(super) fn link_open_file(_dir: impl AsFd, _file: &File, _to: &std::ffi::OsSt
 pub(crate) fn is_set_uid() -> bool {
     use rustix::process::{getegid, geteuid, getgid, getuid};
     getuid() != geteuid() || getgid() != getegid()
+}
+
+/// The owner of the symbolic link with this name, and where it leads; `None` if it is no link.
+pub(super) fn read_link(dir: impl AsFd, name: &OsStr) -> rustix::io::Result<Option<(u32, PathBuf)>> {
+    let look = || rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW);
+    let found = look()?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::Symlink {
+        return Ok(None);
+    }
+    let target = rustix::fs::readlinkat(&dir, name, Vec::new())?;
+    // Somebody may have put another link there between the two calls.
+    let again = look()?;
+    let is_same = (found.st_dev, found.st_ino, found.st_ctime, found.st_ctime_nsec)
+        == (again.st_dev, again.st_ino, again.st_ctime, again.st_ctime_nsec);
+    if !is_same {
+        return Err(Errno::AGAIN);
+    }
+    Ok(Some((found.st_uid, OsString::from_vec(target.into_bytes()).into())))
 }
 
 pub(crate) fn process_existence(pid: u32) -> Existence {

@@ -256,9 +256,8 @@ impl Directory<'_> {
                 None => return Ok(None),
             },
         };
-        if let Some(mode) = self.target.options.exact_mode() {
-            // Where this is refused, the lock works without it.
-            let _ = sys::set_mode(&file, mode);
+        if self.target.options.is_mode_exact {
+            sys::set_mode(&file, mode);
         }
         let mut private = Private { name, file };
         let locked = sys::try_lock_exclusive(&private.file).map_err(|error| self.lock_failed(error))?;

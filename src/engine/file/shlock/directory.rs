@@ -24,8 +24,11 @@ pub(super) struct Directory<'a> {
 impl<'a> Directory<'a> {
     pub(super) fn open(target: &'a Target) -> Result<Self, LockError> {
         let (parent, name) = target.parent_and_name();
-        let dir =
-            Dir::open(parent).map_err(|error| LockError::io(&target.path, "open the directory of lock file", error))?;
+        let opened = match target.options.is_mode_exact {
+            true => Dir::open_safely(parent),
+            false => Dir::open(parent),
+        };
+        let dir = opened.map_err(|error| LockError::io(&target.path, "open the directory of lock file", error))?;
         Ok(Self { target, dir: Arc::new(dir), name })
     }
 
