@@ -78,6 +78,13 @@
 //! | WARN the work under the lock failed; standing by again | `held_ms`, `error` |
 //! | WARN the lock failed; standing by again | `error` |
 //!
+//! Locks on servers add these, each once:
+//!
+//! | Level and message | Fields |
+//! |---|---|
+//! | WARN password file "…" has group or world access, or is not a plain file. It is passed over | none |
+//! | WARN the password goes to etcd without encryption | `path`: the cluster |
+//!
 //! For a lock on a server, `path` is its URL without the password. Times are whole milliseconds. The span `obtain`
 //! (DEBUG; `path`, `kind`) covers a wait. An event inside that span does not repeat the fields of the span. The crate
 //! looks up a holder for an event only if a subscriber is interested in that event.
