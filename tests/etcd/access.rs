@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio_lockfile::{LockError, LockFile};
 
 use crate::cluster::{Cluster, Settings};
+use crate::set_uid::{self, Program};
 use crate::support::{HANG, take};
 
 /// A cluster that lets in `root` and `app`, with the password `S3cretPw`.
@@ -116,6 +117,34 @@ async fn tls_with_and_without_trust() {
         let error = tokio::time::timeout(HANG, open(more.clone()).attempt()).await.unwrap().unwrap_err();
         println!("{error}");
         assert!(error.to_string().contains(what), "{more}: {error}");
+    }
+}
+
+/// The caller of such a program chooses its environment.
+#[test]
+fn a_set_uid_program_takes_nothing_from_the_environment() {
+    const TEST: &str = "access::a_set_uid_program_takes_nothing_from_the_environment";
+    const ROLE: &str = "TOKIO_LOCKFILE_TEST_SET_UID";
+    if std::env::var_os(ROLE).is_some() {
+        let opened = LockFile::open("etcd://app@127.0.0.1/x");
+        println!("{}", opened.map_or_else(|error| error.to_string(), |_| "there is a password".into()));
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("etcd://127.0.0.1:{}/x?tls=on&connect_timeout=1s", port.local_addr().unwrap().port());
+        return println!("{}", runtime.block_on(LockFile::open(&url).unwrap().attempt()).unwrap_err());
+    }
+    let Some(program) = Program::new() else { return };
+    let run = |mode| {
+        let mut command = program.run(mode, TEST);
+        let output =
+            command.env(ROLE, "1").env("ETCDCTL_PASSWORD", "S3cretPw").env("SSL_CERT_FILE", "/ca.pem").output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let ordinary = run(0o755);
+    assert!(ordinary.contains("there is a password") && !ordinary.contains("SSL_CERT_FILE"), "{ordinary}");
+    for mode in set_uid::MODES {
+        let said = run(mode);
+        assert!(said.contains("a user but no password") && said.contains("SSL_CERT_FILE is set"), "{mode:o}: {said}");
     }
 }
 

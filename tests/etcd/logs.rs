@@ -41,5 +41,7 @@ fn no_password_and_no_token_is_logged_or_shown() {
     let log = log.text();
     assert!(log.contains("tokio_lockfile\n") && log.contains("app/x"), "{log}");
     assert!(log.contains("h2::"), "the libraries log too");
+    // For two users, who have logged in several times.
+    assert_eq!(log.matches("the password goes to etcd without encryption").count(), 1, "{log}");
     assert_eq!(secret_in(&log), None);
 }

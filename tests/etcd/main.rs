@@ -17,6 +17,9 @@ mod transit;
 mod last_held;
 #[path = "../servers/stopped_driver.rs"]
 mod stopped_driver;
+#[path = "../servers/set_uid.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod set_uid;
 #[path = "../servers/whole_log.rs"]
 mod whole_log;
 

@@ -1,15 +1,15 @@
 //! What is demanded of a login, and where its password comes from.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 
 use tokio_lockfile::LockFile;
 
 use crate::middle::{self, CLEARTEXT, MD5, Middle, TRUST};
-use crate::server::{Server, unprivileged_dir, write_for_unprivileged};
+use crate::server::{Server, write_for_unprivileged};
+use crate::set_uid::{self, Program};
 use crate::support::{take, this_program};
-use crate::tls::Certificates;
+use crate::tls::{Certificates, psql};
 use crate::whole_log::WholeLog;
 
 const PASSWORD: &str = "S3cretPw";
@@ -98,6 +98,24 @@ async fn a_login_that_must_be_bound_does_not_happen_without_tls() {
     }
 }
 
+/// As with psql: a Unix socket has no TLS, and none is asked for.
+#[tokio::test]
+async fn at_a_unix_socket_only_the_login_can_be_demanded() {
+    let server = server_with_password("").await;
+    let host = server.dir().display().to_string().replace('/', "%2F");
+    for mode in ["disable", "prefer", "require", "verify-ca", "verify-full"] {
+        let (parameters, port) = (format!("sslmode={mode}"), server.port);
+        attempt(&format!("{host}:{port}"), &parameters).await.unwrap_or_else(|error| panic!("{mode}: {error}"));
+        assert!(psql(&format!("postgres://app@{host}:{port}/postgres?{parameters}")));
+        if mode != "disable" {
+            let parameters = format!("{parameters}&channel_binding=require");
+            let error = attempt(&format!("{host}:{port}"), &parameters).await.unwrap_err();
+            assert!(error.contains("SSL not in use"), "{error}");
+            assert!(!psql(&format!("postgres://app@{host}:{port}/postgres?{parameters}")));
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_server_shows_the_application_name_of_the_url() {
     let server = Server::shared();
@@ -150,22 +168,15 @@ fn a_set_uid_program_takes_nothing_from_the_environment() {
     if let Ok(ports) = std::env::var(ROLE) {
         return tokio::runtime::Runtime::new().unwrap().block_on(try_as_set_uid(&ports));
     }
-    if !rustix::process::geteuid().is_root() {
-        return println!("not root: there is no other user to be");
-    }
+    let Some(program) = Program::new() else { return };
     let certificates = Certificates::new();
     let certificate = middle::certificate(&certificates.path(""), "server");
-    let dir = unprivileged_dir();
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let (program, root, passwords) = (dir.path().join("program"), dir.path().join("root"), dir.path().join("pgpass"));
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let (root, passwords) = (program.dir.path().join("root"), program.dir.path().join("pgpass"));
     std::fs::copy(certificates.path("ca.crt"), &root).unwrap();
     write_for_unprivileged(&passwords, &format!("*:*:*:*:{PASSWORD}\n"));
     let run = |mode| {
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(mode)).unwrap();
         let (plain, encrypted) = (Middle::start(None, CLEARTEXT), Middle::start(Some(certificate.clone()), CLEARTEXT));
-        let mut command = std::process::Command::new(&program);
-        command.args([TEST, "--exact", "--nocapture"]).uid(CALLER).gid(CALLER).current_dir("/");
+        let mut command = program.run(mode, TEST);
         command.env(ROLE, format!("{} {}", plain.port, encrypted.port)).env("SSL_CERT_FILE", &root);
         command.env("PGPASSWORD", PASSWORD).env("PGSSLROOTCERT", &root).env("PGPASSFILE", &passwords);
         let output = command.env("PGHOST", "127.0.0.1").env("PGPORT", plain.port.to_string()).output().unwrap();
@@ -174,14 +185,10 @@ fn a_set_uid_program_takes_nothing_from_the_environment() {
         [is_lured(plain), is_lured(encrypted)]
     };
     assert_eq!(run(0o755), [true, true], "the environment counts for an ordinary program");
-    std::os::unix::fs::chown(&program, Some(OWNER), Some(OWNER)).unwrap();
-    for set_uid_or_gid in [0o4755, 0o2755] {
-        assert_eq!(run(set_uid_or_gid), [false, false], "{set_uid_or_gid:o}");
+    for mode in set_uid::MODES {
+        assert_eq!(run(mode), [false, false], "{mode:o}");
     }
 }
-
-const CALLER: u32 = 65533;
-const OWNER: u32 = 65534;
 
 async fn try_as_set_uid(ports: &str) {
     let (plain, encrypted) = ports.split_once(' ').unwrap();

@@ -19,6 +19,8 @@ mod refused;
 mod runtimes;
 mod server;
 mod sessions;
+#[path = "../servers/set_uid.rs"]
+mod set_uid;
 #[path = "../it/shared.rs"]
 mod shared;
 #[path = "../servers/stopped_driver.rs"]
