@@ -19,7 +19,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let lock = LockFile::open(&std::env::args().nth(1).unwrap_or_else(default))?;
     println!("waits for {}", lock.url());
     let leader = Singleton::new(lock);
-    leader.run_until(lead, stdin_closes()).await?;
+    leader.run(lead, stdin_closes()).await?;
     println!("ends");
     Ok(())
 }

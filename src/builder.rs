@@ -7,6 +7,7 @@ use crate::lock::LockFile;
 use crate::words::error::LockError;
 use crate::words::kind::LockKind;
 use crate::words::options::Options;
+use crate::words::url::LockUrl;
 
 /// Makes a [`LockFile`] with options. The last call has the name of a constructor of [`LockFile`], or is
 /// [`build`](Self::build).
@@ -166,6 +167,24 @@ impl LockFileBuilder {
     /// # Errors
     /// The errors of [`LockFile::open`].
     pub fn open(&self, url: &str) -> Result<LockFile, LockError> {
-        LockFile::from_url(&url.parse()?, self.options)
+        self.open_url(&url.parse()?)
+    }
+
+    /// The same with a URL, for example from a configuration. It keeps its password, which its text does not show.
+    ///
+    /// # Errors
+    /// [`LockError::Unsupported`] if this platform lacks the kind, or the kind is not built in.
+    ///
+    /// # Examples
+    /// ```
+    /// use tokio_lockfile::{LockFile, LockUrl};
+    ///
+    /// # fn main() -> Result<(), tokio_lockfile::LockError> {
+    /// let configured: LockUrl = "lockfile:/run/app/nightly.lock".parse()?;
+    /// let lock = LockFile::builder().create_dirs(true).open_url(&configured)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn open_url(&self, url: &LockUrl) -> Result<LockFile, LockError> {
+        LockFile::from_url(url, self.options)
     }
 }

@@ -1,6 +1,7 @@
 //! Whether this process leads, for the other tasks of this process.
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -42,6 +43,8 @@ struct State {
     terms: usize,
     /// The token of the newest term.
     token: Option<u64>,
+    /// When the newest term began.
+    since: Option<SystemTime>,
     /// How often somebody has called `step_down`.
     step_downs: u64,
 }
@@ -99,6 +102,12 @@ impl Leadership {
         self.state.borrow().token
     }
 
+    /// Since when this process leads. `None` while it does not lead. It is wall-clock time: show it, but do not base a decision
+    /// on it.
+    pub fn since(&self) -> Option<SystemTime> {
+        self.state.borrow().since
+    }
+
     /// Asks the singleton to step down, so that another process can lead. If the singleton does not lead, this has no
     /// effect and returns `false`.
     ///
@@ -120,6 +129,7 @@ impl Leadership {
         self.state.send_modify(|state| {
             state.terms += 1;
             state.token = token;
+            state.since = Some(SystemTime::now());
             step_downs = state.step_downs;
         });
         Term { state: self.state.clone(), step_downs, owner: Owner::this_process() }
@@ -157,6 +167,7 @@ impl Drop for Term {
         self.state.send_modify(|state| {
             state.terms -= 1;
             state.token = state.token.filter(|_| state.terms > 0);
+            state.since = state.since.filter(|_| state.terms > 0);
         });
     }
 }
@@ -179,11 +190,14 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_that_of_the_present_term() {
+    fn the_token_and_the_time_are_those_of_the_present_term() {
         let leadership = Leadership::new();
+        assert_eq!(leadership.since(), None);
+        let before = SystemTime::now();
         let term = leadership.begin(Some(7));
         assert_eq!(leadership.fencing_token(), Some(7));
+        assert!((before..=SystemTime::now()).contains(&leadership.since().unwrap()));
         drop(term);
-        assert_eq!(leadership.fencing_token(), None);
+        assert_eq!((leadership.fencing_token(), leadership.since()), (None, None));
     }
 }

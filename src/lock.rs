@@ -237,6 +237,50 @@ impl LockFile {
         obtained.map(LockGuard::new)
     }
 
+    /// Does the same as [`obtain`](Self::obtain), for a program that talks to a person. If the lock is not free at once, this
+    /// calls `held` once with its holder, and then waits. `None` means that nothing tells who holds it.
+    ///
+    /// If the lock becomes free before the holder is found, this does not call `held`.
+    ///
+    /// # Errors
+    /// The errors are the same as for [`obtain`](Self::obtain).
+    ///
+    /// # Cancel safety
+    /// This is cancel safe in the same way as [`obtain`](Self::obtain). `held` may have been called then.
+    ///
+    /// # Panics
+    /// This panics under the same condition as [`attempt`](Self::attempt), and if `held` panics.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tokio_lockfile::LockFile;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("build.lock");
+    /// let held = |holder: Option<&tokio_lockfile::Holder>| match holder {
+    ///     Some(holder) => eprintln!("waiting for {holder} ..."), // waiting for pid 4321 (cargo) for 12s ...
+    ///     None => eprintln!("waiting for another process ..."),
+    /// };
+    /// let guard = LockFile::new(&path)?.obtain_with(held).await?;
+    /// # drop(guard);
+    /// # Ok(()) }
+    /// ```
+    pub async fn obtain_with<F: FnOnce(Option<&Holder>)>(&self, held: F) -> Result<LockGuard, LockError> {
+        if let Some(guard) = self.attempt().await? {
+            return Ok(guard);
+        }
+        // The wait begins first, so that the look at the holder costs no place in the queue.
+        let mut wait = Box::pin(self.obtain());
+        let holder = tokio::select! {
+            biased;
+            obtained = &mut wait => return obtained,
+            holder = self.describe_holder() => holder,
+        };
+        held(holder.as_ref().filter(|holder| holder.pid() != 0));
+        wait.await
+    }
+
     /// Waits for the lock for at most `limit`. With a zero limit, this tries once. With [`Duration::MAX`], it waits for
     /// ever.
     ///
@@ -351,12 +395,17 @@ impl LockFile {
     }
 
     pub(crate) async fn timed_out(&self, limit: Duration) -> LockError {
-        // The query usually takes a fraction of a millisecond. A file system that hangs must not delay the error for
+        let holder = self.describe_holder().await;
+        LockError::TimedOut { path: self.target().path.to_path_buf(), limit, holder: holder.map(Box::new) }
+    }
+
+    /// Who holds the lock now, for a message to people.
+    async fn describe_holder(&self) -> Option<Holder> {
+        // The query usually takes a fraction of a millisecond. A file system that hangs must not delay the message for
         // ever.
         const PATIENCE: Duration = Duration::from_millis(500);
         const FRESHNESS: Duration = Duration::from_millis(10);
-        let holder = timeout(PATIENCE, pin!(self.lock.describe_holder(FRESHNESS))).await;
-        LockError::TimedOut { path: self.target().path.to_path_buf(), limit, holder: holder.flatten().map(Box::new) }
+        timeout(PATIENCE, pin!(self.lock.describe_holder(FRESHNESS))).await.flatten()
     }
 
     /// Whether a task *of this process* holds the lock, exclusively or shared, through any handle. This never blocks.
@@ -394,6 +443,33 @@ impl LockFile {
     /// ```
     pub async fn holder(&self) -> Result<Option<Holder>, LockError> {
         Ok(self.holders().await?.into_iter().next())
+    }
+
+    /// Does the same as [`holder`](Self::holder) without an `await`. This works everywhere, as
+    /// [`blocking_attempt`](Self::blocking_attempt) does: it blocks the thread for a few system calls, or until a server has
+    /// answered.
+    ///
+    /// # Errors
+    /// The errors are the same as for [`holder`](Self::holder).
+    ///
+    /// # Examples
+    /// ```
+    /// # use tokio_lockfile::LockFile;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("service.lock");
+    /// let lock = LockFile::new(&path)?;
+    /// if let Some(holder) = lock.blocking_holder()? {
+    ///     println!("{holder} is at it");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn blocking_holder(&self) -> Result<Option<Holder>, LockError> {
+        let looked = match blocking::is_inside_runtime() {
+            true => blocking::inside_runtime(self.holder()),
+            false => blocking::outside_runtime(self.holder()),
+        };
+        looked.map_err(|error| LockError::io(&self.target().path, "look at", error))?
     }
 
     /// Finds all holders of the lock in any process. The list is empty if nobody holds the lock. It has more than one

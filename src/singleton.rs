@@ -175,7 +175,8 @@ impl Singleton {
     }
 
     /// Obtains the lock and runs the future that `work` returns. It repeats this until the work succeeds. `Some` is the
-    /// result of the work. `None` means that `shutdown` resolved first.
+    /// result of the work. `None` means that `shutdown` resolved first. It may have any output, as `tokio::signal::ctrl_c()`
+    /// has.
     ///
     /// The work runs in this task. When the lock is lost, or when the time of [`grace`](Self::grace) after the shutdown
     /// signal is over, the work is dropped at its current `await`. Only then the lock is released. The destructors of
@@ -199,29 +200,6 @@ impl Singleton {
     /// # Panics
     /// This panics if it is polled outside a Tokio runtime with time enabled. With [`Restart::Never`], it also panics
     /// when the work panics, after it has released the lock.
-    pub async fn run<W, F, T, E>(
-        &self,
-        work: W,
-        shutdown: impl Future<Output = ()>,
-    ) -> Result<Option<T>, SingletonError<E>>
-    where
-        W: FnMut() -> F,
-        F: Future<Output = Result<T, E>>,
-        E: Display,
-    {
-        self.run_until(work, shutdown).await
-    }
-
-    /// Does the same as [`run`](Self::run). The shutdown signal may have any output, as `tokio::signal::ctrl_c()` has.
-    ///
-    /// # Errors
-    /// The errors are the same as for [`run`](Self::run).
-    ///
-    /// # Cancel safety
-    /// Dropping the future drops the work and then releases the lock.
-    ///
-    /// # Panics
-    /// This panics under the same conditions as [`run`](Self::run).
     ///
     /// # Examples
     /// ```no_run
@@ -230,14 +208,10 @@ impl Singleton {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let leader = Singleton::new(LockFile::new("/run/app/leader.lock")?);
-    /// leader.run_until(lead, tokio::signal::ctrl_c()).await?;
+    /// leader.run(lead, tokio::signal::ctrl_c()).await?;
     /// # Ok(()) }
     /// ```
-    pub async fn run_until<W, F, T, E>(
-        &self,
-        mut work: W,
-        shutdown: impl Future,
-    ) -> Result<Option<T>, SingletonError<E>>
+    pub async fn run<W, F, T, E>(&self, mut work: W, shutdown: impl Future) -> Result<Option<T>, SingletonError<E>>
     where
         W: FnMut() -> F,
         F: Future<Output = Result<T, E>>,

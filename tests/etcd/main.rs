@@ -15,11 +15,11 @@ mod transit;
 
 #[path = "../servers/last_held.rs"]
 mod last_held;
-#[path = "../servers/stopped_driver.rs"]
-mod stopped_driver;
 #[path = "../servers/set_uid.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod set_uid;
+#[path = "../servers/stopped_driver.rs"]
+mod stopped_driver;
 #[path = "../servers/whole_log.rs"]
 mod whole_log;
 

@@ -266,7 +266,7 @@ async fn work_that_is_done_is_not_done_again_because_the_release_fails() {
         chattr("+a");
         Ok::<_, String>("served")
     };
-    let ended = tokio::time::timeout(Duration::from_secs(60), leader.run(work, std::future::pending())).await;
+    let ended = tokio::time::timeout(Duration::from_secs(60), leader.run(work, std::future::pending::<()>())).await;
     chattr("-a");
     assert_eq!(ended.expect("hangs").unwrap(), Some("served"));
 }

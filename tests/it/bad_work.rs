@@ -41,7 +41,7 @@ async fn work_that_is_always_busy_can_step_down() {
             Ok(())
         }
     };
-    let ended = tokio::time::timeout(HANG, leader.run(work, pending())).await.expect("hangs");
+    let ended = tokio::time::timeout(HANG, leader.run(work, pending::<()>())).await.expect("hangs");
     assert_eq!(ended.unwrap(), Some(()));
 }
 
@@ -108,7 +108,7 @@ async fn work_that_panics_when_it_is_stopped_has_failed() {
             }
             pending().await
         };
-        assert_eq!(quick.run(work, pending()).await.unwrap(), Some("served"));
+        assert_eq!(quick.run(work, pending::<()>()).await.unwrap(), Some("served"));
 
         let shutdown = Notify::new();
         let work = || async {
@@ -174,7 +174,7 @@ async fn a_singleton_ends_cleanly_wherever_it_is() {
                 let dropped = async {
                     tokio::select! {
                         biased;
-                        _ = first.run(work, pending()) => unreachable!("it always fails"),
+                        _ = first.run(work, pending::<()>()) => unreachable!("it always fails"),
                         () = at_poll(polls) => {}
                     }
                 };

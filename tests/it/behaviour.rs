@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
-use tokio_lockfile::{LockError, LockFile, LockKind, Semaphore};
+use tokio_lockfile::{Holder, LockError, LockFile, LockKind, Semaphore};
 
 use crate::kinds::leaves_its_file;
 use crate::support::{FILE_KINDS, HANG, each_file_kind_and_mode, each_kind, each_pair, poll_once, take};
@@ -274,4 +274,22 @@ fn threads_without_a_runtime() {
 #[should_panic(expected = "from within a runtime")]
 async fn a_blocking_wait_inside_a_runtime_panics() {
     let _ = LockFile::null().blocking_obtain();
+}
+
+#[tokio::test]
+async fn a_wait_can_tell_who_holds_the_lock() {
+    each_pair(|a, b| async move {
+        let never = |_: Option<&Holder>| panic!("the lock is free");
+        let guard = a.obtain_with(never).await.unwrap();
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let wait = b.obtain_with(|holder| tell.send(holder.cloned()).unwrap());
+        let (obtained, holder) = tokio::join!(wait, async {
+            let holder = told.await.expect("it does not tell");
+            drop(guard);
+            holder
+        });
+        drop(obtained.unwrap());
+        assert_eq!(holder.expect("it is known").pid(), std::process::id());
+    })
+    .await;
 }

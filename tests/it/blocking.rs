@@ -33,6 +33,7 @@ fn an_attempt_works_inside_every_runtime() {
                     let guard = lock.blocking_attempt().unwrap().unwrap();
                     assert!(guard.is_held() && lock.locked());
                     assert!(lock.blocking_attempt().unwrap().is_none());
+                    assert_eq!(lock.blocking_holder().unwrap().unwrap().pid(), std::process::id());
                     guard
                 }
             };
@@ -40,6 +41,7 @@ fn an_attempt_works_inside_every_runtime() {
             drop(runtime);
             drop(guard);
             assert!(!lock.locked());
+            assert_eq!(lock.blocking_holder().unwrap(), None);
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::support::{Kind, each_file_kind, take};
 
 /// A lock of this kind that makes its directory.
 fn making(kind: Kind, path: &Path) -> LockFile {
-    LockFile::builder().create_dirs(true).open(&kind(path).url().to_string()).unwrap()
+    LockFile::builder().create_dirs(true).open_url(&kind(path).url()).unwrap()
 }
 
 fn assert_missing(result: Result<Option<LockGuard>, LockError>) {

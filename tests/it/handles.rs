@@ -131,7 +131,7 @@ async fn a_chain_ends_in_what_is_wanted_without_a_let_in_between() {
     };
     task.await.unwrap().unwrap();
     let singleton = Singleton::new(LockFile::builder().mode(0o600).build(&path).unwrap()).grace(HANG);
-    let done = singleton.run(|| async { Ok::<_, String>(1) }, std::future::pending()).await;
+    let done = singleton.run(|| async { Ok::<_, String>(1) }, std::future::pending::<()>()).await;
     assert_eq!(done.unwrap(), Some(1));
     let builder = LockFile::builder().mode(0o600).poll_only(true).clone();
     assert_eq!(builder.build(&path).unwrap(), LockFile::new(&path).unwrap());

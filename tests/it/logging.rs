@@ -351,7 +351,7 @@ async fn a_singletons_failed_work_is_a_warning() {
     let (recorder, _listening) = Recorder::listen();
     let mut failures = ["no disk"].into_iter();
     let work = || std::future::ready(failures.next().map_or(Ok(()), Err));
-    let done = Singleton::new(LockFile::null()).run(work, std::future::pending()).await;
+    let done = Singleton::new(LockFile::null()).run(work, std::future::pending::<()>()).await;
     assert!(matches!(done, Ok(Some(()))));
     let failed = recorder.only("the work under the lock failed");
     assert_eq!((failed.level, failed.fields["error"].as_str()), (Level::WARN, "no disk"));
@@ -398,11 +398,11 @@ async fn however_a_leader_ends_the_log_says_that_it_steps_down() {
     assert_eq!(leader.run(panics, tokio::time::sleep(second)).await.unwrap(), None);
     told("shutting down", Some("shutting down"));
     let works = || std::future::pending::<Result<(), String>>();
-    let run = leader.run(works, std::future::pending());
+    let run = leader.run(works, std::future::pending::<()>());
     assert!(tokio::time::timeout(second, run).await.is_err());
     told("its future was dropped", None);
     let never = leader.restart(Restart::Never);
-    assert!(never.run(|| async { Err::<(), _>("no disk") }, std::future::pending()).await.is_err());
+    assert!(never.run(|| async { Err::<(), _>("no disk") }, std::future::pending::<()>()).await.is_err());
     told("the work failed", None);
 }
 

@@ -38,7 +38,7 @@ fn singleton(lock: &LockFile) -> Singleton {
 #[tokio::test]
 async fn the_result_of_the_work_ends_the_singleton() {
     let lock = LockFile::null();
-    let done = singleton(&lock).run(|| async { Ok::<_, String>(42) }, pending()).await;
+    let done = singleton(&lock).run(|| async { Ok::<_, String>(42) }, pending::<()>()).await;
     assert_eq!(done.unwrap(), Some(42));
     assert!(!lock.locked());
 }
@@ -57,7 +57,7 @@ async fn failed_work_is_restarted_after_a_pause_in_which_others_can_take_the_loc
                     _ => Ok("third"),
                 }
             };
-            singleton.run(work, pending()).await
+            singleton.run(work, pending::<()>()).await
         }
     });
     for term in 1..=2 {
@@ -89,7 +89,7 @@ async fn pauses_double_until_the_work_has_gone_well_for_as_long_as_the_longest()
         if term < 9 { Err("fails") } else { Ok(()) }
     };
     let growing = Singleton::new(LockFile::null()).pause(shortest, longest);
-    growing.run(work, pending()).await.unwrap();
+    growing.run(work, pending::<()>()).await.unwrap();
     let terms = terms.into_inner().unwrap();
     let worked = [0, 0, 0, 0, 8, 0, 8, 0].map(Duration::from_secs);
     let pauses = terms.windows(2).zip(worked).map(|(pair, worked)| pair[1] - pair[0] - worked.min(pair[1] - pair[0]));
@@ -122,10 +122,10 @@ async fn work_that_does_not_end_in_the_grace_period_is_dropped_afterwards() {
 async fn failed_work_that_is_not_restarted_ends_the_singleton() {
     let lock = LockFile::null();
     let never = singleton(&lock).restart(Restart::Never);
-    let failed = never.run(|| async { Err::<(), _>("no") }, pending()).await;
+    let failed = never.run(|| async { Err::<(), _>("no") }, pending::<()>()).await;
     assert!(matches!(failed, Err(SingletonError::Work("no"))));
     let panicking =
-        tokio::spawn(async move { never.run(|| async { panic!() as Result<(), String> }, pending()).await });
+        tokio::spawn(async move { never.run(|| async { panic!() as Result<(), String> }, pending::<()>()).await });
     assert!(panicking.await.unwrap_err().is_panic());
     assert!(!lock.locked());
 }
@@ -148,7 +148,7 @@ async fn a_lost_lock_stops_the_work_and_it_stands_by_again() {
             }
             Ok::<_, String>(())
         };
-        assert_eq!(quick.run(work, pending()).await.unwrap(), Some(()));
+        assert_eq!(quick.run(work, pending::<()>()).await.unwrap(), Some(()));
         assert_eq!(ends.load(Ordering::SeqCst), 2);
     })
     .await;
@@ -222,7 +222,7 @@ async fn a_lock_that_fails_for_a_time_does_not_end_the_singleton() {
         let dir = path.parent().unwrap().join("later");
         let lock = kind(&dir.join("x.lock"));
         let task = tokio::spawn(async move {
-            singleton(&lock).run(|| async { Ok::<_, String>("served") }, pending()).await.unwrap()
+            singleton(&lock).run(|| async { Ok::<_, String>("served") }, pending::<()>()).await.unwrap()
         });
         sleep(Duration::from_secs(30)).await;
         assert!(!task.is_finished());
@@ -237,7 +237,7 @@ async fn a_lock_that_fails_ends_a_singleton_that_is_not_restarted() {
     crate::support::each_file_kind(|kind, path| async move {
         let lock = kind(&path.parent().unwrap().join("missing").join("x.lock"));
         let never = singleton(&lock).restart(Restart::Never);
-        let failed = never.run(|| async { Ok::<_, String>(()) }, pending()).await;
+        let failed = never.run(|| async { Ok::<_, String>(()) }, pending::<()>()).await;
         assert!(matches!(failed, Err(SingletonError::Lock(LockError::Io { .. }))), "{failed:?}");
     })
     .await;
@@ -250,7 +250,7 @@ async fn a_lock_that_can_never_work_ends_the_singleton() {
     let path = dir.path().join("notes.txt");
     std::fs::write(&path, "not a lock").unwrap();
     let leader = singleton(&LockFile::shlock(&path).unwrap());
-    let ended = leader.run(|| async { Ok::<_, String>(()) }, pending());
+    let ended = leader.run(|| async { Ok::<_, String>(()) }, pending::<()>());
     let failed = tokio::time::timeout(crate::support::HANG, ended).await.expect("it goes on");
     assert!(matches!(failed, Err(SingletonError::Lock(LockError::NotALockFile { .. }))), "{failed:?}");
 }
@@ -285,7 +285,7 @@ async fn a_lock_that_has_worked_may_work_again() {
             sleep(Duration::from_secs(60)).await;
             std::fs::remove_file(&path).unwrap();
         };
-        let (served, ()) = tokio::join!(leader.run(work, pending()), repair);
+        let (served, ()) = tokio::join!(leader.run(work, pending::<()>()), repair);
         assert_eq!(served.unwrap(), Some("served"));
     }
 }
@@ -299,7 +299,7 @@ async fn a_lost_lock_ends_a_singleton_that_is_not_restarted() {
             std::fs::remove_file(&path).unwrap();
             pending::<Result<(), String>>().await
         };
-        let failed = never.run(work, pending()).await;
+        let failed = never.run(work, pending::<()>()).await;
         assert!(matches!(failed, Err(SingletonError::Lock(LockError::Lost { .. }))), "{failed:?}");
     })
     .await;
@@ -317,7 +317,7 @@ async fn a_result_counts_only_if_the_lock_was_held_to_the_end() {
             }
             Ok::<_, String>(term)
         };
-        assert_eq!(singleton(&kind(&path)).run(work, pending()).await.unwrap(), Some(1));
+        assert_eq!(singleton(&kind(&path)).run(work, pending::<()>()).await.unwrap(), Some(1));
     })
     .await;
 }
@@ -326,7 +326,7 @@ async fn a_result_counts_only_if_the_lock_was_held_to_the_end() {
 async fn the_output_of_a_shutdown_signal_does_not_matter() {
     let work = || pending::<Result<(), String>>();
     let signal = async { Err::<(), _>(std::io::Error::other("no signals here")) };
-    assert_eq!(singleton(&LockFile::null()).run_until(work, signal).await.unwrap(), None);
+    assert_eq!(singleton(&LockFile::null()).run(work, signal).await.unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -344,7 +344,7 @@ async fn who_steps_down_lets_another_lead_and_stands_by_again() {
                 pending::<Result<(), String>>().await
             }
         };
-        async move { leader.run(work, pending()).await }
+        async move { leader.run(work, pending::<()>()).await }
     });
     assert!(leadership.changed().await);
     assert!(leader.leadership().is_leader(), "clones share their leadership");
@@ -387,7 +387,7 @@ async fn work_that_steps_down_may_end_by_itself() {
         }
     };
     let began = Instant::now();
-    assert_eq!(leader.run(work, pending()).await.unwrap(), Some("done"));
+    assert_eq!(leader.run(work, pending::<()>()).await.unwrap(), Some("done"));
     assert!(began.elapsed() < Duration::from_secs(60), "it waited for the end of the grace");
 }
 
@@ -400,7 +400,7 @@ async fn the_work_and_the_shutdown_may_come_from_a_generic_caller() {
         W: FnMut() -> F + Send + 'static,
         F: Future<Output = Result<u32, String>> + Send + 'static,
     {
-        tokio::spawn(async move { leader.run(work, pending()).await })
+        tokio::spawn(async move { leader.run(work, pending::<()>()).await })
     }
     let mut count = 0;
     let work = move || {
@@ -410,5 +410,5 @@ async fn the_work_and_the_shutdown_may_come_from_a_generic_caller() {
     assert_eq!(spawn(singleton(&LockFile::null()), work).await.unwrap().unwrap(), Some(1));
     let name = String::from("borrowed");
     let work = async || Ok::<_, String>(name.len());
-    assert_eq!(singleton(&LockFile::null()).run(work, pending()).await.unwrap(), Some(8));
+    assert_eq!(singleton(&LockFile::null()).run(work, pending::<()>()).await.unwrap(), Some(8));
 }
