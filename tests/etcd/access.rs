@@ -11,8 +11,8 @@ use crate::set_uid::{self, Program};
 use crate::support::{HANG, take};
 
 /// A cluster that lets in `root` and `app`, with the password `S3cretPw`.
-fn guarded(settings: Settings) -> Cluster {
-    let cluster = Cluster::with(3, settings);
+pub(crate) fn guarded(members: usize, settings: Settings) -> Cluster {
+    let cluster = Cluster::with(members, settings);
     for command in [
         "user add root:S3cretPw",
         "user grant-role root root",
@@ -33,7 +33,7 @@ pub(crate) fn url(cluster: &Cluster, user: &str, name: &str) -> String {
 
 #[tokio::test]
 async fn a_user_and_a_password() {
-    let cluster = guarded(Settings::default());
+    let cluster = guarded(3, Settings::default());
     let lock = LockFile::open(&url(&cluster, "app:S3cretPw", "app/x")).unwrap();
     let guard = take(&lock).await;
     assert_eq!(lock.holder().await.unwrap().unwrap().pid(), std::process::id());
@@ -69,7 +69,7 @@ pub(crate) fn with_short_tokens(keys: &Path) -> Cluster {
     openssl(&["rsa", "-in", private.to_str().unwrap(), "-pubout", "-out", public.to_str().unwrap()]);
     make_readable(keys);
     let token = format!("jwt,pub-key={},priv-key={},sign-method=RS256,ttl=2s", public.display(), private.display());
-    guarded(Settings { arguments: vec!["--auth-token".into(), token], ..Settings::default() })
+    guarded(3, Settings { arguments: vec!["--auth-token".into(), token], ..Settings::default() })
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! A real cluster of etcd on loopback, which ends with the process that started it.
 
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -53,9 +53,26 @@ struct Member {
     running: Option<Running>,
 }
 
-struct Running {
+/// A program that ends with this, and with the process that started it.
+pub(crate) struct Running {
     shell: Child,
     pid: i32,
+}
+
+impl Running {
+    /// `arguments` begin with the program.
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", UNTIL_END_OF_INPUT, "program"]).args(arguments);
+        Self::of(&mut command)
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let mut shell = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        Self { shell, pid: line.trim().parse().unwrap() }
+    }
 }
 
 impl Cluster {
@@ -108,17 +125,11 @@ impl Cluster {
                 "error",
             ])
             .args(&self.settings.arguments)
-            .current_dir(&self.dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+            .current_dir(&self.dir);
         if rustix::process::geteuid().is_root() && self.settings.networks.is_empty() {
             command.uid(NOBODY).gid(NOBODY);
         }
-        let mut shell = command.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let pid = line.trim().parse().unwrap();
-        self.members[number].running = Some(Running { shell, pid });
+        self.members[number].running = Some(Running::of(&mut command));
     }
 
     fn token(&self) -> String {
@@ -250,6 +261,11 @@ impl Cluster {
         self.ask(&["lease", "list"]).lines().skip(1).map(str::to_owned).collect()
     }
 
+    /// How many messages the members have received from clients since they were started.
+    pub(crate) fn messages(&self) -> u64 {
+        (0..self.members.len()).filter_map(|number| messages(&self.endpoint(number))).sum()
+    }
+
     /// The number of the member that leads.
     pub(crate) fn leader(&self) -> usize {
         let began = Instant::now();
@@ -311,8 +327,18 @@ impl Drop for Running {
     }
 }
 
+/// From the metrics of a member; `None` if nobody is there.
+fn messages(endpoint: &str) -> Option<u64> {
+    let mut stream = TcpStream::connect(endpoint).ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").ok()?;
+    let mut metrics = String::new();
+    stream.read_to_string(&mut metrics).ok()?;
+    let counts = metrics.lines().filter(|line| line.starts_with("grpc_server_msg_received_total"));
+    Some(counts.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum())
+}
+
 /// A port that is free, and that the system gives to no connection by itself.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let port = 10_000 + (std::process::id() * 32 + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000;

@@ -8,9 +8,11 @@ mod interop;
 mod kinds;
 mod lifetimes;
 mod logs;
+mod meddler;
 mod network;
 mod partitions;
 mod proxy;
+mod refusals;
 mod transit;
 
 #[path = "../servers/last_held.rs"]

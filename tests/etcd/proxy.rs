@@ -11,6 +11,8 @@ struct Gate {
     changed: Condvar,
     /// How many bytes have come back from the member.
     answered: AtomicUsize,
+    /// The connections of clients.
+    clients: Mutex<Vec<TcpStream>>,
 }
 
 #[derive(Default, Clone, Copy)]
@@ -37,6 +39,7 @@ impl Proxy {
                 let client = client.unwrap();
                 let Ok(member) = TcpStream::connect(&target) else { continue };
                 let (to_client, to_member) = (client.try_clone().unwrap(), member.try_clone().unwrap());
+                shared.clients.lock().unwrap().push(client.try_clone().unwrap());
                 let (requests, answers) = (Arc::clone(&shared), Arc::clone(&shared));
                 std::thread::spawn(move || requests.pass(client, to_member, |stops| stops.requests, false));
                 std::thread::spawn(move || answers.pass(member, to_client, |stops| stops.answers, true));
@@ -53,6 +56,13 @@ impl Proxy {
     /// From now on answers wait here.
     pub(crate) fn stop_answers(&self) {
         self.gate.set(Stops { requests: false, answers: true });
+    }
+
+    /// Ends all connections. New ones come through.
+    pub(crate) fn cut(&self) {
+        for client in self.gate.clients.lock().unwrap().drain(..) {
+            let _ = client.shutdown(Shutdown::Both);
+        }
     }
 
     /// Lets everything pass that waits here, also from senders that have gone.

@@ -1,4 +1,29 @@
 //! Why a call has failed, and whether its request may be carried out all the same.
+//!
+//! A request that a server answers with an error is in doubt, unless its status certainly comes before etcd changes
+//! anything. "gRPC" below is `doc/statuscodes.md` of grpc; the files are those of etcd 3.4 and 3.5.
+//!
+//! | Status | From whom, and when | In doubt |
+//! |---|---|---|
+//! | 1 CANCELLED | `v3_server.go`: a client's connection ended, also that of a proxy, while the cluster was at work | yes |
+//! | 2 UNKNOWN | `v3rpc/util.go`: all errors without a code of their own, such as a dropped proposal | yes |
+//! | 3 INVALID_ARGUMENT | never from the library (gRPC); `v3rpc/key.go`, `v3_server.go`, `apply_auth.go`: checks before the change | no |
+//! | 4 DEADLINE_EXCEEDED | gRPC: no answer in time | yes |
+//! | 5 NOT_FOUND | never from the library (gRPC); `apply.go`: no such lease, before the change | no |
+//! | 6 ALREADY_EXISTS, 10 ABORTED | never from the library (gRPC), and not from etcd, so nobody knows | yes |
+//! | 7 PERMISSION_DENIED | not from the library (gRPC); `apply_auth.go`: before the change | no |
+//! | 8 RESOURCE_EXHAUSTED | `apply.go`: `quotaApplierV3` makes the change and then says that there is no space; gRPC: an answer is too long for a proxy | yes |
+//! | 9 FAILED_PRECONDITION | never from the library (gRPC); `rpctypes/error.go`: not for requests about keys | no |
+//! | 11 OUT_OF_RANGE | never from the library (gRPC); `apply.go`: `checkRequestRange`, before the change | no |
+//! | 12 UNIMPLEMENTED | gRPC: also from a proxy that has got two answers or none | yes |
+//! | 13 INTERNAL | gRPC: a proxy cannot read the answer | yes |
+//! | 14 UNAVAILABLE | `v3_server.go`: no answer from the cluster in time, or the member ends | yes |
+//! | 14 with "no leader" | `v3rpc/interceptor.go`: before it looks at the request | no |
+//! | 15 DATA_LOSS | `corrupt.go`: this member changes nothing, but others may | yes |
+//! | 16 UNAUTHENTICATED | gRPC: before the call; `v3_server.go`: before the proposal | no |
+//!
+//! Those that pass, so that a request is made again, are the ones for which Go's client does it (`isHaltErr` in
+//! `clientv3/client.go`), and those that a member gives because something between it and the cluster has failed.
 
 use std::fmt;
 use std::io;
@@ -13,9 +38,14 @@ pub(super) struct Code(pub(super) u32);
 impl Code {
     const CANCELLED: Self = Self(1);
     const UNKNOWN: Self = Self(2);
+    const INVALID_ARGUMENT: Self = Self(3);
     const DEADLINE_EXCEEDED: Self = Self(4);
     const NOT_FOUND: Self = Self(5);
+    const PERMISSION_DENIED: Self = Self(7);
+    const RESOURCE_EXHAUSTED: Self = Self(8);
     const FAILED_PRECONDITION: Self = Self(9);
+    const OUT_OF_RANGE: Self = Self(11);
+    const INTERNAL: Self = Self(13);
     const UNAVAILABLE: Self = Self(14);
     const UNAUTHENTICATED: Self = Self(16);
 }
@@ -72,7 +102,7 @@ impl Failure {
 
     /// The server has answered with an error.
     pub(super) fn refused(code: Code, message: String) -> Self {
-        let is_in_doubt = is_passing(code) && message != NO_LEADER;
+        let is_in_doubt = !is_before_any_change(code) && message != NO_LEADER;
         Self { kind: Kind::Refused(code, message), member: None, is_in_doubt }
     }
 
@@ -99,6 +129,12 @@ impl Failure {
         }
     }
 
+    /// Whether the server will refuse the same request again, as far as anybody knows. A server with too much to do, or
+    /// with no space, may answer it later.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(&self.kind, Kind::Refused(code, _) if !is_passing(*code) && *code != Code::RESOURCE_EXHAUSTED)
+    }
+
     /// Whether the server does not know the lease, or has ended it.
     pub(super) fn is_lease_gone(&self) -> bool {
         matches!(self.kind, Kind::Refused(Code::NOT_FOUND, _))
@@ -123,7 +159,20 @@ impl Failure {
 const NO_LEADER: &str = "etcdserver: no leader";
 
 fn is_passing(code: Code) -> bool {
-    matches!(code, Code::CANCELLED | Code::UNKNOWN | Code::DEADLINE_EXCEEDED | Code::UNAVAILABLE)
+    matches!(code, Code::CANCELLED | Code::UNKNOWN | Code::DEADLINE_EXCEEDED | Code::INTERNAL | Code::UNAVAILABLE)
+}
+
+/// Whether this status certainly comes before the cluster changes anything. Its source is in the table above.
+fn is_before_any_change(code: Code) -> bool {
+    matches!(
+        code,
+        Code::INVALID_ARGUMENT
+            | Code::NOT_FOUND
+            | Code::PERMISSION_DENIED
+            | Code::FAILED_PRECONDITION
+            | Code::OUT_OF_RANGE
+            | Code::UNAUTHENTICATED
+    )
 }
 
 /// Whether the server wants the name and the password again.
@@ -142,5 +191,25 @@ impl fmt::Display for Failure {
             Some(member) => write!(f, " ({member})"),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_in_doubt_unless_its_status_comes_before_any_change() {
+        let in_doubt = |code| Failure::refused(Code(code), String::new()).is_in_doubt();
+        assert_eq!((1..=16).filter(|&code| !in_doubt(code)).collect::<Vec<_>>(), [3, 5, 7, 9, 11, 16]);
+        assert!(in_doubt(99), "a status of tomorrow");
+        assert!(!Failure::refused(Code::UNAVAILABLE, NO_LEADER.into()).is_in_doubt());
+    }
+
+    #[test]
+    fn a_server_that_may_answer_later_does_not_refuse() {
+        let refuses = |code| Failure::refused(Code(code), String::new()).is_refusal();
+        assert_eq!((1..=16).filter(|&code| !refuses(code)).collect::<Vec<_>>(), [1, 2, 4, 8, 13, 14]);
+        assert!(!Failure::no_answer().is_refusal());
     }
 }

@@ -209,27 +209,33 @@ impl Place {
         let _ = self.claim.cluster().call(&request, self.claim.cluster().deadline()).await;
     }
 
-    /// Resolves when the key is gone, or when the lease may have ended and the key with it.
+    /// Resolves when the key is gone or can no longer be seen, or when the lease may have ended and the key with it.
     pub(super) async fn lost(&self) -> LostReason {
         tokio::select! {
-            () = self.deleted() => LostReason::Removed,
+            reason = self.gone() => reason,
             () = self.claim.session.lease.expired() => LostReason::Expired,
         }
     }
 
-    async fn deleted(&self) {
+    async fn gone(&self) -> LostReason {
         let (cluster, key) = (self.claim.cluster(), &self.claim.key);
         let mut from = self.revision.saturating_add(1);
         while self.claim.deletion(&[key], from).await.is_err() {
             sleep(PAUSE).await;
             // The next watch may not begin where the last one did: that revision may be compacted by now.
-            if let Ok(Answered { value: looked, .. }) = cluster.call(&keys::get(key), cluster.deadline()).await {
-                if looked.kvs.first().is_none_or(|found| found.create_revision != self.revision) {
-                    return;
+            match cluster.call(&keys::get(key), cluster.deadline()).await {
+                Ok(Answered { value: looked, .. }) => {
+                    if looked.kvs.first().is_none_or(|found| found.create_revision != self.revision) {
+                        return LostReason::Removed;
+                    }
+                    from = revision(&looked).saturating_add(1);
                 }
-                from = revision(&looked).saturating_add(1);
+                // Who may not look at his key any more would not hear of its end.
+                Err(failure) if failure.is_refusal() => return LostReason::Disconnected,
+                Err(_) => {}
             }
         }
+        LostReason::Removed
     }
 
     /// Deletes the key, and returns whether it was still there.
