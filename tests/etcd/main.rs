@@ -1,5 +1,5 @@
-//! Locks in a real cluster of etcd. Needs Debian's etcd-server, etcd-client and Go packages, openssl, strace, and root for
-//! networks of its own.
+//! Locks in a real cluster of etcd. Needs Debian's etcd-server, etcd-client and Go packages, nginx, haproxy, openssl, strace,
+//! and root for networks of its own.
 
 mod access;
 mod cluster;
@@ -11,6 +11,7 @@ mod logs;
 mod meddler;
 mod network;
 mod partitions;
+mod proxies;
 mod proxy;
 mod refusals;
 mod transit;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile, LostReason};
 
@@ -9,7 +10,7 @@ use crate::access::guarded;
 use crate::cluster::{Cluster, Settings};
 use crate::meddler::{Answer, Meddler};
 use crate::proxy::Proxy;
-use crate::support::{HANG, take};
+use crate::support::{HANG, in_own_process, take};
 
 const TXN: &str = "/etcdserverpb.KV/Txn";
 
@@ -77,5 +78,45 @@ async fn a_key_that_was_made_behind_an_error_goes() {
         }
         assert!(kept.is_held());
         kept.release().await.unwrap();
+    }
+}
+
+fn peak_memory() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
+/// The memory is that of this process, where the hostile server runs too.
+#[test]
+fn an_answer_has_the_size_that_its_question_deserves() {
+    if !in_own_process("refusals::an_answer_has_the_size_that_its_question_deserves") {
+        return;
+    }
+    let cluster = Cluster::of(1);
+    let meddler = Meddler::before(&cluster.endpoint(0));
+    // Empty keys of a range, keys with an empty name, and empty outcomes of a transaction.
+    for (entry, size) in
+        [(&b"\x12\x00"[..], 16 << 20), (b"\x12\x00", 4 << 20), (b"\x12\x02\x0a\x00", 4 << 20), (b"\x1a\x00", 16 << 20)]
+    {
+        let message = Bytes::from(entry.repeat((size - 4) / entry.len()));
+        meddler.answer(move |method| match method.ends_with("/LeaseGrant") {
+            true => Answer::Passed,
+            false => Answer::Message(message.clone()),
+        });
+        std::fs::write("/proc/self/clear_refs", "5").unwrap();
+        let before = peak_memory();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let lock = LockFile::open(&url(meddler.port, "x", "").replace("=2s", "=30s")).unwrap();
+            // The member is asked again and again.
+            let _ = match entry[0] {
+                0x12 => timeout(Duration::from_secs(4), lock.holders()).await.map(drop),
+                _ => timeout(Duration::from_secs(4), lock.attempt()).await.map(drop),
+            };
+        });
+        let grown = peak_memory().saturating_sub(before) >> 20;
+        println!("{size} bytes of {entry:?}: {grown} MiB");
+        assert!(grown < 64, "{size} bytes of {entry:?} took {grown} MiB");
     }
 }

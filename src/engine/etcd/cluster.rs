@@ -111,10 +111,10 @@ impl Cluster {
         }
     }
 
-    /// A call with a stream of answers.
-    pub(super) async fn stream<C: Call>(&self, call: &C, deadline: Instant) -> Result<Stream<C>, Failure> {
+    /// A call with a stream of requests and one of answers.
+    pub(super) async fn stream<C: Call>(&self, deadline: Instant) -> Result<Stream<C>, Failure> {
         let channel = self.channel(deadline).await?;
-        let begun = channel.stream(call).await;
+        let begun = channel.stream().await;
         if begun.is_err() {
             self.give_up(&channel);
         }

@@ -22,8 +22,16 @@ use tokio::task::AbortHandle;
 use super::failure::{Code, Failure};
 use super::proto::Call;
 
-/// No answer of etcd to our requests comes near this size.
-const LONGEST_MESSAGE: usize = 16 << 20;
+/// How much may be on its way to us on all streams together. `h2` takes half of it as the room for the small frames that
+/// nobody has read yet, and ends a connection that has more of them: so this has to fit to a thousand answers at once.
+const WINDOW: u32 = 4 << 20;
+
+/// How much the headers of an answer may take. They are a status with its text.
+const LONGEST_HEADERS: u32 = 64 << 10;
+
+/// No part of an answer of etcd is shorter than this on average. So the memory that an answer takes has to do with its
+/// length.
+const SHORTEST_PART: usize = 8;
 
 /// A connection to one server. Clones use the same connection.
 #[derive(Clone)]
@@ -51,8 +59,9 @@ impl Channel {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut builder = h2::client::Builder::new();
+        builder.enable_push(false).initial_connection_window_size(WINDOW).max_header_list_size(LONGEST_HEADERS);
         let (requests, connection) =
-            builder.enable_push(false).handshake(stream).await.map_err(|error| Failure::not_sent(into_io(error)))?;
+            builder.handshake(stream).await.map_err(|error| Failure::not_sent(into_io(error)))?;
         let driving = tokio::spawn(async move { _ = connection.await });
         let connection = Arc::new(Connection(driving.abort_handle()));
         Ok(Self { requests, connection, origin: origin.into(), token: None })
@@ -80,23 +89,17 @@ impl Channel {
 
     /// A call with one answer.
     pub(super) async fn call<C: Call>(&self, call: &C) -> Result<C::Answer, Failure> {
-        let mut stream = self.begin(call, true).await?;
-        stream.next().await?.ok_or_else(|| Failure::broken(io::ErrorKind::UnexpectedEof.into()))
+        let mut stream = self.stream().await?;
+        stream.send(call, true)?;
+        stream.answer().await
     }
 
-    /// A call with a stream of answers, which begins with one request.
-    pub(super) async fn stream<C: Call>(&self, call: &C) -> Result<Stream<C>, Failure> {
-        self.begin(call, false).await
-    }
-
-    async fn begin<C: Call>(&self, call: &C, is_last: bool) -> Result<Stream<C>, Failure> {
+    /// A call with a stream of requests and one of answers.
+    pub(super) async fn stream<C: Call>(&self) -> Result<Stream<C>, Failure> {
         let not_sent = |error| Failure::not_sent(into_io(error));
         let mut requests = self.requests.clone().ready().await.map_err(not_sent)?;
         let (response, sender) = requests.send_request(self.head(C::METHOD), false).map_err(not_sent)?;
-        let mut stream =
-            Stream { sender, answers: Answers::Awaited(response), read: BytesMut::new(), call: PhantomData };
-        stream.send(call, is_last)?;
-        Ok(stream)
+        Ok(Stream { sender, answers: Answers::Awaited(response), read: BytesMut::new(), longest: 0, call: PhantomData })
     }
 
     fn head(&self, method: &str) -> Request<()> {
@@ -126,6 +129,8 @@ pub(super) struct Stream<C> {
     sender: SendStream<Bytes>,
     answers: Answers,
     read: BytesMut,
+    /// How many bytes an answer may have.
+    longest: usize,
     call: PhantomData<fn(C)>,
 }
 
@@ -135,8 +140,9 @@ enum Answers {
 }
 
 impl<C: Call> Stream<C> {
-    /// Sends one more request.
+    /// Sends a request.
     pub(super) fn send(&mut self, call: &C, is_last: bool) -> Result<(), Failure> {
+        self.longest = self.longest.max(call.longest_answer());
         let length = call.encoded_len();
         let mut frame = BytesMut::with_capacity(5 + length);
         // Not compressed.
@@ -144,6 +150,11 @@ impl<C: Call> Stream<C> {
         frame.put_u32(length.try_into().expect("our requests are short"));
         call.encode(&mut frame).expect("a BytesMut grows");
         self.sender.send_data(frame.freeze(), is_last).map_err(|error| Failure::broken(into_io(error)))
+    }
+
+    /// The one answer that is due.
+    pub(super) async fn answer(&mut self) -> Result<C::Answer, Failure> {
+        self.next().await?.ok_or_else(|| Failure::broken(io::ErrorKind::UnexpectedEof.into()))
     }
 
     /// The next answer; `None` at the end of the stream. Cancel safe.
@@ -191,7 +202,7 @@ impl<C: Call> Stream<C> {
         let malformed = |what: &str| Failure::broken(io::Error::new(io::ErrorKind::InvalidData, what));
         let Some(&[flags, a, b, c, d]) = self.read.first_chunk() else { return Ok(None) };
         let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if flags != 0 || length > LONGEST_MESSAGE {
+        if flags != 0 || length > self.longest {
             return Err(malformed("its answer is compressed, too long, or not gRPC"));
         }
         if self.read.len() < 5 + length {
@@ -199,8 +210,42 @@ impl<C: Call> Stream<C> {
         }
         self.read.advance(5);
         let message = self.read.split_to(length);
+        if parts(&message).is_none_or(|parts| parts > 64 + length / SHORTEST_PART) {
+            return Err(malformed("its answer is not the message that etcd has"));
+        }
         C::Answer::decode(message).map(Some).map_err(|_| malformed("its answer is not the message that etcd has"))
     }
+}
+
+/// How many fields a message has, without those inside of them ("Protocol Buffers: Encoding"); `None` if it is none.
+fn parts(mut message: &[u8]) -> Option<usize> {
+    let mut parts = 0;
+    while !message.is_empty() {
+        let length = match varint(&mut message)? & 7 {
+            0 => varint(&mut message).map(|_| 0)?,
+            1 => 8,
+            2 => varint(&mut message)?.try_into().ok()?,
+            5 => 4,
+            _ => return None,
+        };
+        message = message.get(length..)?;
+        parts += 1;
+    }
+    Some(parts)
+}
+
+/// Takes a number from the front of the message: seven bits of it in each byte, the lowest ones first.
+fn varint(message: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..64).step_by(7) {
+        let (byte, rest) = message.split_first()?;
+        *message = rest;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
 }
 
 /// What the server says at the end of a call.
@@ -220,5 +265,24 @@ fn into_io(error: h2::Error) -> io::Error {
     match error.is_io() {
         true => error.into_io().expect("just asked"),
         false => io::Error::other(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::etcd::proto::{KeyValue, RangeResponse, ResponseHeader};
+
+    #[test]
+    fn the_parts_of_a_message_are_counted() {
+        let kvs = vec![KeyValue { key: vec![b'x'; 300], create_revision: i64::MAX, ..KeyValue::default() }; 3];
+        let answer = RangeResponse { header: Some(ResponseHeader { revision: -1 }), kvs };
+        assert_eq!(parts(&answer.encode_to_vec()), Some(4));
+        assert_eq!(parts(&ResponseHeader { revision: -1 }.encode_to_vec()), Some(1));
+        assert_eq!(parts(b""), Some(0));
+        assert_eq!(parts(b"\x12\x00\x12\x00\x15....\x11........"), Some(4));
+        for broken in [&b"\x12"[..], b"\x12\x05", b"\x13", b"\x08", b"\x08\xff", &[0xff; 20], b"\x11.."] {
+            assert_eq!(parts(broken), None, "{broken:?}");
+        }
     }
 }

@@ -19,20 +19,26 @@ fn range(name: &str) -> (Vec<u8>, Vec<u8>) {
     (format!("{name}/").into(), format!("{name}0").into())
 }
 
-/// The keys of the lock, the first of the queue in front. `limit`: 0 for all.
-pub(super) fn queue(name: &str, limit: i64) -> RangeRequest {
+/// The keys of the lock, the first of the queue in front.
+pub(super) fn queue(name: &str) -> RangeRequest {
     let (key, range_end) = range(name);
     let (sort_order, sort_target) = (SortOrder::Ascend.into(), SortTarget::Create.into());
-    RangeRequest { key, range_end, limit, sort_order, sort_target, max_create_revision: 0 }
+    RangeRequest { key, range_end, limit: 0, sort_order, sort_target, keys_only: false, max_create_revision: 0 }
 }
 
 /// The key that was made at `revision`, and behind it those in front of it in the queue, the last one first.
-pub(super) fn queue_up_to(name: &str, revision: i64, limit: i64) -> RangeRequest {
-    RangeRequest { sort_order: SortOrder::Descend.into(), max_create_revision: revision, ..queue(name, limit) }
+pub(super) fn queue_up_to(name: &str, revision: i64) -> RangeRequest {
+    RangeRequest { sort_order: SortOrder::Descend.into(), max_create_revision: revision, ..queue(name) }
 }
 
+/// The first two of these, without their values.
+pub(super) fn last_two_up_to(name: &str, revision: i64) -> RangeRequest {
+    RangeRequest { limit: 2, keys_only: true, ..queue_up_to(name, revision) }
+}
+
+/// The key without its value.
 pub(super) fn get(key: &[u8]) -> RangeRequest {
-    RangeRequest { key: key.to_owned(), ..RangeRequest::default() }
+    RangeRequest { key: key.to_owned(), keys_only: true, ..RangeRequest::default() }
 }
 
 /// Makes the key unless it is there, and answers with it if it is.

@@ -88,7 +88,7 @@ impl<Turn: std::fmt::Debug + Send + 'static> Engine<Turn> for Etcd {
 async fn holders(lock: &Lock) -> Result<Vec<Holder>, Failure> {
     let client = Client::of(&lock.config).map_err(Failure::not_sent)?;
     let cluster = &client.cluster;
-    let looked = cluster.call(&keys::queue(&lock.name, 0), cluster.deadline()).await?.value;
+    let looked = cluster.call(&keys::queue(&lock.name), cluster.deadline()).await?.value;
     let is_shared = |key: &&proto::KeyValue| value::is_shared(&key.value);
     let readers = looked.kvs.iter().take_while(is_shared).count();
     Ok(looked.kvs.iter().take(readers.max(1)).map(|key| value::holder(&key.value)).collect())

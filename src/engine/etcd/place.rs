@@ -67,8 +67,7 @@ impl Claim {
         let seen = match self.mode {
             Mode::Exclusive => 0,
             Mode::Shared => {
-                let looked =
-                    self.cluster().call(&keys::queue(&self.lock.name, 0), self.cluster().deadline()).await?.value;
+                let looked = self.cluster().call(&keys::queue(&self.lock.name), self.cluster().deadline()).await?.value;
                 if !looked.kvs.iter().all(|key| value::is_shared(&key.value)) {
                     return Ok(None);
                 }
@@ -143,7 +142,8 @@ impl Claim {
     /// Resolves when one of the keys is deleted, at `revision` or later.
     async fn deletion(&self, keys: &[&[u8]], revision: i64) -> Result<(), Failure> {
         let [first, others @ ..] = keys else { unreachable!("nobody watches nothing") };
-        let mut stream = self.cluster().stream(&keys::watch(first, revision), self.cluster().deadline()).await?;
+        let mut stream = self.cluster().stream(self.cluster().deadline()).await?;
+        stream.send(&keys::watch(first, revision), false)?;
         for key in others {
             stream.send(&keys::watch(key, revision), false)?;
         }
@@ -180,8 +180,10 @@ impl Place {
     pub(super) async fn reach_front(&self) -> Result<(), Failure> {
         let (Claim { session, lock, mode, key, .. }, cluster) = (&self.claim, self.claim.cluster());
         // Ours, and the one in front of it. A reader looks for a writer among all that are in front.
-        let limit = if *mode == Mode::Exclusive { 2 } else { 0 };
-        let queue = keys::queue_up_to(&lock.name, self.revision, limit);
+        let queue = match *mode {
+            Mode::Exclusive => keys::last_two_up_to(&lock.name, self.revision),
+            Mode::Shared => keys::queue_up_to(&lock.name, self.revision),
+        };
         loop {
             // This look also shows that our lease has not ended while we waited: our key would be gone.
             let looked = cluster.call(&queue, cluster.deadline()).await?.value;

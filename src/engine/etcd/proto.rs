@@ -8,27 +8,50 @@ use prost::{Enumeration, Message, Oneof};
 pub(super) trait Call: Message {
     const METHOD: &'static str;
     type Answer: Message + Default;
+
+    /// How many bytes an answer may have. Those that name keys have the names from the request, with some numbers.
+    fn longest_answer(&self) -> usize {
+        SHORT + 4 * self.encoded_len()
+    }
 }
 
+/// Room for all that an answer has beside the names in its request.
+const SHORT: usize = 64 << 10;
+
+/// Room for the keys of all who want one lock, with their values, and for those of one lease.
+const LONG: usize = 4 << 20;
+
 macro_rules! calls {
-    ($($request:ident, $method:literal => $answer:ident;)*) => {
+    ($($request:ident, $method:literal => $answer:ident $(, $longest:expr)?;)*) => {
         $(impl Call for $request {
             const METHOD: &'static str = $method;
             type Answer = $answer;
+            $(fn longest_answer(&self) -> usize {
+                $longest
+            })?
         })*
     };
 }
 
 calls! {
-    RangeRequest, "/etcdserverpb.KV/Range" => RangeResponse;
     DeleteRangeRequest, "/etcdserverpb.KV/DeleteRange" => DeleteRangeResponse;
     TxnRequest, "/etcdserverpb.KV/Txn" => TxnResponse;
     WatchRequest, "/etcdserverpb.Watch/Watch" => WatchResponse;
     LeaseGrantRequest, "/etcdserverpb.Lease/LeaseGrant" => LeaseGrantResponse;
     LeaseRevokeRequest, "/etcdserverpb.Lease/LeaseRevoke" => LeaseRevokeResponse;
     LeaseKeepAliveRequest, "/etcdserverpb.Lease/LeaseKeepAlive" => LeaseKeepAliveResponse;
-    LeaseTimeToLiveRequest, "/etcdserverpb.Lease/LeaseTimeToLive" => LeaseTimeToLiveResponse;
+    LeaseTimeToLiveRequest, "/etcdserverpb.Lease/LeaseTimeToLive" => LeaseTimeToLiveResponse, LONG;
     AuthenticateRequest, "/etcdserverpb.Auth/Authenticate" => AuthenticateResponse;
+}
+
+impl Call for RangeRequest {
+    const METHOD: &'static str = "/etcdserverpb.KV/Range";
+    type Answer = RangeResponse;
+
+    fn longest_answer(&self) -> usize {
+        // Others may write long values.
+        if self.keys_only { SHORT + 4 * self.encoded_len() } else { LONG }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -77,6 +100,9 @@ pub(super) struct RangeRequest {
     pub(super) sort_order: i32,
     #[prost(enumeration = "SortTarget", tag = "6")]
     pub(super) sort_target: i32,
+    /// The answer has no values.
+    #[prost(bool, tag = "8")]
+    pub(super) keys_only: bool,
     #[prost(int64, tag = "13")]
     pub(super) max_create_revision: i64,
 }

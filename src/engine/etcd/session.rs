@@ -128,11 +128,11 @@ impl Session {
             let (id, key) = (self.id, self.key.clone());
             let ask = move |channel| keep_alive(channel, id, key.clone());
             match cluster.ask_beside(ask, patience, Instant::now() + left).await {
-                Ok(Some(from)) => {
-                    self.lease.renew(from);
+                Ok((ttl, sent)) if !ttl.is_zero() => {
+                    self.lease.renew_for(ttl, sent);
                     return self.lease.is_alive();
                 }
-                Ok(None) => return false,
+                Ok(_) => return false,
                 Err(failure) if failure.is_lease_gone() => return false,
                 Err(_) => sleep(patience).await,
             }
@@ -153,18 +153,23 @@ impl Session {
     }
 }
 
-/// Asks a member to keep the lease. Returns the moment from which the lease counts; `None` if the member knows no such lease.
+/// Asks a member to keep the lease. Returns how long it keeps it, and from which moment that counts. It is no time if the
+/// member knows no such lease.
 ///
 /// A leader whose disk hangs may have a successor, and keeps leases all the same (issue 15247 of etcd). So the member first
 /// reads a key, for which the leader needs the other members. A leader that was replaced later than that counts: each new
 /// one gives every lease its whole time.
-async fn keep_alive(channel: Channel, id: i64, key: Vec<u8>) -> Result<Option<Moment>, Failure> {
+async fn keep_alive(channel: Channel, id: i64, key: Vec<u8>) -> Result<(Duration, Moment), Failure> {
     let began = Moment::now();
     match channel.call(&keys::get(&key)).await {
         Err(failure) if failure.is_passing() => return Err(failure),
         // The leader is asked before the member looks whether we may read the key.
         Ok(_) | Err(_) => {}
     }
-    let answer = channel.call(&LeaseKeepAliveRequest { id }).await?;
-    Ok((answer.ttl > 0).then_some(began))
+    // `etcd grpc-proxy` drops the request if its stream ends with it. It also answers with what is left of a lease, if the
+    // renewal failed.
+    let mut stream = channel.stream().await?;
+    stream.send(&LeaseKeepAliveRequest { id }, false)?;
+    let answer = stream.answer().await?;
+    Ok((Duration::from_secs(answer.ttl.max(0).unsigned_abs()), began))
 }

@@ -42,8 +42,13 @@ impl Lease {
 
     /// Extends the lease: the server has answered a request that was sent at `sent`. An ended lease stays ended.
     pub(crate) fn renew(&self, sent: Moment) {
+        self.renew_for(self.ttl, sent);
+    }
+
+    /// The same, where the answer says how long the lease lasts. Nobody gets more than was granted.
+    pub(crate) fn renew_for(&self, ttl: Duration, sent: Moment) {
         // The last tenth is a reserve, for clocks of different speed, and for the time that a task needs to stop.
-        let end = nanos(sent.0 + self.ttl / 10 * 9);
+        let end = nanos(sent.0 + ttl.min(self.ttl) / 10 * 9);
         let later = |old| (old != 0 && old < end).then_some(end);
         let _ = self.end.fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
     }
@@ -101,6 +106,8 @@ mod tests {
         assert!(lease.left().unwrap() > Duration::from_secs(88), "an older answer made it shorter");
         lease.renew(Moment::now());
         assert!(lease.left().unwrap() > Duration::from_secs(89));
+        lease.renew_for(TTL * 2, Moment::now());
+        assert!(lease.left().unwrap() <= Duration::from_secs(90), "more than was granted");
         // What a server may say.
         assert!(Lease::new(Duration::from_secs(i64::MIN.unsigned_abs()), Moment::now()).is_alive());
     }
@@ -116,5 +123,13 @@ mod tests {
         let old = Lease::new(Duration::from_nanos(1), Moment::now());
         old.expired().await;
         assert!(!old.is_alive());
+    }
+
+    #[test]
+    fn a_renewal_counts_for_as_long_as_its_answer_says() {
+        let lease = Lease::new(TTL, ago(TTL / 2));
+        lease.renew_for(TTL / 2, Moment::now());
+        let left = lease.left().unwrap();
+        assert!(left > Duration::from_secs(44) && left <= Duration::from_secs(45), "{left:?}");
     }
 }
