@@ -87,6 +87,22 @@ async fn a_token_that_ends_is_renewed() {
     guard.release().await.unwrap();
 }
 
+/// It takes connections and says nothing. The other member comes back while we log in to the silent one.
+#[tokio::test]
+async fn a_member_that_comes_back_beside_a_silent_one() {
+    let mut cluster = guarded(1, Settings::default());
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoints = format!("{},{}", silent.local_addr().unwrap(), cluster.endpoint(0));
+    let url = format!("etcd://app:S3cretPw@{endpoints}/app/x?ttl=3s&connect_timeout=20s");
+    cluster.kill(0);
+    let lock = LockFile::open(&url).unwrap();
+    let (guard, ()) = tokio::join!(lock.attempt(), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        cluster.start(0);
+    });
+    guard.unwrap().expect("it is free").release().await.unwrap();
+}
+
 #[tokio::test]
 async fn tls_with_and_without_trust() {
     let authority = Authority::new();

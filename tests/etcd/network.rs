@@ -1,5 +1,6 @@
 //! Networks that only this test sees, one host in each namespace, and cuts between them.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -61,6 +62,14 @@ impl Network {
         self.rules("-D", one, other);
     }
 
+    /// What the host knows the others by, in the format of hosts(5), until the returned folder goes. ip-netns(8) mounts it.
+    pub(crate) fn names(&self, number: usize, hosts: &str) -> Names {
+        let dir = Path::new("/etc/netns").join(self.namespace(number));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("hosts"), hosts).unwrap();
+        Names(dir)
+    }
+
     fn rules(&self, action: &str, one: usize, other: usize) {
         let other = self.address(other);
         for (chain, side) in [("INPUT", "-s"), ("OUTPUT", "-d")] {
@@ -70,6 +79,14 @@ impl Network {
                 .unwrap();
             assert!(status.success());
         }
+    }
+}
+
+pub(crate) struct Names(PathBuf);
+
+impl Drop for Names {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

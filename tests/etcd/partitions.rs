@@ -178,3 +178,39 @@ fn a_member_that_swallows_everything() {
         network.mend(HOLDER, member);
     }
 }
+
+/// As the name of a headless service, of which one address is dead.
+#[test]
+fn a_name_with_a_dead_address() {
+    let (network, cluster) = setting();
+    network.cut(HOLDER, 0);
+    // In both orders, for the system may choose one.
+    let (dead, alive) = (network.address(0), network.address(1));
+    for hosts in [format!("{dead} members\n{alive} members\n"), format!("{alive} members\n{dead} members\n")] {
+        let _names = network.names(HOLDER, &hosts);
+        let mut holder = Process::start(&network, HOLDER, "etcd://members/x?ttl=3s");
+        holder.says("HELD");
+    }
+    drop(cluster);
+}
+
+/// A member that swallows everything does not keep one that has come back from being asked.
+#[test]
+fn a_member_that_comes_back_beside_one_that_swallows_everything() {
+    let network = Network::of(5);
+    let mut cluster = Cluster::with(1, Settings { networks: network.members(1), ..Settings::default() });
+    network.cut(HOLDER, 1);
+    let url = format!("etcd://{},{}/x?ttl=6s&connect_timeout=20s", network.address(1), network.address(0));
+    let mut holder = Process::start(&network, HOLDER, &url);
+    holder.says("HELD");
+    cluster.kill(0);
+    std::thread::sleep(Duration::from_secs(2));
+    cluster.start(0);
+    cluster.wait_until_all_are_healthy();
+    // It would have lost the lock by now.
+    std::thread::sleep(Duration::from_secs(8));
+    let mut next = Process::start(&network, NEXT, &cluster.url("x", ""));
+    while cluster.keys("x").len() < 2 {}
+    drop(holder);
+    next.says("HELD");
+}

@@ -123,23 +123,13 @@ impl Cluster {
 
     /// The connection. Whoever comes first makes it.
     async fn channel(&self, deadline: Instant) -> Result<Channel, Failure> {
-        let mut last = None;
-        let connecting = async {
-            let mut current = self.channel.lock().await;
-            if let Some(channel) = &*current {
-                return Ok(channel.clone());
-            }
-            loop {
-                match connect::to_any(&self.config, self.next.load(Ordering::Relaxed)).await {
-                    Ok(channel) => return Ok(current.insert(channel).clone()),
-                    Err(failure) if !failure.is_passing() => return Err(failure),
-                    Err(failure) => last = Some(failure),
-                }
-                sleep(PAUSE).await;
-            }
-        };
-        let connected = timeout_at(deadline, connecting).await;
-        connected.unwrap_or_else(|_| Err(last.unwrap_or_else(Failure::no_connection)))
+        let current = timeout_at(deadline, self.channel.lock()).await;
+        let mut current = current.map_err(|_| Failure::no_connection())?;
+        if let Some(channel) = &*current {
+            return Ok(channel.clone());
+        }
+        let channel = connect::to_any(&self.config, self.next.load(Ordering::Relaxed), deadline).await?;
+        Ok(current.insert(channel).clone())
     }
 
     /// All who use the connection go over to `channel`, whose member has answered.

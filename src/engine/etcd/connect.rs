@@ -1,12 +1,17 @@
 //! Connects to one member of a cluster, or to the first one that answers.
+//!
+//! Each address is tried by itself, with a limit of its own for the connection, TLS and the login together. So one that
+//! swallows packets, or says nothing, does not keep the others from being tried again.
 
 use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::net::lookup_host;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::config::{Config, Credentials, Endpoint};
 use super::failure::Failure;
@@ -17,25 +22,78 @@ use crate::engine::server::said::Said;
 use crate::engine::server::socket::Socket;
 use crate::words::trace;
 
-/// How long one member may take before the next one is tried beside it, as "Happy Eyeballs" (RFC 8305) does it.
+/// How long one member or address may take before the next one is tried beside it, as "Happy Eyeballs" (RFC 8305) does it.
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// Connects to the first member that answers. The first try is for the member with the number `first`.
-pub(super) async fn to_any(config: &Config, first: usize) -> Result<Channel, Failure> {
+/// The pause before a member is tried again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Connects to the first member that answers, by `deadline`. The first try is for the member with the number `first`.
+pub(super) async fn to_any(config: &Config, first: usize, deadline: Instant) -> Result<Channel, Failure> {
     let members = config.endpoints.len();
-    let mut remaining = (0..members).map(|number| &config.endpoints[(first + number) % members]);
-    let mut tries = JoinSet::new();
+    let last = Arc::new(Mutex::new(None));
+    let tries = (0..members).map(|number| {
+        let member = config.endpoints[(first + number) % members].clone();
+        again_and_again(config.clone(), member, Arc::clone(&last))
+    });
+    let connected = timeout_at(deadline, race(tries)).await;
+    let last = || last.lock().unwrap_or_else(PoisonError::into_inner).take();
+    connected.unwrap_or_else(|_| Err(last().unwrap_or_else(Failure::no_connection)))
+}
+
+/// Connects to the member as soon as it answers. Fails only if no later try can be better.
+async fn again_and_again(
+    config: Config,
+    member: Endpoint,
+    last: Arc<Mutex<Option<Failure>>>,
+) -> Result<Channel, Failure> {
+    loop {
+        match to(config.clone(), member.clone()).await {
+            Err(failure) if failure.is_passing() => {
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
+                sleep(PAUSE).await;
+            }
+            connected => return connected,
+        }
+    }
+}
+
+/// Connects to this member, at the first of its addresses that answers.
+pub(super) async fn to(config: Config, member: Endpoint) -> Result<Channel, Failure> {
+    let limit = config.limit / 3;
+    let looked_up = timeout(limit, lookup_host((&*member.host, member.port))).await;
+    let looked_up = looked_up.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let addresses = looked_up.map_err(|error| Failure::not_sent(error).at(&member))?;
+    let tries = addresses.map(|address| {
+        let (config, member) = (config.clone(), member.clone());
+        async move {
+            let greeted = timeout(limit, greet(&config, &member, address)).await;
+            greeted.unwrap_or_else(|_| Err(Failure::no_connection()))
+        }
+    });
+    race(tries).await.map_err(|failure| failure.at(&member))
+}
+
+/// Begins one try after another, each beside those that have no answer yet. Takes the first connection.
+async fn race<F>(tries: impl Iterator<Item = F>) -> Result<Channel, Failure>
+where
+    F: Future<Output = Result<Channel, Failure>> + Send + 'static,
+{
+    let (mut remaining, mut running) = (tries, JoinSet::new());
     let mut last = None;
     loop {
         let next = remaining.next();
+        let stagger = if next.is_some() { STAGGER } else { Duration::MAX };
         match next {
-            Some(endpoint) => drop(tries.spawn(to(config.clone(), endpoint.clone()))),
-            None if tries.is_empty() => return Err(last.expect("a cluster has members")),
+            Some(next) => drop(running.spawn(next)),
+            None if running.is_empty() => {
+                let nowhere = || io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+                return Err(last.unwrap_or_else(|| Failure::not_sent(nowhere())));
+            }
             None => {}
         }
-        let stagger = if next.is_some() { STAGGER } else { Duration::MAX };
         tokio::select! {
-            Some(tried) = tries.join_next() => match tried.unwrap_or_else(|error| Err(Failure::not_sent(error.into()))) {
+            Some(tried) = running.join_next() => match tried.unwrap_or_else(|error| Err(Failure::not_sent(error.into()))) {
                 Ok(channel) => return Ok(channel),
                 Err(failure) if !failure.is_passing() => return Err(failure),
                 Err(failure) => last = Some(failure),
@@ -48,38 +106,24 @@ pub(super) async fn to_any(config: &Config, first: usize) -> Result<Channel, Fai
 /// The clusters that have had a password in clear.
 static SAID: Said<Vec<Endpoint>> = Said::new();
 
-/// Connects to this member.
-pub(super) async fn to(config: Config, endpoint: Endpoint) -> Result<Channel, Failure> {
-    let stream = dial(&endpoint).await.map_err(|error| Failure::not_sent(error).at(&endpoint))?;
+async fn greet(config: &Config, member: &Endpoint, address: SocketAddr) -> Result<Channel, Failure> {
+    let stream = Socket::connect(address).await.map_err(Failure::not_sent)?;
     let channel = match &config.tls {
-        None => Channel::open(stream, &format!("http://{endpoint}")).await,
-        Some(tls) => match tls::begin(tls, &endpoint.host, stream).await {
-            Ok(stream) => Channel::open(stream, &format!("https://{endpoint}")).await,
-            Err(error) => Err(error),
-        },
+        None => Channel::open(stream, &format!("http://{member}")).await?,
+        Some(tls) => {
+            let stream = tls::begin(tls, &member.host, stream).await?;
+            Channel::open(stream, &format!("https://{member}")).await?
+        }
     };
-    let channel = channel.map_err(|failure| failure.at(&endpoint))?;
     match &config.credentials {
         None => Ok(channel),
         Some(credentials) => {
             if config.tls.is_none() && SAID.is_new(config.endpoints.clone()) {
                 trace::password_in_clear(&config.identity(""));
             }
-            log_in(channel, credentials).await.map_err(|failure| failure.at(&endpoint))
+            log_in(channel, credentials).await
         }
     }
-}
-
-/// Each address of the host in turn.
-async fn dial(endpoint: &Endpoint) -> io::Result<Socket> {
-    let mut last = None;
-    for address in lookup_host((&*endpoint.host, endpoint.port)).await? {
-        match Socket::connect(address).await {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = Some(error),
-        }
-    }
-    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the host has no address")))
 }
 
 /// A token lasts about as long as a connection that is in use. When the server does not take it any more, we connect again.
