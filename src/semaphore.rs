@@ -3,8 +3,9 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::future::poll_fn;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
@@ -18,6 +19,12 @@ use crate::sys::per_process::PerProcess;
 use crate::util::random;
 use crate::util::timer::timeout;
 use crate::words::error::LockError;
+
+/// How long a lock has for its answer before the next one is tried beside it.
+const STAGGER: Duration = Duration::from_millis(20);
+
+/// How long the last ones have.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// At most N holders at a time, among all processes. Each of its N permits is a lock, of any kind.
 ///
@@ -116,7 +123,9 @@ impl Semaphore {
     ///
     /// # Errors
     /// The errors of [`LockFile::attempt`]. If one lock fails and the permit of another one is free, this returns that
-    /// permit. It returns the error only if no permit is free.
+    /// permit. It returns the error only if no permit is free. A lock that does not answer for a second is not free.
+    ///
+    /// [`LockError::Unsupported`] if one of the locks is [shared](LockFile::shared): it would let any number of holders in.
     ///
     /// # Cancel safety
     /// This is cancel safe, as [`LockFile::attempt`] is.
@@ -126,6 +135,7 @@ impl Semaphore {
     #[doc(alias = "try_acquire")]
     #[must_use = "the guard in it is the permit; without it, the permit is given back at once"]
     pub async fn attempt(&self) -> Result<Option<LockGuard>, LockError> {
+        self.refuse_shared()?;
         match self.queue().waiting.load(Ordering::Acquire) {
             0 => self.try_each().await,
             _ => Ok(None),
@@ -160,6 +170,7 @@ impl Semaphore {
     /// ```
     #[doc(alias = "acquire")]
     pub async fn obtain(&self) -> Result<LockGuard, LockError> {
+        self.refuse_shared()?;
         let queue = self.queue();
         let (_turn, _in_queue);
         match queue.turn.try_lock() {
@@ -207,33 +218,61 @@ impl Semaphore {
         self.queue.get_or_init(Queue::default)
     }
 
-    /// Tries each lock once, from a random one on: processes that begin at different locks seldom meet.
+    /// Tries each lock once, from a random one on: processes that begin at different locks seldom meet. A lock that does not
+    /// answer, because its file system or its server hangs, does not keep the others from being tried.
     async fn try_each(&self) -> Result<Option<LockGuard>, LockError> {
         let (before, first) = self.locks.split_at((random::fraction() * self.locks.len() as f64) as usize);
-        let mut failed = None;
-        for lock in first.iter().chain(before) {
-            match lock.attempt().await {
-                Ok(Some(guard)) => return Ok(Some(guard)),
-                Ok(None) => {}
-                Err(error) => failed = failed.or(Some(error)),
+        let mut next = first.iter().chain(before);
+        let (mut trying, mut failed) = (Vec::new(), None);
+        loop {
+            let patience = match next.next() {
+                Some(lock) => {
+                    trying.push(Box::pin(lock.attempt()));
+                    STAGGER
+                }
+                None if trying.is_empty() => return failed.map_or(Ok(None), Err),
+                None => PATIENCE,
+            };
+            let is_last = patience == PATIENCE;
+            match timeout(patience, pin!(first_of(&mut trying))).await {
+                Some(Ok(Some(guard))) => return Ok(Some(guard)),
+                Some(Ok(None)) => {}
+                Some(Err(error)) => failed = failed.or(Some(error)),
+                // What has not answered is not free.
+                None if is_last => return failed.map_or(Ok(None), Err),
+                None => {}
             }
         }
-        failed.map_or(Ok(None), Err)
     }
 
     /// Waits for all locks at once, until one of them is obtained. The waits for the others are dropped then. If one of
     /// them has just got its lock, its drop gives the lock back.
     async fn wait_for_any(&self) -> Result<LockGuard, LockError> {
-        let mut waits: Vec<_> = self.locks.iter().map(|lock| Box::pin(lock.obtain())).collect();
-        poll_fn(|context| {
-            let ready = waits.iter_mut().find_map(|wait| match wait.as_mut().poll(context) {
-                Poll::Ready(obtained) => Some(obtained),
-                Poll::Pending => None,
-            });
-            ready.map_or(Poll::Pending, Poll::Ready)
-        })
-        .await
+        first_of(&mut self.locks.iter().map(|lock| Box::pin(lock.obtain())).collect()).await
     }
+
+    /// A shared lock lets any number of holders in.
+    fn refuse_shared(&self) -> Result<(), LockError> {
+        let shared = self.locks.iter().find(|lock| lock.is_shared());
+        shared.map_or(Ok(()), |lock| {
+            let reason = "a shared lock limits nobody, so it is no permit of a semaphore; give it the exclusive handle";
+            Err(LockError::unsupported(&lock.target().path, lock.kind(), reason))
+        })
+    }
+}
+
+/// The output of the first of the futures that is ready, which is taken out. Waits for ever if there is none.
+async fn first_of<F: Future>(futures: &mut Vec<Pin<Box<F>>>) -> F::Output {
+    poll_fn(|context| {
+        for at in 0..futures.len() {
+            if let Poll::Ready(output) = futures[at].as_mut().poll(context) {
+                drop(futures.swap_remove(at));
+                return Poll::Ready(output);
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 impl fmt::Debug for Semaphore {
@@ -241,3 +280,7 @@ impl fmt::Debug for Semaphore {
         f.debug_struct("Semaphore").field("locks", &self.locks).finish_non_exhaustive()
     }
 }
+
+// For the same reason as LockFile.
+impl UnwindSafe for Semaphore {}
+impl RefUnwindSafe for Semaphore {}

@@ -38,6 +38,7 @@ struct Entry {
     /// Those who wait for a change.
     waiting: VecDeque<oneshot::Sender<()>>,
     is_broken: bool,
+    is_silent: bool,
     next_token: u64,
 }
 
@@ -75,6 +76,11 @@ pub(crate) mod fault {
             entry.is_broken = is_broken;
             entry.wake();
         });
+    }
+
+    /// From now on no request is answered.
+    pub(crate) fn silence(path: &Path) {
+        with_entry(path, |entry| entry.is_silent = true);
     }
 
     /// How many sessions hold the lock.
@@ -137,6 +143,9 @@ async fn request<Turn: Send + 'static>(
 ) -> Result<(Option<MemoryHeld>, Turn), LockError> {
     let work = async move {
         travel().await;
+        if with_entry(&path, |entry| entry.is_silent) {
+            std::future::pending::<()>().await;
+        }
         let held = with_entry(&path, |entry| entry.acquire(&path, mode));
         travel().await;
         // In this order: the lock is given back before the turn.
@@ -274,7 +283,7 @@ mod tests {
 
     use super::*;
     use crate::support::{HANG, poll_once, take};
-    use crate::{LockFile, LockGuard};
+    use crate::{LockFile, LockGuard, Semaphore};
 
     /// A lock on the server that no other test uses.
     fn lock() -> (tempfile::TempDir, LockFile, Arc<Path>) {
@@ -423,6 +432,24 @@ mod tests {
             assert!(attempt.await.expect("it waits behind the other task").unwrap().is_none());
             drop(other_process);
         });
+    }
+
+    /// Wherever it stands in the order of the tries.
+    #[tokio::test(start_paused = true)]
+    async fn a_permit_that_does_not_answer_keeps_nobody_from_the_others() {
+        let (all, paths): (Vec<_>, Vec<_>) =
+            (0..3).map(|_| lock()).map(|(dir, lock, path)| ((dir, lock), path)).unzip();
+        fault::silence(&paths[1]);
+        for _again in 0..20 {
+            let permits = Semaphore::new(all.iter().map(|(_, lock)| lock.clone()));
+            let first = permits.obtain().await.unwrap();
+            let second = permits.attempt().await.unwrap().expect("it is free");
+            assert!(permits.attempt().await.unwrap().is_none());
+            let mut wait = Box::pin(permits.obtain());
+            assert!(tokio::time::timeout(HANG, wait.as_mut()).await.is_err());
+            drop(first);
+            drop((wait.await.unwrap(), second));
+        }
     }
 
     /// Tasks pass one session on among them.

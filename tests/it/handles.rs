@@ -58,6 +58,7 @@ fn a_panic_does_not_poison_a_lock() {
     is_unwind_safe::<LockFile>();
     is_unwind_safe::<LockGuard>();
     is_unwind_safe::<Leadership>();
+    is_unwind_safe::<Semaphore>();
     is_unwind_safe::<Singleton>();
     fn is_value<T: Clone + Send + Sync + std::fmt::Debug + 'static>() {}
     is_value::<Semaphore>();

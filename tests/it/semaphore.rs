@@ -234,6 +234,18 @@ async fn a_killed_process_gives_its_permit_back() {
     }
 }
 
+/// It would have as many holders as come.
+#[tokio::test]
+async fn a_shared_lock_is_no_permit() {
+    let lock = LockFile::null();
+    for locks in [vec![lock.shared().unwrap()], vec![lock.clone(), LockFile::open("nulllockfile:x?shared").unwrap()]] {
+        let semaphore = Semaphore::new(locks);
+        for refused in [semaphore.attempt().await.map(drop), semaphore.obtain().await.map(drop)] {
+            assert!(matches!(refused, Err(LockError::Unsupported { .. })), "{refused:?}");
+        }
+    }
+}
+
 const WORK: &str = "TOKIO_LOCKFILE_TEST_WORK";
 
 /// Each holder has a file in one directory while it holds its permit. Nobody may see more files than there are permits.
