@@ -12,6 +12,7 @@ pub(crate) fn variable(name: &str) -> Option<String> {
 }
 
 /// The home directory of the user: `HOME`, or what the system knows.
+#[cfg(feature = "postgres")]
 #[allow(deprecated, reason = "until Rust 1.87")]
 pub(crate) fn home() -> Option<String> {
     let known = || std::env::home_dir().filter(|_| !is_set_uid());
@@ -24,6 +25,7 @@ fn readable(value: OsString) -> String {
 }
 
 /// Whether this variable is there and may not be trusted. For libraries that read it by themselves.
+#[cfg(any(feature = "postgres-tls", feature = "etcd"))]
 pub(crate) fn is_untrusted(name: &str) -> bool {
     is_set_uid() && std::env::var_os(name).is_some()
 }

@@ -1,15 +1,14 @@
 //! What the URL of a lock and the environment say. The variables are those of libpq.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::environment::{self, Environment};
+use super::key;
 use super::login::{ChannelBinding, Methods};
 use super::tls::{Root, Tls, TlsMode};
-use super::{demands, key};
 use crate::engine::server::span;
-use crate::sys::environment;
 use crate::words::error::LockError;
 use crate::words::server_url::ServerUrl;
 use crate::words::target::Target;
@@ -67,17 +66,6 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// A variable of the environment.
-pub(super) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
-
-/// The variable of this process, if it is there, may be trusted and is not empty.
-pub(super) fn variable(name: &str) -> Option<String> {
-    match name {
-        "HOME" => environment::home(),
-        name => environment::variable(name),
-    }
-}
-
 /// A parameter of the URL, or else a variable.
 struct Given {
     /// What a message calls it.
@@ -126,7 +114,7 @@ fn read(url: &ServerUrl, environment: Environment<'_>) -> Result<(Settings, Lock
     }
     let given = |parameter, variable| Given::read(url, environment, parameter, variable);
     let hosts = hosts(url, environment)?;
-    demands::check(environment, hosts.iter().any(Host::is_directory))?;
+    environment::check(environment, hosts.iter().any(Host::is_directory))?;
     if let Some(attributes) = given("target_session_attrs", "PGTARGETSESSIONATTRS") {
         // A lock is always in a session of a primary. The others ask for a standby.
         let is_primary = |value: &str| ["any", "primary", "read-write"].contains(&value).then_some(());
@@ -196,15 +184,7 @@ fn tls(url: &ServerUrl, environment: Environment<'_>) -> Result<Tls, String> {
     // The older variable, which libpq still obeys.
     let is_required = || environment("PGREQUIRESSL").filter(|value| value.starts_with('1'));
     let mode = mode.or_else(|| is_required().map(|_| TlsMode::Require));
-    Tls::new(mode, root.map(Root::parse), file_of_user(environment, "root.crt", ".postgresql/root.crt"))
-}
-
-/// A file that libpq looks for in the home directory; `windows` and `unix` are its names there.
-pub(super) fn file_of_user(environment: Environment<'_>, windows: &str, unix: &str) -> Option<PathBuf> {
-    match cfg!(windows) {
-        true => environment("APPDATA").map(|data| Path::new(&data).join("postgresql").join(windows)),
-        false => environment("HOME").map(|home| Path::new(&home).join(unix)),
-    }
+    Tls::new(mode, root.map(Root::parse), environment::file_of_user(environment, "root.crt", ".postgresql/root.crt"))
 }
 
 fn channel_binding(given: Option<Given>, tls: &Tls) -> Result<ChannelBinding, String> {

@@ -8,7 +8,8 @@ use tokio::task::JoinHandle;
 use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::{CancelToken, Client, Config};
 
-use super::config::{Host, Settings, variable};
+use super::config::{Host, Settings};
+use super::environment::variable;
 use super::failure::Failure;
 use super::login::ChannelBinding;
 use super::passfile;

@@ -8,7 +8,7 @@ mod application;
 mod attempt;
 mod config;
 mod connect;
-mod demands;
+mod environment;
 mod failure;
 #[cfg(feature = "postgres-tls")]
 mod handshake;
@@ -43,7 +43,7 @@ pub(super) struct Postgres(Arc<Lock>);
 
 impl Postgres {
     pub(super) fn new(target: &Arc<Target>) -> Result<Self, LockError> {
-        let lock = Lock::read(target, &config::variable)?;
+        let lock = Lock::read(target, &environment::variable)?;
         if lock.settings.tls.is_demanded() && !cfg!(feature = "postgres-tls") {
             let reason =
                 "its sslmode needs TLS, which is not built in; enable the feature \"postgres-tls\" of tokio-lockfile";

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::config::{self, Environment, Host};
+use super::config::Host;
+use super::environment::{self, Environment};
 use crate::engine::server::said::Said;
 use crate::util::blocking;
 use crate::words::trace;
@@ -11,7 +12,7 @@ use crate::words::trace;
 /// Where the file is: `PGPASSFILE`, or `.pgpass` in the home directory.
 pub(super) fn path(environment: Environment<'_>) -> Option<PathBuf> {
     let named = environment("PGPASSFILE").map(PathBuf::from);
-    named.or_else(|| config::file_of_user(environment, "pgpass.conf", ".pgpass"))
+    named.or_else(|| environment::file_of_user(environment, "pgpass.conf", ".pgpass"))
 }
 
 /// The password for a user of a database, if the file has one. As libpq does, this passes over a file that others may
