@@ -39,7 +39,8 @@ const UNMET: [(&str, &[&str], &str); 9] = [
 
 /// Fails if the environment demands what a lock cannot do. `has_directory`: whether a host is a Unix socket.
 pub(super) fn check(environment: Environment<'_>, has_directory: bool) -> Result<(), String> {
-    let refuse = |name, value, reason| Err(format!("{name}={value:?} of the environment cannot be met: {reason}; unset it"));
+    let refuse =
+        |name, value, reason| Err(format!("{name}={value:?} of the environment cannot be met: {reason}; unset it"));
     for (name, harmless, reason) in UNMET {
         match environment(name) {
             Some(value) if !harmless.contains(&&*value) => return refuse(name, value, reason),

@@ -2,7 +2,8 @@
 //!
 //! Each lock that is held or waited for has a server session of its own (`session.rs`). The driver's thread keeps the
 //! session alive. If the server does not hear of a session for the time of the lease, it ends the session and frees its
-//! lock. `held.rs` counts the same time and gives the lock up earlier. `sql.rs` has the statements.
+//! lock. `held.rs` counts the same time and gives the lock up earlier. `sql.rs` has the statements. `connect.rs` and
+//! `wire.rs` see to TLS and to the login.
 
 mod application;
 mod attempt;
