@@ -5,12 +5,12 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::support::HANG;
 
@@ -111,13 +111,13 @@ fn read(client: &mut impl Read, length: &[u8], had: u64) -> io::Result<Vec<u8>> 
 pub(crate) struct Relay {
     pub(crate) port: u16,
     acts: Arc<AtomicBool>,
-    heard: Receiver<Vec<u8>>,
+    heard: UnboundedReceiver<Vec<u8>>,
 }
 
 impl Relay {
     pub(crate) fn to(server: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (acts, (says, heard)) = (Arc::<AtomicBool>::default(), channel());
+        let (acts, (says, heard)) = (Arc::<AtomicBool>::default(), unbounded_channel());
         let this = Self { port: listener.local_addr().unwrap().port(), acts: Arc::clone(&acts), heard };
         std::thread::spawn(move || {
             for client in listener.incoming() {
@@ -137,8 +137,8 @@ impl Relay {
     }
 
     /// All that the next client has sent.
-    pub(crate) fn heard(&self) -> Vec<u8> {
-        self.heard.recv_timeout(HANG).expect("nobody came")
+    pub(crate) async fn heard(&mut self) -> Vec<u8> {
+        tokio::time::timeout(HANG, self.heard.recv()).await.expect("nobody came").unwrap()
     }
 }
 

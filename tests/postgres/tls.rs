@@ -170,14 +170,13 @@ async fn a_request_to_cancel_is_never_less_encrypted_than_its_session() {
     certificates.give_to(&server);
     server.configure("ssl = on");
     server.run();
-    let relay = Relay::to(server.port);
+    let mut relay = Relay::to(server.port);
     let url = format!("postgres://postgres@127.0.0.1:{}/postgres?lock=x&sslmode=prefer", relay.port);
     let holder = crate::support::Holder::holding(&server.lock("lock=x"));
     let wait = server.waiting(&LockFile::open(&url).unwrap(), "x").await;
     relay.act();
     wait.abort();
-    let heard = tokio::task::spawn_blocking(move || relay.heard()).await.unwrap();
-    assert_eq!(heard, middle::SSL_REQUEST);
+    assert_eq!(relay.heard().await, middle::SSL_REQUEST);
     holder.release();
 }
 
