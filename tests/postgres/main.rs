@@ -5,6 +5,7 @@ mod behaviour;
 mod exclusion;
 mod fencing;
 mod fork;
+mod hostile;
 mod kinds;
 #[path = "../servers/last_held.rs"]
 mod last_held;

@@ -7,6 +7,7 @@ use tokio_postgres::SimpleQueryRow;
 use super::config::Lock;
 use super::failure::Failure;
 use super::server::Server;
+use super::session::column;
 use super::{application, sql};
 use crate::engine::server::driver;
 use crate::words::error::LockError;
@@ -39,10 +40,11 @@ async fn ask(lock: &Lock) -> Result<Vec<Holder>, Failure> {
 
 /// A holder that is not of this crate has the name that it gave itself, and the PID of its server process.
 fn holder(row: &SimpleQueryRow) -> Holder {
-    let text = |column| row.get(column).filter(|text| !text.is_empty()).map(str::to_owned);
-    let now = row.get(4).and_then(|now| now.parse().ok()).unwrap_or_default();
-    row.get(2).and_then(|name| application::parse(name, now)).unwrap_or_else(|| {
-        let pid = row.get(1).and_then(|pid| pid.parse().ok()).unwrap_or_default();
+    let get = |at| column(row, at).ok().flatten();
+    let text = |at| get(at).filter(|text| !text.is_empty()).map(str::to_owned);
+    let now = get(4).and_then(|now| now.parse().ok()).unwrap_or_default();
+    get(2).and_then(|name| application::parse(name, now)).unwrap_or_else(|| {
+        let pid = get(1).and_then(|pid| pid.parse().ok()).unwrap_or_default();
         Holder::new(pid, text(2), None).on_host(text(3))
     })
 }

@@ -80,11 +80,11 @@ impl Session {
         let (first, second) = tokio::join!(first, within(limit, self.client.simple_query(&statement)));
         first?;
         let row = last_row(second?)?;
-        if row.get(2).is_none() {
+        if column(&row, 2)?.is_none() {
             let reason = "the server has no idle_session_timeout, so a lock would outlive its holder; use PostgreSQL 14 or newer";
             return Err(Failure::Unsupported(reason.into()));
         }
-        match row.get(1) {
+        match column(&row, 1)? {
             Some("f") => Ok(()),
             _ => Err(Failure::standby()),
         }
@@ -109,7 +109,7 @@ impl Session {
         };
         self.is_asked = false;
         let answer = answer?;
-        let has_stamp = |row: &SimpleQueryRow| row.get(0) == Some(&*self.stamp);
+        let has_stamp = |row| column(row, 0).is_ok_and(|stamp| stamp == Some(&*self.stamp));
         if answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if !has_stamp(row))) {
             return Err(Failure::another_session());
         }
@@ -160,7 +160,7 @@ impl Session {
     /// Whether the session had the lock.
     pub(super) async fn unlock(&mut self, lock: LockNumber, mode: Mode, limit: Duration) -> Result<bool, Failure> {
         let statement = sql::unlock(lock, mode, &self.application);
-        Ok(self.ask(&statement, limit).await?.get(1) == Some("t"))
+        Ok(column(&self.ask(&statement, limit).await?, 1)? == Some("t"))
     }
 
     pub(super) async fn rows(&mut self, statement: &str) -> Result<Vec<SimpleQueryRow>, Failure> {
@@ -218,8 +218,13 @@ fn last_row(answer: Vec<SimpleQueryMessage>) -> Result<SimpleQueryRow, Failure> 
     answer.into_iter().rev().find_map(row).ok_or_else(Failure::no_such_answer)
 }
 
+/// The text in a column; `None` for NULL. What a server sends may have fewer columns, and be no text.
+pub(super) fn column(row: &SimpleQueryRow, at: usize) -> Result<Option<&str>, Failure> {
+    row.try_get(at).map_err(|_| Failure::no_such_answer())
+}
+
 fn read_try(row: &SimpleQueryRow) -> Result<Tried, Failure> {
-    match (row.get(1), row.get(2)) {
+    match (column(row, 1)?, column(row, 2)?) {
         (Some("f"), None | Some("")) => Ok(Tried::Busy),
         (Some("f"), Some(grant)) => Ok(Tried::Granted(grant.to_owned())),
         (Some("t"), _) => Err(Failure::standby()),

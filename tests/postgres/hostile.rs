@@ -1,0 +1,203 @@
+//! Servers that answer what no PostgreSQL answers. They cost nobody else a lock.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use tokio::time::timeout;
+use tokio_lockfile::{LockError, LockFile};
+
+use crate::server::Server;
+use crate::support::{HANG, take};
+
+type Row = Vec<Option<Vec<u8>>>;
+
+/// Changes the answer to a statement.
+type Twist = Box<dyn Fn(&str, Row) -> Row + Send>;
+
+/// Speaks the protocol of PostgreSQL (its manual: "Frontend/Backend Protocol"), and has locks, until it is told not to.
+struct Fake {
+    port: u16,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// How many rounds of SCRAM-SHA-256 it asks for; 0 for no password.
+    rounds: u32,
+    /// Which connection has which lock.
+    locks: Mutex<HashMap<String, u16>>,
+    twist: Mutex<Option<Twist>>,
+}
+
+impl Fake {
+    fn start(rounds: u32) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = Arc::new(State { rounds, ..State::default() });
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let state = Arc::clone(&shared);
+                std::thread::spawn(move || Connection { stream: stream.unwrap(), state }.serve());
+            }
+        });
+        Self { port, state }
+    }
+
+    /// Two locks with other parameters are at two servers for the library, so each of them is proven.
+    fn lock(&self, name: &str, ttl: &str) -> LockFile {
+        let url = format!("postgres://u:pw@127.0.0.1:{}/db?lock={name}&sslmode=disable&ttl={ttl}", self.port);
+        LockFile::open(&url).unwrap()
+    }
+
+    fn twist(&self, twist: impl Fn(&str, Row) -> Row + Send + 'static) {
+        *self.state.twist.lock().unwrap() = Some(Box::new(twist));
+    }
+
+    /// Answers as it should again, with all locks free.
+    fn behave(&self) {
+        *self.state.twist.lock().unwrap() = None;
+        self.state.locks.lock().unwrap().clear();
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    state: Arc<State>,
+}
+
+impl Connection {
+    /// Ends with an error when the client goes.
+    fn serve(mut self) -> io::Result<()> {
+        self.stream.set_nodelay(true)?;
+        self.receive(0)?;
+        match self.state.rounds {
+            0 => self.send(b'R', &0_u32.to_be_bytes())?,
+            rounds => return self.ask_for_rounds(rounds),
+        }
+        self.send(b'Z', b"I")?;
+        let mut stamp = String::new();
+        loop {
+            let (tag, body) = self.receive(1)?;
+            if tag != [b'Q'] {
+                return Ok(());
+            }
+            let statement = String::from_utf8(body).unwrap();
+            let statement = statement.trim_end_matches('\0');
+            if let Some(row) = self.answer(statement, &mut stamp) {
+                self.send_row(&row)?;
+            }
+            self.send(b'C', b"SELECT 1\0")?;
+            self.send(b'Z', b"I")?;
+        }
+    }
+
+    fn ask_for_rounds(&mut self, rounds: u32) -> io::Result<()> {
+        self.send(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0")?;
+        let (_, initial) = self.receive(1)?;
+        let initial = String::from_utf8_lossy(&initial).into_owned();
+        let (_, nonce) = initial.split_once("r=").unwrap();
+        self.send(b'R', format!("\0\0\0\x0br={nonce}+,s=c2FsdA==,i={rounds}").as_bytes())?;
+        self.receive(1).map(drop)
+    }
+
+    fn answer(&self, statement: &str, stamp: &mut String) -> Option<Row> {
+        let us = self.stream.peer_addr().unwrap().port();
+        let between = |from: &str, to: &str| Some(statement.split_once(from)?.1.split_once(to)?.0.to_owned());
+        let mut locks = self.state.locks.lock().unwrap();
+        let mut more = Vec::new();
+        if let Some(new) = between("set_config('tokio_lockfile.stamp', '", "'") {
+            *stamp = new;
+            more = vec![Some("f".into()), Some("10s".into()), Some("1".into())];
+        } else if let Some(key) = between("pg_try_advisory_lock(", ")") {
+            let is_ours = *locks.entry(key).or_insert(us) == us;
+            more = vec![Some("f".into()), is_ours.then(|| "1 000000010000000000000001 0/0".into())];
+        } else if let Some(key) = between("pg_advisory_unlock(", ")") {
+            let was_ours = locks.get(&key) == Some(&us) && locks.remove(&key).is_some();
+            more = vec![Some(if was_ours { "t" } else { "f" }.into()), Some("name".into())];
+        } else if statement.contains("pg_locks") {
+            more = vec![Some("1".into()), Some("psql".into()), None, Some("0".into())];
+        } else if !statement.starts_with("SELECT") {
+            return None;
+        }
+        let row = std::iter::once(Some(stamp.clone().into_bytes())).chain(more).collect();
+        Some(match &*self.state.twist.lock().unwrap() {
+            Some(twist) => twist(statement, row),
+            None => row,
+        })
+    }
+
+    fn send_row(&mut self, row: &Row) -> io::Result<()> {
+        let count = (row.len() as u16).to_be_bytes();
+        let (mut description, mut data) = (count.to_vec(), count.to_vec());
+        for value in row {
+            description.extend(b"c\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
+            data.extend(value.as_ref().map_or(-1, |value| value.len() as i32).to_be_bytes());
+            data.extend(value.iter().flatten());
+        }
+        self.send(b'T', &description)?;
+        self.send(b'D', &data)
+    }
+
+    fn send(&mut self, tag: u8, body: &[u8]) -> io::Result<()> {
+        let length = (4 + body.len() as u32).to_be_bytes();
+        self.stream.write_all(&[&[tag], &length[..], body].concat())
+    }
+
+    /// A message whose type has this many bytes: the first one has none.
+    fn receive(&mut self, tag: usize) -> io::Result<(Vec<u8>, Vec<u8>)> {
+        let (mut kind, mut length) = (vec![0; tag], [0; 4]);
+        self.stream.read_exact(&mut kind)?;
+        self.stream.read_exact(&mut length)?;
+        let mut body = vec![0; u32::from_be_bytes(length) as usize - 4];
+        self.stream.read_exact(&mut body)?;
+        Ok((kind, body))
+    }
+}
+
+/// Each answer with fewer columns than were asked for, and with a value that is no text.
+#[tokio::test]
+async fn an_answer_that_is_none_is_an_error_and_no_panic() {
+    const STATEMENTS: [(&str, usize); 4] =
+        [("tokio_lockfile.stamp', '", 4), ("pg_try_advisory_lock", 3), ("pg_advisory_unlock(", 3), ("pg_locks", 5)];
+    for (statement, columns) in STATEMENTS {
+        for column in 0..columns {
+            for cuts in [true, false] {
+                let fake = Fake::start(0);
+                let locks = ["10s", "11s"].map(|ttl| fake.lock("x", ttl));
+                take(&locks[0]).await.release().await.expect("it works before");
+                fake.twist(move |asked, mut row| {
+                    if asked.contains(statement) {
+                        match cuts {
+                            true => row.truncate(column),
+                            false => row[column] = Some(b"\xff".into()),
+                        }
+                    }
+                    row
+                });
+                // The first one has a session already.
+                for lock in &locks {
+                    for error in timeout(HANG, errors(lock)).await.expect("hangs") {
+                        let error = error.to_string();
+                        assert!(!error.contains("panicked"), "{statement} {column} {cuts}: {error}");
+                    }
+                }
+                fake.behave();
+                take(&locks[0]).await.release().await.expect("it works again");
+            }
+        }
+    }
+}
+
+async fn errors(lock: &LockFile) -> Vec<LockError> {
+    let mut errors = Vec::new();
+    match lock.attempt().await {
+        Ok(Some(guard)) => errors.extend(guard.release().await.err()),
+        Ok(None) => {}
+        Err(error) => errors.push(error),
+    }
+    errors.extend(lock.holder().await.err());
+    errors
+}
