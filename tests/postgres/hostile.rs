@@ -157,6 +157,24 @@ impl Connection {
     }
 }
 
+/// The most rounds that are made, and more than can ever be made.
+#[tokio::test]
+async fn a_server_that_makes_its_clients_compute_costs_no_lock_elsewhere() {
+    let held = Server::shared().lock("lock=beside_hostile&ttl=2s");
+    let guard = take(&held).await;
+    for rounds in [100_000, u32::MAX] {
+        let fake = Fake::start(rounds);
+        let (lock, other) = (fake.lock("x", "4s"), fake.lock("y", "5s"));
+        let attempts = async { tokio::join!(lock.attempt(), other.attempt()) };
+        tokio::select! {
+            attempts = timeout(HANG, attempts) => println!("{rounds} rounds: {:?}", attempts.expect("hangs").0.unwrap_err()),
+            reason = guard.lost() => panic!("lost beside {rounds} rounds: {reason:?}"),
+        }
+    }
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+}
+
 /// Each answer with fewer columns than were asked for, and with a value that is no text.
 #[tokio::test]
 async fn an_answer_that_is_none_is_an_error_and_no_panic() {

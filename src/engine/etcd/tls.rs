@@ -14,6 +14,7 @@ use super::config::{Identity, Tls};
 use super::failure::Failure;
 use crate::engine::server::roots;
 use crate::engine::server::socket::Socket;
+use crate::engine::server::steps;
 use crate::util::blocking;
 
 type Certificates = Vec<CertificateDer<'static>>;
@@ -22,7 +23,8 @@ pub(super) async fn begin(tls: &Tls, host: &str, stream: Socket) -> Result<TlsSt
     let tls = tls.clone();
     let config = blocking::run(move || configure(&tls)).await.map_err(Failure::not_sent)?.map_err(Failure::unusable)?;
     let name = ServerName::try_from(host.to_owned()).map_err(|error| Failure::unusable(io::Error::other(error)))?;
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(Failure::not_sent)
+    let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
+    steps::run(host.to_owned(), handshake).await.and_then(|done| done).map_err(Failure::not_sent)
 }
 
 /// Reads the files anew for each connection: certificates are replaced while a service runs.

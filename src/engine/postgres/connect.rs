@@ -15,6 +15,7 @@ use super::login::ChannelBinding;
 use super::passfile;
 use super::wire::{self, AsItIs, Wire};
 use crate::engine::server::socket::{Allowance, Socket};
+use crate::engine::server::steps;
 
 /// An open connection. A task of its own moves the bytes, and ends with the reason when the connection ends.
 #[derive(Debug)]
@@ -48,6 +49,11 @@ impl Address {
             #[cfg(unix)]
             Self::Unix(path) => Socket::connect_unix(path).await,
         }
+    }
+
+    /// What all logins at this server have in common.
+    fn server(&self) -> String {
+        format!("{self:?}")
     }
 
     /// Whether this is a Unix socket. There is no TLS there, as in libpq.
@@ -139,7 +145,9 @@ impl Way {
             wire.demand(methods.clone());
         }
         let allowance = wire.allowance.clone();
-        let (client, connection) = config.connect_raw(wire, AsItIs).await?;
+        let config = config.clone();
+        let login = async move { config.connect_raw(wire, AsItIs).await };
+        let (client, connection) = steps::run(self.address.server(), login).await??;
         Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone(), allowance })
     }
 
@@ -148,7 +156,9 @@ impl Way {
         let mut socket = self.address.connect().await?;
         let Some(host) = &self.tls_host else { return Ok(Wire::plain(socket)) };
         if wire::offers_tls(&mut socket).await? {
-            match Wire::encrypted(socket, &settings.tls, host).await {
+            let (tls, host) = (settings.tls.clone(), host.clone());
+            let handshake = async move { Wire::encrypted(socket, &tls, &host).await };
+            match steps::run(self.address.server(), handshake).await? {
                 Err(_) if !is_demanded => socket = self.address.connect().await?,
                 encrypted => return encrypted,
             }

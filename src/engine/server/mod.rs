@@ -9,3 +9,4 @@ pub(super) mod roots;
 pub(super) mod said;
 pub(super) mod socket;
 pub(super) mod span;
+pub(super) mod steps;
