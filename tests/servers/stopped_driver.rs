@@ -4,14 +4,16 @@ use std::fs;
 use std::future::pending;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile, LostReason};
 
 use crate::support::{HANG, take};
 
-/// For two locks with short leases, in a process of their own.
-pub(crate) async fn is_a_loss_in_time([lock, other]: [LockFile; 2]) {
+/// `lock` has a lock with a short lease for each number. To be called in a process of its own.
+pub(crate) async fn is_a_loss_in_time(lock: impl Fn(usize) -> LockFile) {
+    let [lock, other, ref more @ ..]: [LockFile; 10] = std::array::from_fn(lock);
     let (guard, at_work) = (take(&lock).await, take(&other).await);
     let stopped = StoppedDriver::new();
     let (reason, run) = tokio::join!(timeout(HANG, guard.lost()), timeout(HANG, at_work.run(pending::<()>())));
@@ -21,6 +23,18 @@ pub(crate) async fn is_a_loss_in_time([lock, other]: [LockFile; 2]) {
     assert!(matches!(run, LockError::Lost { reason: LostReason::Expired, .. }), "{run}");
     let release = timeout(HANG, guard.release()).await.expect("the release hangs").unwrap_err();
     assert!(matches!(release, LockError::Lost { reason: LostReason::Expired, .. }), "{release}");
+    // Soon there is another thread for the jobs to come. The first of them still wait for the one that was stopped.
+    let began = Instant::now();
+    let mut more = more.iter();
+    let guard = loop {
+        let attempt =
+            timeout(Duration::from_secs(8), more.next().expect("only the first thread works").attempt()).await;
+        if let Ok(attempt) = attempt {
+            break attempt.unwrap().expect("it is free");
+        }
+    };
+    println!("a lock on another thread {:?} after the loss", began.elapsed());
+    guard.release().await.unwrap();
     drop(stopped);
     for lock in [lock, other] {
         timeout(HANG, lock.obtain()).await.expect("hangs").unwrap().release().await.unwrap();

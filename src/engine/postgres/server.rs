@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::time::timeout;
 
 use super::config::Settings;
 use super::failure::Failure;
@@ -161,9 +162,10 @@ impl Server {
         });
     }
 
-    /// Waits until this process is not giving the lock back.
+    /// Waits until this process is not giving the lock back, or the lease ends, as it does where a thread is stuck.
     pub(super) async fn released(&self, key: i64) {
-        let _ = self.releasing.subscribe().wait_for(|releasing| !releasing.contains(&key)).await;
+        let mut releasing = self.releasing.subscribe();
+        let _ = timeout(self.settings.ttl, releasing.wait_for(|releasing| !releasing.contains(&key))).await;
     }
 }
 

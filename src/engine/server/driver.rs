@@ -2,12 +2,14 @@
 //!
 //! A service may block its runtime, or end it. A lock that it holds must be renewed all the same. So no connection
 //! depends on a runtime of the service. The thread ends when it has had nothing to do for a while.
+//!
+//! All locks share the thread. So no job may compute for long, see [`steps`](super::steps).
 
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -18,26 +20,63 @@ use crate::sys::per_process::PerProcess;
 /// How long the thread stays without a job.
 const IDLE: Duration = Duration::from_secs(2);
 
+/// A thread that takes no job for so long is stopped, or at something that does not end. Then there is another one for the
+/// jobs to come.
+const STUCK: Duration = Duration::from_secs(2);
+
 type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-static DRIVER: PerProcess<Mutex<Option<UnboundedSender<Job>>>> = PerProcess::new();
+static DRIVER: PerProcess<Driver> = PerProcess::new();
+
+#[derive(Default)]
+struct Driver(Mutex<Option<Jobs>>);
+
+/// The way to a thread.
+struct Jobs {
+    sender: UnboundedSender<Job>,
+    waiting: Arc<Waiting>,
+}
+
+/// Since when a job waits for the thread.
+type Waiting = Mutex<Option<Instant>>;
 
 /// Starts `job` on the driver's thread. Any thread may call this. It fails only if the system starts no thread.
 pub(crate) fn spawn(job: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
-    let mut job: Job = Box::pin(job);
-    // The driver is free again before a job is dropped, which may need it.
-    let mut driver = DRIVER.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(jobs) = driver.as_ref() {
-        match jobs.send(job) {
-            Ok(()) => return Ok(()),
-            // The thread is about to end.
-            Err(refused) => job = refused.0,
+    DRIVER.get_or_init(Driver::default).spawn(Box::pin(job))
+}
+
+impl Driver {
+    fn spawn(&self, mut job: Job) -> io::Result<()> {
+        // The driver is free again before a job is dropped, which may need it.
+        let mut driver = lock(&self.0);
+        if let Some(jobs) = driver.as_ref() {
+            match jobs.send(job) {
+                Ok(()) => return Ok(()),
+                Err(refused) => job = refused,
+            }
         }
+        let jobs = start()?;
+        drop(jobs.send(job));
+        *driver = Some(jobs);
+        Ok(())
     }
-    let jobs = start()?;
-    drop(jobs.send(job));
-    *driver = Some(jobs);
-    Ok(())
+}
+
+impl Jobs {
+    /// Gives the job back if the thread is about to end, or is stuck.
+    fn send(&self, job: Job) -> Result<(), Job> {
+        let mut waiting = lock(&self.waiting);
+        if waiting.is_some_and(|since| since.elapsed() > STUCK) {
+            return Err(job);
+        }
+        self.sender.send(job).map_err(|refused| refused.0)?;
+        waiting.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Does the same as [`spawn`] for a job with an output. The job goes on if nobody waits for its output.
@@ -57,25 +96,31 @@ pub(crate) fn panicked() -> io::Error {
     io::Error::other("an internal task for the server panicked")
 }
 
-fn start() -> io::Result<UnboundedSender<Job>> {
+fn start() -> io::Result<Jobs> {
     let (sender, jobs) = unbounded_channel();
+    let waiting = Arc::<Waiting>::default();
     let (runtime, handed_over) = std::sync::mpsc::channel::<tokio::runtime::Runtime>();
     let thread = std::thread::Builder::new().name("lockfile-driver".into());
+    let driving = drive(jobs, Arc::clone(&waiting));
     // The thread comes first. Without it, the runtime would be dropped here, which panics inside another runtime.
-    thread.spawn(move || handed_over.recv().map(|runtime| runtime.block_on(drive(jobs))))?;
+    thread.spawn(move || handed_over.recv().map(|runtime| runtime.block_on(driving)))?;
     drop(runtime.send(tokio::runtime::Builder::new_current_thread().enable_all().build()?));
-    Ok(sender)
+    Ok(Jobs { sender, waiting })
 }
 
-async fn drive(mut jobs: UnboundedReceiver<Job>) {
+async fn drive(mut jobs: UnboundedReceiver<Job>, waiting: Arc<Waiting>) {
     let mut running = JoinSet::new();
     let mut is_open = true;
     while is_open || !running.is_empty() {
         tokio::select! {
-            job = jobs.recv(), if is_open => match job {
-                Some(job) => drop(running.spawn(job)),
-                None => is_open = false,
-            },
+            job = jobs.recv(), if is_open => {
+                match job {
+                    Some(job) => drop(running.spawn(job)),
+                    None => is_open = false,
+                }
+                let mut waiting = lock(&waiting);
+                *waiting = (!jobs.is_empty()).then(Instant::now);
+            }
             Some(_) = running.join_next() => {}
             // From here on a new job finds the channel closed and starts a new thread. Jobs that are in the channel
             // still come.
@@ -119,7 +164,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_thread_without_jobs_ends_and_its_last_jobs_run() {
         let (sender, jobs) = unbounded_channel::<Job>();
-        let driving = tokio::spawn(drive(jobs));
+        let driving = tokio::spawn(drive(jobs, Arc::default()));
         let (done, mut output) = unbounded_channel();
         for number in 0..3 {
             let done = done.clone();
@@ -133,5 +178,23 @@ mod tests {
         }
         assert_eq!(seen, [0, 1, 2]);
         assert!(sender.send(Box::pin(async {})).is_err());
+    }
+
+    #[test]
+    fn a_thread_that_is_stuck_is_replaced() {
+        let driver = Driver::default();
+        let (go_on, goes_on) = mpsc::channel();
+        driver.spawn(Box::pin(async move { _ = goes_on.recv_timeout(HANG) })).unwrap();
+        let began = Instant::now();
+        let (done, is_done) = mpsc::channel();
+        let runs = || {
+            let done = done.clone();
+            driver.spawn(Box::pin(async move { _ = done.send(()) })).unwrap();
+            is_done.recv_timeout(Duration::from_millis(100)).ok()
+        };
+        while runs().is_none() {
+            assert!(began.elapsed() < HANG, "no job runs beside the one that is stuck");
+        }
+        go_on.send(()).unwrap();
     }
 }
