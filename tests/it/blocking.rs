@@ -46,6 +46,19 @@ fn an_attempt_works_inside_every_runtime() {
     }
 }
 
+#[test]
+fn a_release_works_inside_every_runtime() {
+    let dir = tempfile::tempdir().unwrap();
+    for lock in locks(&dir) {
+        for runtime in runtimes() {
+            runtime.block_on(async {
+                lock.blocking_attempt().unwrap().unwrap().release().await.unwrap();
+                drop(lock.blocking_attempt().unwrap().unwrap());
+            });
+        }
+    }
+}
+
 /// Another process holds the lock, or another task waits for it.
 #[tokio::test]
 async fn an_attempt_inside_a_runtime_does_not_wait() {

@@ -129,7 +129,11 @@ impl Held for PostgresHeld {
     }
 
     fn release(mut self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
+        let lost = self.loss().check();
         let releasing = self.begin_release();
+        if let Err(reason) = lost {
+            return Answer::Ready(Err(LockError::lost(&target.path, reason)));
+        }
         let target = target.clone();
         Answer::Later(Box::pin(async move { releasing.await.map_err(|unreleased| unreleased.into_error(&target)) }))
     }
