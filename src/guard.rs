@@ -181,13 +181,19 @@ impl LockGuard {
     /// The locked file itself, for the native kinds. It is open for reading. It is also open for writing if its
     /// permissions allow that. `None` for the other kinds, and in a forked child.
     ///
+    /// The lock alone does not open a file for writing that was there before. The first call of this does, and from then on
+    /// it counts as written for those who watch it. If the library has written its record into the file, this call
+    /// takes the record out. So a new file is empty. The lock may be on another descriptor of the file than this one:
+    /// do not lock or unlock it.
+    ///
     /// Use this file and do not open the path again: the path may lead to another file by now. The position is at the
     /// start of the file, and belongs to this guard alone. But the readers of one process have one file together: if the
     /// lock is shared, read at an offset, and do not move the position.
     ///
     /// Change the file in place, with [`set_len`](File::set_len). Do not rename another file over it: the lock stays
-    /// with the old file, and the guard reports it as [lost](Self::lost). Use
-    /// [`record(false)`](crate::LockFileBuilder::record), so that the content of a new file is only yours.
+    /// with the old file, and the guard reports it as [lost](Self::lost). With
+    /// [`record(false)`](crate::LockFileBuilder::record) there is no record either while a lock is held without a call of
+    /// this.
     ///
     /// # Examples
     /// ```

@@ -43,19 +43,19 @@ fn options() -> OpenOptions {
     options
 }
 
-/// Opens the file of a lock. `None` if it is missing. If we may not write to the file, this opens it for reading. That is
-/// enough for `LockFileEx`.
-pub(crate) fn open_lock(path: &Path) -> io::Result<Option<File>> {
-    match options().write(true).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            if std::fs::symlink_metadata(path).is_ok_and(|found| found.is_dir()) {
-                return Err(io::ErrorKind::IsADirectory.into());
-            }
-            options().open(path).map(Some).map_err(|_| error)
-        }
-        opened => opened.map(Some),
-    }
+/// Opens the file at `path` for reading and writing.
+pub(crate) fn open_for_writing(path: &Path) -> io::Result<File> {
+    options().write(true).open(path)
+}
+
+/// Opens the file once more, for reading and writing. Nobody can rename it meanwhile, see [`SHARED`].
+pub(crate) fn reopen_for_writing(_file: &File, path: &Path) -> io::Result<File> {
+    open_for_writing(path)
+}
+
+/// The system does not tell.
+pub(crate) fn is_open_for_writing(_file: &File) -> bool {
+    false
 }
 
 /// Creates a file. `None` if there is one. Windows has no permission bits.

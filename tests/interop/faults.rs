@@ -204,6 +204,56 @@ async fn a_stale_file_that_cannot_be_changed() {
     assert_eq!(io_kind(&refused.unwrap_err()), ErrorKind::PermissionDenied);
 }
 
+/// A lock is not a write: chattr(1) forbids to open these files for writing, or to change what they hold.
+#[tokio::test]
+async fn files_that_nobody_may_write_can_be_locked() {
+    for (flag, content) in [("i", &b"data"[..]), ("a", b"data"), ("i", &[0; 16]), ("a", &[0; 16])] {
+        let (_dir, path) = crate::place();
+        std::fs::write(&path, content).unwrap();
+        let chattr = |sign: &str| succeeds(Command::new("chattr").arg(format!("{sign}{flag}")).arg(&path));
+        assert!(chattr("+"), "this file system has no such flag");
+        let lock = LockFile::flock(&path).unwrap();
+        let mut outcomes = Vec::new();
+        for lock in [lock.shared().unwrap(), lock] {
+            outcomes.push(match lock.attempt().await {
+                Ok(Some(guard)) => {
+                    assert!(!succeeds(Command::new("flock").args(["-n", "-x"]).arg(&path).arg("true")));
+                    assert!(guard.file().is_some());
+                    guard.release().await.map_err(|error| error.to_string())
+                }
+                other => Err(format!("{other:?}")),
+            });
+        }
+        assert!(chattr("-"));
+        assert_eq!(outcomes, [Ok(()), Ok(())], "chattr +{flag}");
+        assert_eq!(std::fs::read(&path).unwrap(), content);
+    }
+}
+
+/// Whoever opens a file for writing breaks the leases of those who read it (fcntl(2), F_SETLEASE).
+#[tokio::test]
+async fn a_lease_of_a_reader_is_not_broken() {
+    const PROGRAM: &str = "
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+f = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+print('held', flush=True)
+sys.stdin.read()
+sys.exit(fcntl.fcntl(f, fcntl.F_GETLEASE) != fcntl.F_RDLCK)
+";
+    let (_dir, path) = crate::place();
+    std::fs::write(&path, "data").unwrap();
+    let peer = crate::Peer::python(PROGRAM, &path);
+    let lock = LockFile::flock(&path).unwrap();
+    for lock in [lock.shared().unwrap(), lock] {
+        let guard = take(&lock).await;
+        assert!(lock.holder().await.unwrap().is_some());
+        guard.release().await.unwrap();
+    }
+    peer.finish();
+}
+
 /// The text of the warnings that this thread logs.
 #[derive(Clone, Default)]
 pub(crate) struct Warnings(Arc<Mutex<String>>);

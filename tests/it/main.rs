@@ -23,6 +23,8 @@ mod logging;
 #[cfg(unix)]
 mod loss;
 mod native;
+#[cfg(unix)]
+mod no_write;
 #[cfg(target_os = "linux")]
 mod other_program;
 #[cfg(unix)]

@@ -74,6 +74,7 @@ fn decided<Turn>(
 ) -> Result<Tried<Turn>, (Turn, Undecided)> {
     match outcome {
         Outcome::Acquired { held, taken_over } => {
+            lock.remember_record(held.has_record());
             let held = Box::new(FileHeld::new(held, Arc::clone(lock)));
             Ok(Tried::Acquired { turn, held, taken_over })
         }
@@ -116,7 +117,7 @@ async fn look_again<Turn: Send + 'static>(
 
 /// One try on the executor's thread.
 fn try_inline(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outcome<protocol::Held>, LockError> {
-    match protocol::attempt(&lock.target, mode, last, Thread::Executor) {
+    match protocol::attempt(lock, mode, last, Thread::Executor) {
         Err(error) if lock.lacks_directory(&error) => Ok(Outcome::Slow),
         tried => tried,
     }
@@ -125,10 +126,10 @@ fn try_inline(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outco
 /// One try that may block.
 fn try_here(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outcome<protocol::Held>, LockError> {
     lock.find_execution();
-    match protocol::attempt(&lock.target, mode, last, Thread::Pool) {
+    match protocol::attempt(lock, mode, last, Thread::Pool) {
         Err(error) if lock.lacks_directory(&error) => {
             lock.make_directory()?;
-            protocol::attempt(&lock.target, mode, last, Thread::Pool)
+            protocol::attempt(lock, mode, last, Thread::Pool)
         }
         tried => tried,
     }

@@ -1,11 +1,13 @@
 //! Where a try runs, and whether events can end a wait. The file system decides.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crate::sys::{self, FileSystem};
 use crate::words::error::LockError;
 use crate::words::kind::LockKind;
+use crate::words::mode::Mode;
 use crate::words::target::Target;
 
 /// How the tries for one lock are made.
@@ -41,17 +43,27 @@ pub(super) fn filesystem(target: &Target) -> io::Result<FileSystem> {
     sys::filesystem_at(target.path.parent().unwrap_or(&target.path))
 }
 
+/// What a lock file is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    Reading,
+    /// And reading; only for reading where writing is refused.
+    Writing,
+}
+
 /// A lock file, and how tries for it are made.
 #[derive(Debug)]
 pub(super) struct TargetOnDisk {
     pub(super) target: Arc<Target>,
     /// As long as it is unknown, each try looks again.
     execution: OnceLock<Execution>,
+    /// Whether a record was written when this handle got the lock last. Only a hint.
+    has_record: AtomicBool,
 }
 
 impl TargetOnDisk {
     pub(super) fn new(target: Arc<Target>) -> Self {
-        Self { target, execution: OnceLock::new() }
+        Self { target, execution: OnceLock::new(), has_record: AtomicBool::new(false) }
     }
 
     pub(super) fn execution(&self) -> Option<Execution> {
@@ -81,6 +93,18 @@ impl TargetOnDisk {
         made.map_err(|error| LockError::io(path, "make the directory of lock file", error))?;
         self.find_execution();
         Ok(())
+    }
+
+    /// How a try first opens the file. Where its record was written, it is to be written again. Off this machine, the lock
+    /// may ask for it (NFS), or bind reading and writing to the descriptor that has the lock (SMB).
+    pub(super) fn first_access(&self, mode: Mode) -> Access {
+        let is_remote = self.execution() == Some(Execution::PoolWithoutEvents);
+        let has_record = mode == Mode::Exclusive && self.has_record.load(Ordering::Relaxed);
+        if is_remote || has_record { Access::Writing } else { Access::Reading }
+    }
+
+    pub(super) fn remember_record(&self, has_record: bool) {
+        self.has_record.store(has_record, Ordering::Relaxed);
     }
 
     /// Whether a look at the file touches only memory.

@@ -6,10 +6,13 @@
 //! lock between those who wait on the old inode and those who open the new one.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use super::execution::Access;
 use super::flock_holder;
 use super::outcome::{self, Contended, Identity, Outcome};
 use super::record::{self, Record};
@@ -24,29 +27,33 @@ use crate::words::target::Target;
 const ROUNDS: u32 = 16;
 
 /// Tries once.
-pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<Outcome<Held>, LockError> {
+pub(super) fn attempt(
+    target: &Target,
+    mode: Mode,
+    last: &Contended,
+    access: Access,
+) -> Result<Outcome<Held>, LockError> {
     let mut kept = last.file().cloned();
     for _ in 0..ROUNDS {
         let was_kept = kept.is_some();
-        let (file, is_new) = match kept.take() {
+        let (mut file, is_new) = match kept.take() {
             Some(file) => (file, false),
-            None => match open(target)? {
+            None => match open(target, mode, access)? {
                 Some((file, is_new)) => (Arc::new(file), is_new),
                 None => return Ok(Outcome::Busy(Contended::default())),
             },
         };
-        let locked = match mode {
-            Mode::Exclusive => sys::try_lock_exclusive(&file),
-            Mode::Shared => sys::try_lock_shared(&file),
-        };
+        let mut locked = try_lock(mode, &file);
+        if locked.as_ref().is_err_and(sys::is_lock_for_writers) {
+            let action = "open for writing, which its file system asks for to lock it, the lock file";
+            let writable = sys::reopen_for_writing(&file, &target.path);
+            file = Arc::new(writable.map_err(|error| LockError::io(&target.path, action, error))?);
+            locked = try_lock(mode, &file);
+        }
         // A device may fail to be locked. So first the error for a file that is not a regular one.
         let stat = stat(target, &file)?;
         let locked = match locked {
             Err(error) if was_kept && sys::is_file_gone(&error) => continue,
-            Err(error) if sys::is_lock_for_writers(&error) => {
-                let action = "open for writing, which its file system asks for to lock it, the lock file";
-                return Err(LockError::io(&target.path, action, std::io::ErrorKind::PermissionDenied));
-            }
             locked => locked.map_err(|error| outcome::lock_failed(target, error))?,
         };
         // The file may have lost its name before we locked it. The lock is where the name is.
@@ -59,8 +66,8 @@ pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<O
             let is_wanted = target.options.record && mode == Mode::Exclusive;
             let found = if is_wanted { find_record(&file, &stat, is_new) } else { None };
             let written = found.map(|_| record::write(&file, &record::flock(owner.pid())));
-            let wrote = written.is_some_and(|written| written.is_ok());
-            let held = Held { file, stat, wrote, owner: Some(owner) };
+            let wrote = AtomicBool::new(written.is_some_and(|written| written.is_ok()));
+            let held = Held { file, stat, wrote, data: OnceLock::new(), owner: Some(owner) };
             // A holder blanks its record at release. A record that is still there is that of a dead one.
             return Ok(Outcome::Acquired { held, taken_over: found.flatten() });
         }
@@ -75,6 +82,13 @@ pub(super) fn attempt(target: &Target, mode: Mode, last: &Contended) -> Result<O
         return Ok(Outcome::Busy(Contended::by_lock(file)));
     }
     Ok(Outcome::Unclear(Contended::default()))
+}
+
+fn try_lock(mode: Mode, file: &File) -> io::Result<bool> {
+    match mode {
+        Mode::Exclusive => sys::try_lock_exclusive(file),
+        Mode::Shared => sys::try_lock_shared(file),
+    }
 }
 
 /// Who holds the lock: one process, or all that share it.
@@ -108,11 +122,13 @@ fn stat(target: &Target, file: &File) -> Result<Stat, LockError> {
 }
 
 /// The lock file, and whether this call has created it. `None` if somebody keeps it from being opened for now.
-fn open(target: &Target) -> Result<Option<(OpenFile, bool)>, LockError> {
-    let mode = target.options.mode.unwrap_or(0o666);
+fn open(target: &Target, mode: Mode, access: Access) -> Result<Option<(OpenFile, bool)>, LockError> {
+    let permissions = target.options.mode.unwrap_or(0o666);
     loop {
-        let opened = match sys::open_lock(&target.path) {
-            Ok(None) => sys::create(&target.path, mode, target.options.is_mode_exact).map(|new| Some((new?, true))),
+        let opened = match open_existing(target, mode, access) {
+            Ok(None) => {
+                sys::create(&target.path, permissions, target.options.is_mode_exact).map(|new| Some((new?, true)))
+            }
             opened => opened.map(|file| Some((file?, false))),
         };
         match opened {
@@ -124,7 +140,28 @@ fn open(target: &Target) -> Result<Option<(OpenFile, bool)>, LockError> {
     }
 }
 
-fn open_failed(target: &Target, error: std::io::Error) -> LockError {
+/// A lock is not a write. An open for writing fails for a program that runs, and for a file that chattr(1) has made
+/// immutable or append-only; it breaks the leases of other processes (fcntl(2), F_SETLEASE); and its close tells everybody
+/// who watches the file that it was saved. So the file is opened for writing only where a record is to be written.
+fn open_existing(target: &Target, mode: Mode, access: Access) -> io::Result<Option<OpenFile>> {
+    if access == Access::Writing {
+        if let Ok(file) = sys::open_for_writing(&target.path) {
+            return Ok(Some(file));
+        }
+    }
+    let Some(file) = sys::open_existing(&target.path)? else { return Ok(None) };
+    let has_record = || {
+        let stat = sys::stat(&file).ok().filter(|stat| stat.irregular().is_none());
+        stat.and_then(|stat| find_record(&file, &stat, false)).is_some()
+    };
+    let writable = match target.options.record && mode == Mode::Exclusive && has_record() {
+        true => sys::reopen_for_writing(&file, &target.path).ok(),
+        false => None,
+    };
+    Ok(Some(writable.unwrap_or(file)))
+}
+
+fn open_failed(target: &Target, error: io::Error) -> LockError {
     // The error may be about the directory.
     let is_there = !matches!(sys::stat_path(&target.path), Ok(None) | Err(_));
     match sys::irregular_from_open(&error).filter(|_| is_there) {
@@ -151,8 +188,10 @@ fn find_record(file: &File, stat: &Stat, is_new: bool) -> Option<Option<u32>> {
 pub(super) struct Held {
     file: Arc<OpenFile>,
     stat: Stat,
-    /// Whether the owner's record was written.
-    wrote: bool,
+    /// Whether the owner's record is in the file, as far as we know.
+    wrote: AtomicBool,
+    /// The file once more, for whoever asks for it, where `file` is open only for reading and may be written.
+    data: OnceLock<Option<OpenFile>>,
     /// `None` when the lock has been released.
     owner: Option<Owner>,
 }
@@ -160,6 +199,24 @@ pub(super) struct Held {
 impl Held {
     pub(super) fn file(&self) -> &Arc<OpenFile> {
         &self.file
+    }
+
+    pub(super) fn has_record(&self) -> bool {
+        self.wrote.load(Ordering::Relaxed)
+    }
+
+    /// The file for its user: without our record, so that a new file is empty.
+    pub(super) fn data_file(&self, path: &Path) -> &OpenFile {
+        let data = self.data.get_or_init(|| {
+            if self.wrote.swap(false, Ordering::Relaxed) && self.is_record_whole() {
+                let _ = self.file.set_len(0);
+            }
+            match sys::is_open_for_writing(&self.file) {
+                true => None,
+                false => sys::reopen_for_writing(&self.file, path).ok(),
+            }
+        });
+        data.as_ref().unwrap_or(&self.file)
     }
 
     pub(super) fn identity(&self) -> Identity {
@@ -181,7 +238,7 @@ impl Held {
 
     /// Unlocks before the close. This frees the lock at once, also where a forked child has the descriptor too. The close
     /// that follows is the event that waiters see.
-    fn unlock(&mut self) -> std::io::Result<()> {
+    fn unlock(&mut self) -> io::Result<()> {
         self.blank();
         self.owner = None;
         sys::unlock(&self.file)
@@ -189,10 +246,14 @@ impl Held {
 
     /// Blanks the record if it is still there. The holder may have written data in its place.
     fn blank(&mut self) {
-        let wrote = self.owner.filter(|_| std::mem::take(&mut self.wrote));
-        if wrote.is_some_and(|owner| record::is_all_of(&self.file, &record::flock(owner.pid()))) {
+        if std::mem::take(self.wrote.get_mut()) && self.is_record_whole() {
             let _ = record::write(&self.file, &record::FLOCK_BLANK);
         }
+    }
+
+    /// Whether the owner's record is all that the file holds.
+    fn is_record_whole(&self) -> bool {
+        self.owner.is_some_and(|owner| record::is_all_of(&self.file, &record::flock(owner.pid())))
     }
 }
 

@@ -57,7 +57,11 @@ impl Held for FileHeld {
     }
 
     fn file(&self) -> Option<&File> {
-        self.held().data_file().filter(|_| self.is_of_this_process()).map(|file| -> &File { file })
+        if !self.is_of_this_process() {
+            return None;
+        }
+        self.lock.remember_record(false);
+        self.held().data_file(&self.lock.target.path).map(|file| -> &File { file })
     }
 
     fn release(mut self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {

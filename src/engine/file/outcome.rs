@@ -17,6 +17,7 @@
 //! | | EAGAIN | everywhere | held: somebody has a lease on the file, so has it open |
 //! | | ELOOP, EISDIR, ENXIO, EOPNOTSUPP | everywhere | not a lock file |
 //! | | EEXIST, with O_EXCL | everywhere | look again: somebody was first |
+//! | open, for writing | every error | everywhere | open it for reading. The record is left out then |
 //! | open, O_TMPFILE | ENOENT, EISDIR, EOPNOTSUPP, 524, ENOSYS, EINVAL | everywhere | create it with a private name |
 //! | read | EACCES | SMB | a record that cannot be read, of whoever has the lock |
 //! | stat | ENOENT, ENOTDIR | everywhere | no file there |

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::execution::TargetOnDisk;
 use super::flock;
 use super::outcome::{Contended, Identity, Outcome, Thread};
 #[cfg(unix)]
@@ -18,11 +19,12 @@ use crate::words::target::Target;
 
 /// Tries once, on from what the `last` try has found.
 pub(super) fn attempt(
-    target: &Target,
+    lock: &TargetOnDisk,
     mode: Mode,
     last: &Contended,
     thread: Thread,
 ) -> Result<Outcome<Held>, LockError> {
+    let target = &lock.target;
     match target.kind {
         #[cfg(unix)]
         LockKind::Shlock => match mode {
@@ -34,7 +36,7 @@ pub(super) fn attempt(
         },
         _ => {
             let _ = thread;
-            Ok(flock::attempt(target, mode, last)?.map(Held::Flock))
+            Ok(flock::attempt(target, mode, last, lock.first_access(mode))?.map(Held::Flock))
         }
     }
 }
@@ -81,11 +83,20 @@ impl Held {
     }
 
     /// The lock file, where its content is free for others to use.
-    pub(super) fn data_file(&self) -> Option<&Arc<OpenFile>> {
+    pub(super) fn data_file(&self, path: &Path) -> Option<&OpenFile> {
         match self {
             #[cfg(unix)]
             Self::Shlock(_) => None,
-            Self::Flock(held) => Some(held.file()),
+            Self::Flock(held) => Some(held.data_file(path)),
+        }
+    }
+
+    /// Whether a record was written over one that the file held, or into a new file.
+    pub(super) fn has_record(&self) -> bool {
+        match self {
+            #[cfg(unix)]
+            Self::Shlock(_) => false,
+            Self::Flock(held) => held.has_record(),
         }
     }
 

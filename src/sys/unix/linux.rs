@@ -47,6 +47,13 @@ pub(crate) fn is_set_uid() -> bool {
     unsafe { libc::getauxval(libc::AT_SECURE) != 0 }
 }
 
+/// Opens the file that is open. If /proc is not mounted, the error is ENOENT.
+pub(super) fn reopen(file: &File, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    retry_on_intr(|| rustix::fs::open(&path, flags, Mode::empty()))
+}
+
 /// The owner of the symbolic link with this name, and where it leads; `None` if it is no link. Both are of one inode.
 pub(super) fn read_link(dir: impl AsFd, name: &OsStr) -> rustix::io::Result<Option<(u32, PathBuf)>> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -147,17 +147,25 @@ fn open(dir: impl AsFd, path: impl rustix::path::Arg + Copy, flags: OFlags, mode
     retry_on_intr(|| rustix::fs::openat(&dir, path, flags, Mode::from_raw_mode(mode as _)))
 }
 
-/// Opens the file of an flock. `None` if it is missing. If we may not write to the file, this opens it for reading. That is
-/// enough for flock(2) on a local file system.
-pub(crate) fn open_lock(path: &Path) -> io::Result<Option<OpenFile>> {
-    let opened = match open(CWD, path, OFlags::RDWR, 0) {
-        Err(Errno::ACCESS | Errno::ROFS) => open(CWD, path, OFlags::RDONLY, 0),
-        opened => opened,
+/// Opens the file at `path` for reading and writing.
+pub(crate) fn open_for_writing(path: &Path) -> io::Result<OpenFile> {
+    Ok(open(CWD, path, OFlags::RDWR, 0)?.into())
+}
+
+/// Opens the file once more, for reading and writing. `path` may be another file's by now.
+pub(crate) fn reopen_for_writing(file: &File, path: &Path) -> io::Result<OpenFile> {
+    let reopened: OpenFile = match imp::reopen(file, OFlags::RDWR) {
+        Err(Errno::NOENT) => open(CWD, path, OFlags::RDWR, 0)?.into(),
+        reopened => reopened?.into(),
     };
-    match opened {
-        Err(Errno::NOENT) => Ok(None),
-        opened => Ok(Some(opened?.into())),
+    match stat(&reopened)?.is_same_file(&stat(file)?) {
+        true => Ok(reopened),
+        false => Err(Errno::STALE.into()),
     }
+}
+
+pub(crate) fn is_open_for_writing(file: &File) -> bool {
+    rustix::fs::fcntl_getfl(file).is_ok_and(|flags| flags.contains(OFlags::RDWR))
 }
 
 /// Creates a file. `None` if there is one. With `is_exact` the umask does not limit the permission bits. Then the way to

@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 
@@ -32,6 +32,10 @@ pub(super) fn link_open_file(_dir: impl AsFd, _file: &File, _to: &OsStr) -> rust
 pub(crate) fn is_set_uid() -> bool {
     use rustix::process::{getegid, geteuid, getgid, getuid};
     getuid() != geteuid() || getgid() != getegid()
+}
+
+pub(super) fn reopen(_file: &File, _flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    Err(Errno::NOENT)
 }
 
 /// The owner of the symbolic link with this name, and where it leads; `None` if it is no link.

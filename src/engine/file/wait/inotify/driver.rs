@@ -16,7 +16,8 @@ use crate::util::timer::sleep;
 /// How often a driver maintains the watches.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How often the driver reads events that are no release of ours, once it is ahead of that pace by [`BURST`].
+/// How often the driver reads events that may be mere looks at a file, once it is ahead of that pace by [`BURST`] and no
+/// wait has ended meanwhile.
 const PACE: Duration = Duration::from_millis(1);
 const BURST: Duration = Duration::from_millis(64);
 
@@ -27,7 +28,7 @@ pub(super) struct Driver {
     tick: Tick,
     runtime: Id,
     owner: Owner,
-    /// When all the reads that found no release of ours would be due, at that pace.
+    /// When all the reads that found nothing but looks would be due, at that pace.
     paced: Instant,
 }
 
@@ -56,14 +57,17 @@ impl Driver {
 
     async fn read(&mut self) {
         let due = Watches::get().dispatch();
-        let is_release = due.is_release;
+        let (is_more_than_a_look, has_ended_a_wait) = (due.is_more_than_a_look, due.has_ended_a_wait);
         due.wake();
-        if is_release {
+        let now = Instant::now();
+        if has_ended_a_wait {
+            self.paced = now;
+        }
+        if is_more_than_a_look {
             return;
         }
         // Anybody who may read the lock file can open and close it in a loop. Each time is an event, and a wake-up of
         // all waits.
-        let now = Instant::now();
         self.paced = self.paced.max(now) + PACE;
         if self.paced - now > BURST {
             sleep(PACE).await;

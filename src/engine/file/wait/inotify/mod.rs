@@ -49,8 +49,8 @@ impl Watch {
     /// Watches for the release of the lock on `file`, and for the end of its holder, if given. `None` if events are not
     /// available. The caller must look at the file once more before it waits for a [`wake_up`](Self::wake_up).
     pub(crate) fn for_release(kind: LockKind, file: &Arc<OpenFile>, holder: Option<u32>) -> Option<Self> {
-        // Our holders and the holders of shlock(1) unlink the file or close a descriptor for writing. flock(1) holds
-        // its lock on a descriptor for reading.
+        // The holders of a shlock unlink the file or close a descriptor for writing. flock(1), and our holders that write
+        // no record, have an flock on a descriptor for reading.
         let closing = match kind {
             LockKind::Flock => WatchFlags::CLOSE_WRITE | WatchFlags::CLOSE_NOWRITE,
             _ => WatchFlags::CLOSE_WRITE,

@@ -65,6 +65,8 @@ pub(super) struct Watches {
     retired: Vec<i32>,
     /// The number of waits.
     live: usize,
+    /// Whether one has ended since the last events were read.
+    has_ended_a_wait: bool,
     /// The runtimes that have a driver.
     driven: Vec<Id>,
     /// The runtimes that have no I/O driver. They are not asked again.
@@ -95,9 +97,11 @@ static WATCHES: PerProcess<Mutex<Watches>> = PerProcess::new();
 #[derive(Debug, Default)]
 pub(super) struct Due {
     signals: Vec<Arc<Signal>>,
-    /// Whether an event can be the release of one of our locks. A file that is closed by somebody who could not write it
-    /// is none; it can be the release of flock(1).
-    pub(super) is_release: bool,
+    /// Whether an event is more than the close of a file by somebody who could not write it. Such a close can be the
+    /// release of a lock, or a mere look at the file.
+    pub(super) is_more_than_a_look: bool,
+    /// Whether a wait has ended since the last events: then they were more than looks.
+    pub(super) has_ended_a_wait: bool,
 }
 
 impl Due {
@@ -189,6 +193,7 @@ impl Watches {
 
     pub(super) fn retire(&mut self, descriptors: Descriptors, signal: &Arc<Signal>) {
         self.live -= 1;
+        self.has_ended_a_wait = true;
         let Self { files, dirs, retired, .. } = self;
         for (watched, descriptor) in [(files, Some(descriptors.file)), (dirs, descriptors.dir)] {
             // The kernel may have removed the watch already, because the inode is gone.
@@ -208,18 +213,18 @@ impl Watches {
 
     /// Reads the events of inotify and returns the waits that they concern.
     pub(super) fn dispatch(&mut self) -> Due {
-        let mut due = Due::default();
+        let mut due = Due { has_ended_a_wait: std::mem::take(&mut self.has_ended_a_wait), ..Due::default() };
         let Some(inotify) = self.inotify.clone() else { return due };
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = Reader::new(&*inotify, &mut buffer);
         loop {
             match events.next() {
                 Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
-                    due.is_release = true;
+                    due.is_more_than_a_look = true;
                     self.files.values().chain(self.dirs.values()).for_each(|signals| due.event(signals));
                 }
                 Ok(event) => {
-                    due.is_release |= event.events() != ReadFlags::CLOSE_NOWRITE;
+                    due.is_more_than_a_look |= event.events() != ReadFlags::CLOSE_NOWRITE;
                     let at = event.wd();
                     let signals = self.files.get(&at).into_iter().chain(self.dirs.get(&at));
                     signals.for_each(|signals| due.event(signals));
