@@ -95,6 +95,11 @@ impl Stat {
         (self.volume, self.index) == (other.volume, other.index)
     }
 
+    /// Nobody can remove a file that is open here, see [`SHARED`].
+    pub(crate) fn has_lost_its_name_since(&self, _earlier: &Self) -> bool {
+        false
+    }
+
     /// The type of the file, as error messages name it. `None` for a regular file.
     pub(crate) fn irregular(&self) -> Option<&'static str> {
         match self.attributes {
@@ -160,6 +165,11 @@ pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<
 
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
     file.seek_write(bytes, offset)
+}
+
+/// Nobody can remove a file that is open here, see [`SHARED`].
+pub(crate) fn is_removed(_file: &File, _stat: &Stat) -> bool {
+    false
 }
 
 /// The type of the file at the path, if the open failed because it is not a regular file.

@@ -6,6 +6,7 @@
 //! ```
 #![cfg(unix)]
 
+mod bind_mounts;
 mod denied;
 mod elsewhere;
 mod faults;

@@ -57,8 +57,11 @@ pub(super) fn attempt(
             locked => locked.map_err(|error| outcome::lock_failed(target, error))?,
         };
         // The file may have lost its name before we locked it. The lock is where the name is.
-        if (locked || was_kept) && Identity(stat).check(&target.path).is_err() {
-            continue;
+        if locked || was_kept {
+            if Identity(stat).check(&target.path).is_err() {
+                continue;
+            }
+            outcome::check_removed(target, &file, &stat)?;
         }
         if locked {
             let owner = Owner::this_process();

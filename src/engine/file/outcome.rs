@@ -115,6 +115,11 @@ impl Identity {
     /// Whether `path` leads to the file; if not, what has happened.
     pub(super) fn check(&self, path: &Path) -> Result<(), LostReason> {
         match sys::stat_path(path) {
+            // A file that is itself bind-mounted stays at its path when somebody removes or replaces it elsewhere. Who
+            // takes the lock there locks another file.
+            Ok(Some(found)) if found.is_same_file(&self.0) && found.has_lost_its_name_since(&self.0) => {
+                Err(LostReason::Removed)
+            }
             Ok(Some(found)) if found.is_same_file(&self.0) => Ok(()),
             // After a chroot(2) the path leads elsewhere, and nothing tells what has happened to the file.
             Ok(_) if root_has_changed() => Ok(()),
@@ -165,6 +170,16 @@ pub(super) fn lock_failed(target: &Target, error: std::io::Error) -> LockError {
         None => format!("no file can be locked here ({error}); a sandbox or an emulator may lack flock(2)"),
     };
     LockError::unsupported_by(&target.path, target.kind, reason, error)
+}
+
+/// The error when the path leads to a file that was removed: a lock on it would exclude only those who see it too.
+pub(super) fn check_removed(target: &Target, file: &File, stat: &sys::Stat) -> Result<(), LockError> {
+    if !sys::is_removed(file, stat) {
+        return Ok(());
+    }
+    let reason =
+        "the file is mounted there by itself, and was removed or replaced outside; mount its directory instead";
+    Err(LockError::unsupported(&target.path, target.kind, reason))
 }
 
 /// What an error calls the file system of the lock file.

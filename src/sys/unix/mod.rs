@@ -208,6 +208,12 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usi
     std::os::unix::fs::FileExt::write_at(file, bytes, offset)
 }
 
+/// Whether the file has no name any more, on a file system where this can be told. If a path still leads to the file, that
+/// is a mount point, see mount(8) on `--bind`.
+pub(crate) fn is_removed(file: &File, stat: &Stat) -> bool {
+    stat.links == 0 && filesystem(file).is_ok_and(|place| place.is_of_this_machine())
+}
+
 /// The type of the file at the path, if open(2) failed because it is not a regular file.
 pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
     match Errno::from_io_error(error)? {

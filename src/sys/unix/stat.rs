@@ -47,6 +47,11 @@ impl Stat {
         (self.device, self.inode) == (other.device, other.inode)
     }
 
+    /// Whether the file has lost its last name since `earlier`. Some file systems always answer that a file has none.
+    pub(crate) fn has_lost_its_name_since(&self, earlier: &Self) -> bool {
+        self.links == 0 && earlier.links > 0
+    }
+
     /// Whether the owner of the file is not the effective user of this process.
     pub(crate) fn is_another_users(&self) -> bool {
         self.owner != rustix::process::geteuid().as_raw()

@@ -119,7 +119,7 @@ impl Directory<'_> {
         }
         let Private { name, file } = private;
         drop(name);
-        let held = Held {
+        let mut held = Held {
             dir: Arc::clone(&self.dir),
             name: self.name.to_owned(),
             file: Arc::new(file),
@@ -139,11 +139,15 @@ impl Directory<'_> {
                 return Err(error);
             }
         }
-        if !self.names(self.name, &held.stat)? {
-            return match self.take_back(held, &record)? {
-                true => Err(self.splits_names()),
-                false => Ok(Created::Changed),
-            };
+        match self.dir.stat(self.name).map_err(|error| self.failed("look at", error))? {
+            // From now on it has a name, which it can lose.
+            Some(named) if named.is_same_file(&held.stat) => held.stat = named,
+            _ => {
+                return match self.take_back(held, &record)? {
+                    true => Err(self.splits_names()),
+                    false => Ok(Created::Changed),
+                };
+            }
         }
         if !filesystem.flock_is_proof() && !self.shows_lock()? {
             return Err(self.splits_names());

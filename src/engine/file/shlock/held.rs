@@ -51,7 +51,8 @@ impl Held {
     /// the lock for a moment.
     fn remove(&mut self) -> io::Result<()> {
         self.owner = None;
-        let ours = self.dir.stat(&self.name)?.is_some_and(|found| found.is_same_file(&self.stat));
+        let is_ours = |found: Stat| found.is_same_file(&self.stat) && !found.has_lost_its_name_since(&self.stat);
+        let ours = self.dir.stat(&self.name)?.is_some_and(is_ours);
         let unlinked = if ours { self.dir.unlink(&self.name) } else { Ok(()) };
         // The unlock frees the lock even if a forked child has inherited the descriptor. A close alone would not.
         unlinked.and(sys::unlock(&self.file))

@@ -49,9 +49,11 @@ impl Directory<'_> {
         };
         if locked {
             let file = Probe::new(file);
-            if !self.names(self.name, &self.stat(&file)?)? {
+            let stat = self.stat(&file)?;
+            if !self.names(self.name, &stat)? {
                 return Ok(Found::Changed);
             }
+            outcome::check_removed(self.target, &file, &stat)?;
             let record = self.read(&file)?;
             return self.judge(file, record);
         }
