@@ -4,14 +4,13 @@
 //! No call follows a symbolic link in the last component of a path. No call waits for a lock that somebody else holds.
 //!
 //! **All platforms**
-//! - [`open_or_create`] opens the file of an flock, and creates it if it is missing. It opens for reading only where the
-//!   file may not be written. [`open_existing`] opens the same file only to look at it. [`irregular_from_open`] tells
-//!   from the error of an open what is at the path.
-//! - [`set_mode`] sets the permission bits of a file, where the platform has them.
+//! - [`open_existing`] opens the file of a lock for reading, and [`open_for_writing`] for both. [`reopen_for_writing`] opens
+//!   for both what is open for reading. [`create`] creates the file. [`irregular_from_open`] tells from the error of an
+//!   open what is at the path.
 //! - [`create_directories`] makes a directory and its missing parents.
 //! - [`stat`] looks at an open file, [`stat_path`] at a name. [`Stat::is_same_file`] tells files apart.
-//!   [`Stat::irregular`] tells what is not a regular file.
-//! - [`read_at`] and [`write_at`] read and write at an offset, as much as one call does.
+//!   [`Stat::irregular`] tells what is not a regular file. [`is_removed`] tells that a file has no name any more.
+//! - [`read_at`] and [`write_at`] read and write at an offset, as much as one call does. [`truncate`] empties a file.
 //! - [`try_lock_exclusive`], [`try_lock_shared`] and [`unlock`] use the lock that the kernel keeps on an open file. The
 //!   kernel frees it when its holder dies. `false` means that somebody else holds it; every other failure is an error.
 //!   [`is_lock_unsupported`] tells that the file system has no such locks, [`is_out_of_locks`] that it has no more of them.

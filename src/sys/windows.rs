@@ -172,6 +172,11 @@ pub(crate) fn is_removed(_file: &File, _stat: &Stat) -> bool {
     false
 }
 
+/// Makes the file empty.
+pub(crate) fn truncate(file: &File) -> io::Result<()> {
+    file.set_len(0)
+}
+
 /// The type of the file at the path, if the open failed because it is not a regular file.
 pub(crate) fn irregular_from_open(error: &io::Error) -> Option<&'static str> {
     (error.kind() == io::ErrorKind::IsADirectory).then_some("a directory")

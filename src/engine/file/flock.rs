@@ -212,7 +212,7 @@ impl Held {
     pub(super) fn data_file(&self, path: &Path) -> &OpenFile {
         let data = self.data.get_or_init(|| {
             if self.wrote.swap(false, Ordering::Relaxed) && self.is_record_whole() {
-                let _ = self.file.set_len(0);
+                let _ = sys::truncate(&self.file);
             }
             match sys::is_open_for_writing(&self.file) {
                 true => None,

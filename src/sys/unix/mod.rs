@@ -1,5 +1,37 @@
 //! The system calls that all Unix systems share. `linux` and `other` hold the calls that differ. Both have functions
 //! with the same names.
+//!
+//! # Why no other user can bend a call
+//!
+//! Another user may be able to write to the directory of a lock, and may exchange what is in it between any two calls.
+//! These are all calls of the library that open, make, name or change a file of a lock. Others are not made outside this
+//! folder, which `.ci/file-calls` checks. Every descriptor is close-on-exec.
+//!
+//! | Function | Call | Why |
+//! |---|---|---|
+//! | [`open_existing`], [`Dir::open_file`] | openat, `O_RDONLY`, *guarded* | A link is an error. Nothing is read before fstat(2) has shown a regular file. |
+//! | [`open_for_writing`], [`Dir::open_writable`] | openat, `O_RDWR`, *guarded* | The same. Nothing is written before the file is locked and its content is known for a record. |
+//! | [`reopen_for_writing`] | open, `/proc/self/fd/N`, `O_RDWR` | It opens the file that is open, whatever its path leads to now. Without /proc it is as the line above, and fstat(2) must show the same file. |
+//! | [`create`], [`Dir::create_new`] | openat, `O_RDWR`, `O_CREAT`, `O_EXCL`, *guarded* | What is there already is not opened. |
+//! | `Dir::create_unnamed` | openat, `.`, `O_RDWR`, `O_TMPFILE` | The file has no name. |
+//! | `create` of an exact mode, `set_mode` | fchmod | By descriptor, of a file that the same try has just created. |
+//! | [`Dir::open`] | open, `O_PATH` (not on Linux: `O_RDONLY`), `O_DIRECTORY` | It opens nothing but a directory, where the path leads any program. |
+//! | [`Dir::open_safely`], [`create_directories`] | openat, mkdirat 0755; `O_PATH`, `O_DIRECTORY`, `O_NOFOLLOW` for each step | No link of another user is followed, see [`parents`]. |
+//! | `read_link` | openat, `O_PATH`, `O_NOFOLLOW`, then readlinkat of the descriptor | The owner and the target are of one link. |
+//! | [`Dir::link`] | linkat, `AT_EMPTY_PATH`, or of `/proc/self/fd/N` | It names the file that is open, and replaces nothing. Where a name must do, the caller looks which file has got the new name. |
+//! | [`Dir::unlink`] | unlinkat | In the open directory, of a file that is locked and was compared a moment ago. Who exchanges it in between may also remove it. In a sticky directory, nobody else may do either. |
+//! | `set_modified`, [`write_at`], [`truncate`] | futimens, pwrite, ftruncate | By descriptor, under the lock, of a file that this try has created or that holds a record. |
+//! | [`stat_path`], `Dir::stat`, [`Dir::leads_to`] | fstatat | It opens nothing. Only the last one follows a link, and tells no more than which file that is. |
+//! | [`Dir::names`] | openat, `.`, `O_RDONLY`, `O_DIRECTORY` | The open directory. |
+//!
+//! *Guarded* is `O_NOFOLLOW`, `O_NONBLOCK` and `O_NOCTTY`: an open follows no link, waits for nobody, and gives no terminal
+//! to the process. No file is renamed. The paths in /proc are the kernel's.
+//!
+//! An open for reading can still meet a FIFO or a device, and lets it go at once. Whoever waits to write to that FIFO goes
+//! on then. Only who may write to the directory can put a FIFO there. A device can be put there only by root, or by the
+//! owner of a directory in which root has made one: users cannot make devices, nor link root's
+//! (`fs.protected_hardlinks`). So there is nobody to protect, and no look with `O_PATH` before: it would be two calls more
+//! for each lock, and need /proc.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -206,6 +238,11 @@ pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<
 
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
     std::os::unix::fs::FileExt::write_at(file, bytes, offset)
+}
+
+/// Makes the file empty.
+pub(crate) fn truncate(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::ftruncate(file, 0)?)
 }
 
 /// Whether the file has no name any more, on a file system where this can be told. If a path still leads to the file, that
