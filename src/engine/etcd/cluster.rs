@@ -60,7 +60,7 @@ impl Cluster {
             if !failure.is_passing() {
                 return Err(failure.doubted(is_in_doubt));
             }
-            self.give_up(&channel);
+            self.give_up(&channel, &failure);
             if tries % self.config.endpoints.len() == 0 {
                 sleep(PAUSE).await;
             }
@@ -115,10 +115,7 @@ impl Cluster {
     pub(super) async fn stream<C: Call>(&self, deadline: Instant) -> Result<Stream<C>, Failure> {
         let channel = self.channel(deadline).await?;
         let begun = channel.stream().await;
-        if begun.is_err() {
-            self.give_up(&channel);
-        }
-        begun
+        begun.inspect_err(|failure| self.give_up(&channel, failure))
     }
 
     /// The connection. Whoever comes first makes it.
@@ -142,13 +139,17 @@ impl Cluster {
     }
 
     /// The member at the other end does not answer as it should. So all who use the connection go to another one.
-    fn give_up(&self, channel: &Channel) {
+    fn give_up(&self, channel: &Channel, failure: &Failure) {
         // Whoever has the mutex now is connecting, so this connection has been given up already.
         let Ok(mut current) = self.channel.try_lock() else { return };
         if current.as_ref().is_some_and(|current| current.is_same(channel)) {
             *current = None;
             self.next.fetch_add(1, Ordering::Relaxed);
-            channel.close();
+            // One that has not begun with the request may end well what it has: a proxy takes only so many requests on one
+            // connection.
+            if failure.is_in_doubt() {
+                channel.close();
+            }
         }
     }
 }

@@ -99,7 +99,15 @@ impl Channel {
         let not_sent = |error| Failure::not_sent(into_io(error));
         let mut requests = self.requests.clone().ready().await.map_err(not_sent)?;
         let (response, sender) = requests.send_request(self.head(C::METHOD), false).map_err(not_sent)?;
-        Ok(Stream { sender, answers: Answers::Awaited(response), read: BytesMut::new(), longest: 0, call: PhantomData })
+        let connection = Arc::clone(&self.connection);
+        Ok(Stream {
+            _connection: connection,
+            sender,
+            answers: Answers::Awaited(response),
+            read: BytesMut::new(),
+            longest: 0,
+            call: PhantomData,
+        })
     }
 
     fn head(&self, method: &str) -> Request<()> {
@@ -124,8 +132,9 @@ impl fmt::Debug for Channel {
     }
 }
 
-/// A call under way.
+/// A call under way. It ends well on a connection that takes no more calls.
 pub(super) struct Stream<C> {
+    _connection: Arc<Connection>,
     sender: SendStream<Bytes>,
     answers: Answers,
     read: BytesMut,
@@ -181,7 +190,10 @@ impl<C: Call> Stream<C> {
 
     async fn answers(&mut self) -> Result<&mut RecvStream, Failure> {
         if let Answers::Awaited(response) = &mut self.answers {
-            let response = response.await.map_err(|error| Failure::broken(into_io(error)))?;
+            let response = response.await.map_err(|error| match is_unprocessed(&error) {
+                true => Failure::not_sent(into_io(error)),
+                false => Failure::broken(into_io(error)),
+            })?;
             if response.status() != StatusCode::OK {
                 let answer = format!("it answers with HTTP status {}", response.status());
                 return Err(Failure::broken(io::Error::other(answer)));
@@ -259,6 +271,13 @@ fn status(headers: &HeaderMap) -> Result<(), Failure> {
         }
         None => Err(Failure::broken(io::Error::other("its answer has no gRPC status"))),
     }
+}
+
+/// Whether the server has not begun with the request, and says so (RFC 9113, 6.8 and 8.7): the connection takes only a number
+/// of requests, or only some at a time.
+fn is_unprocessed(error: &h2::Error) -> bool {
+    let leaves = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
+    error.is_remote() && (leaves || error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
 fn into_io(error: h2::Error) -> io::Error {
