@@ -99,6 +99,13 @@ async fn etcdctl_lock() {
     we_wait_for_each_other("interop/etcdctl", etcdctl).await;
 }
 
+/// An election has the same keys. Their values are what the candidates propose.
+#[tokio::test]
+async fn etcdctl_elect() {
+    we_wait_for_each_other("interop/elect", |name| CLUSTER.etcdctl_command(&["elect", name, "exclusive proposal"]))
+        .await;
+}
+
 #[tokio::test]
 async fn gos_mutex() {
     we_wait_for_each_other("interop/go", go).await;
