@@ -280,6 +280,16 @@ impl Cluster {
         }
     }
 
+    /// Another member leads from now on.
+    pub(crate) fn move_leader(&self) {
+        let leader = self.leader();
+        let next = (leader + 1) % self.members.len();
+        let status = self.etcdctl_at(&[next], &["endpoint", "status"]).output().unwrap();
+        let id = String::from_utf8(status.stdout).unwrap().split(", ").nth(1).unwrap().to_owned();
+        let moved = self.etcdctl_at(&[leader], &["move-leader", &id]).output().unwrap();
+        assert!(moved.status.success(), "{}", String::from_utf8_lossy(&moved.stderr));
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

@@ -8,6 +8,7 @@ mod interop;
 mod kinds;
 mod lifetimes;
 mod logs;
+mod many;
 mod meddler;
 mod network;
 mod partitions;

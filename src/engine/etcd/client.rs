@@ -11,8 +11,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::cluster::Cluster;
 use super::config::Config;
 use super::failure::Failure;
+use super::looks::Looks;
 use super::session::Sessions;
 use super::value::Owner;
+use super::watches::Watches;
 use crate::engine::server::driver;
 use crate::sys::per_process::PerProcess;
 
@@ -25,6 +27,8 @@ static CLIENTS: PerProcess<Mutex<HashMap<Config, Arc<Client>>>> = PerProcess::ne
 pub(super) struct Client {
     pub(super) cluster: Arc<Cluster>,
     pub(super) sessions: Arc<Sessions>,
+    pub(super) watches: Watches,
+    pub(super) looks: Arc<Looks>,
     /// What this process writes into its keys.
     pub(super) owner: Owner,
     names: Arc<Names>,
@@ -45,9 +49,11 @@ impl Client {
         driver::spawn(leave_when_idle(config.clone()))?;
         let cluster = Arc::new(Cluster::new(config.clone()));
         let sessions = Arc::new(Sessions::new(Arc::clone(&cluster)));
+        let watches = Watches::new(Arc::clone(&cluster));
+        let looks = Arc::new(Looks::new(Arc::clone(&cluster)));
         let sibling = clients.values().find(|other| other.cluster.config.endpoints == config.endpoints);
         let names = sibling.map(|sibling| Arc::clone(&sibling.names)).unwrap_or_default();
-        let client = Arc::new(Self { cluster, sessions, owner: Owner::this_process(), names });
+        let client = Arc::new(Self { cluster, sessions, watches, looks, owner: Owner::this_process(), names });
         clients.insert(config.clone(), Arc::clone(&client));
         Ok(client)
     }

@@ -27,6 +27,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 
 use crate::words::error::LockError;
 use crate::words::target::Target;
@@ -50,7 +51,7 @@ impl Code {
     const UNAUTHENTICATED: Self = Self(16);
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Failure {
     kind: Kind,
     /// The member that it came from.
@@ -59,28 +60,28 @@ pub(super) struct Failure {
     is_in_doubt: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Kind {
-    Io(io::Error),
+    Io(Arc<io::Error>),
     /// What the URL says cannot work, also at a later try.
-    Unusable(io::Error),
+    Unusable(Arc<io::Error>),
     Refused(Code, String),
 }
 
 impl Failure {
     /// The request has not left this process.
     pub(super) fn not_sent(error: io::Error) -> Self {
-        Self { kind: Kind::Io(error), member: None, is_in_doubt: false }
+        Self { kind: Kind::Io(error.into()), member: None, is_in_doubt: false }
     }
 
     /// No member can do what the URL says.
     pub(super) fn unusable(error: io::Error) -> Self {
-        Self { kind: Kind::Unusable(error), member: None, is_in_doubt: false }
+        Self { kind: Kind::Unusable(error.into()), member: None, is_in_doubt: false }
     }
 
     /// No answer, or none that can be understood.
     pub(super) fn broken(error: io::Error) -> Self {
-        Self { kind: Kind::Io(error), member: None, is_in_doubt: true }
+        Self { kind: Kind::Io(error.into()), member: None, is_in_doubt: true }
     }
 
     pub(super) fn no_answer() -> Self {

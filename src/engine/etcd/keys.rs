@@ -5,7 +5,7 @@
 
 use super::proto::{
     Compare, CompareResult, CompareTarget, DeleteRangeRequest, FilterType, Operation, PutRequest, RangeRequest,
-    SortOrder, SortTarget, TxnRequest, WatchCreateRequest, WatchRequest,
+    SortOrder, SortTarget, TxnRequest, WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest,
 };
 
 /// The key of one lease for the lock `name`.
@@ -92,7 +92,17 @@ fn created_at(key: &[u8], revision: i64) -> Compare {
 }
 
 /// Asks to be told of the deletion of the key, at `revision` or later.
-pub(super) fn watch(key: &[u8], revision: i64) -> WatchRequest {
+pub(super) fn watch(number: i64, key: &[u8], revision: i64) -> WatchRequest {
     let filters = vec![FilterType::NoPut.into()];
-    WatchRequest { create: Some(WatchCreateRequest { key: key.to_owned(), start_revision: revision, filters }) }
+    let create = WatchCreateRequest { key: key.to_owned(), start_revision: revision, filters, watch_id: number };
+    WatchRequest { create: Some(create), ..WatchRequest::default() }
+}
+
+pub(super) fn end_watch(id: i64) -> WatchRequest {
+    WatchRequest { cancel: Some(WatchCancelRequest { watch_id: id }), ..WatchRequest::default() }
+}
+
+/// Has no effect but an answer.
+pub(super) fn ask_for_progress() -> WatchRequest {
+    WatchRequest { progress: Some(WatchProgressRequest {}), ..WatchRequest::default() }
 }

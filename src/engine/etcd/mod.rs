@@ -3,6 +3,7 @@
 //! All that talks to the cluster runs on the driver's thread. From the bottom up:
 //! - [`proto`] has the messages, [`grpc`] makes calls on one connection, [`connect`] and [`tls`] make the connection.
 //! - [`cluster`] makes a call to whichever member answers, and [`failure`] says what a failed call means.
+//! - [`watches`] has all watches on one stream, and [`looks`] makes one request of many looks.
 //! - [`session`] keeps the lease of this process, under which all its keys are. [`client`] has all that this process has in
 //!   a cluster.
 //! - [`keys`] and [`value`] say what the keys of a lock look like. [`place`] is one key of ours, from its making to its
@@ -16,6 +17,7 @@
 //! - A lease may end while its owner waits (see jepsen.io on etcd 3.4.3). So the look that finds the lock free also shows
 //!   that our own key is still there. After it we ask our clock whether the lease goes on.
 //! - A leader whose disk hangs keeps leases although it has a successor. So a renewal first reads through the leader.
+//! - A process may lose the right to look at a key, and would not hear of its end. So a look that is refused is a loss.
 //! - A member may be cut off from the others and answer all the same. So each request asks for a member that has a leader.
 
 mod attempt;
@@ -27,11 +29,13 @@ mod failure;
 mod grpc;
 mod held;
 mod keys;
+mod looks;
 mod place;
 mod proto;
 mod session;
 mod tls;
 mod value;
+mod watches;
 
 use std::path::Path;
 use std::sync::Arc;

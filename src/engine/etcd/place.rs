@@ -8,12 +8,10 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::sleep;
 
 use super::client::Client;
-use super::cluster::{Answered, Cluster};
+use super::cluster::Cluster;
 use super::config::Config;
 use super::failure::Failure;
-use super::proto::{
-    DeleteRangeRequest, EventType, Outcome, PutRequest, RangeResponse, TxnRequest, TxnResponse, WatchResponse,
-};
+use super::proto::{DeleteRangeRequest, Outcome, PutRequest, RangeResponse, TxnRequest, TxnResponse};
 use super::session::Session;
 use super::{keys, value};
 use crate::engine::server::driver;
@@ -21,7 +19,7 @@ use crate::words::error::LostReason;
 use crate::words::mode::Mode;
 use crate::words::target::Target;
 
-/// The pause before a watch that has broken off begins again, or a request that has failed is made again.
+/// The pause before a request that has failed is made again.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// One lock in one cluster.
@@ -138,26 +136,6 @@ impl Claim {
         let value = self.client.owner.value(self.mode, since);
         PutRequest { key: self.key.clone(), value, lease: self.session.id }
     }
-
-    /// Resolves when one of the keys is deleted, at `revision` or later.
-    async fn deletion(&self, keys: &[&[u8]], revision: i64) -> Result<(), Failure> {
-        let [first, others @ ..] = keys else { unreachable!("nobody watches nothing") };
-        let mut stream = self.cluster().stream(self.cluster().deadline()).await?;
-        stream.send(&keys::watch(first, revision), false)?;
-        for key in others {
-            stream.send(&keys::watch(key, revision), false)?;
-        }
-        loop {
-            match stream.next().await? {
-                Some(WatchResponse { canceled: false, events }) => {
-                    if events.iter().any(|event| event.r#type == i32::from(EventType::Delete)) {
-                        return Ok(());
-                    }
-                }
-                Some(_) | None => return Err(Failure::broken(io::Error::other("the server has ended the watch"))),
-            }
-        }
-    }
 }
 
 impl Drop for Claim {
@@ -178,7 +156,7 @@ impl Place {
 
     /// Waits until the lock is ours. Cancel safe.
     pub(super) async fn reach_front(&self) -> Result<(), Failure> {
-        let (Claim { session, lock, mode, key, .. }, cluster) = (&self.claim, self.claim.cluster());
+        let Claim { client, session, lock, mode, key, .. } = &self.claim;
         // Ours, and the one in front of it. A reader looks for a writer among all that are in front.
         let queue = match *mode {
             Mode::Exclusive => keys::last_two_up_to(&lock.name, self.revision),
@@ -186,7 +164,7 @@ impl Place {
         };
         loop {
             // This look also shows that our lease has not ended while we waited: our key would be gone.
-            let looked = cluster.call(&queue, cluster.deadline()).await?.value;
+            let looked = client.looks.look(queue.clone()).await?;
             let now = revision(&looked);
             let mut found = looked.kvs.into_iter();
             if found.next().is_none_or(|first| first.key != *key || !session.lease.is_alive()) {
@@ -194,10 +172,10 @@ impl Place {
             }
             let blocks = |value: &[u8]| *mode == Mode::Exclusive || !value::is_shared(value);
             let Some(ahead) = found.find(|ahead| blocks(&ahead.value)) else { return Ok(()) };
-            let watched: [&[u8]; 2] = [key, &ahead.key];
+            let watched: [&[u8]; 2] = [&ahead.key, key];
             tokio::select! {
-                deleted = self.claim.deletion(&watched, now.saturating_add(1)) => if deleted.is_err() {
-                    sleep(PAUSE).await;
+                is_deleted = client.watches.deletion(&watched, now.saturating_add(1)) => if !is_deleted {
+                    client.watches.pause().await;
                 },
                 () = session.lease.expired() => return Err(Failure::place_lost()),
             }
@@ -220,13 +198,13 @@ impl Place {
     }
 
     async fn gone(&self) -> LostReason {
-        let (cluster, key) = (self.claim.cluster(), &self.claim.key);
+        let Claim { client, key, .. } = &self.claim;
         let mut from = self.revision.saturating_add(1);
-        while self.claim.deletion(&[key], from).await.is_err() {
-            sleep(PAUSE).await;
+        while !client.watches.deletion(&[key], from).await {
+            client.watches.pause().await;
             // The next watch may not begin where the last one did: that revision may be compacted by now.
-            match cluster.call(&keys::get(key), cluster.deadline()).await {
-                Ok(Answered { value: looked, .. }) => {
+            match client.looks.look(keys::get(key)).await {
+                Ok(looked) => {
                     if looked.kvs.first().is_none_or(|found| found.create_revision != self.revision) {
                         return LostReason::Removed;
                     }

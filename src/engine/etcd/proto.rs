@@ -54,7 +54,7 @@ impl Call for RangeRequest {
     }
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, Copy, PartialEq, Message)]
 pub(super) struct ResponseHeader {
     #[prost(int64, tag = "3")]
     pub(super) revision: i64,
@@ -230,12 +230,25 @@ pub(super) struct TxnResponse {
     pub(super) responses: Vec<ResponseOp>,
 }
 
+/// One of the three.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct WatchRequest {
-    /// The member `create_request` of a `oneof`, of which this engine needs no other.
     #[prost(message, optional, tag = "1")]
     pub(super) create: Option<WatchCreateRequest>,
+    #[prost(message, optional, tag = "2")]
+    pub(super) cancel: Option<WatchCancelRequest>,
+    #[prost(message, optional, tag = "3")]
+    pub(super) progress: Option<WatchProgressRequest>,
 }
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct WatchCancelRequest {
+    #[prost(int64, tag = "1")]
+    pub(super) watch_id: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct WatchProgressRequest {}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
 #[repr(i32)]
@@ -251,10 +264,16 @@ pub(super) struct WatchCreateRequest {
     pub(super) start_revision: i64,
     #[prost(enumeration = "FilterType", repeated, tag = "5")]
     pub(super) filters: Vec<i32>,
+    #[prost(int64, tag = "7")]
+    pub(super) watch_id: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct WatchResponse {
+    #[prost(int64, tag = "2")]
+    pub(super) watch_id: i64,
+    #[prost(bool, tag = "3")]
+    pub(super) created: bool,
     #[prost(bool, tag = "4")]
     pub(super) canceled: bool,
     #[prost(message, repeated, tag = "11")]
