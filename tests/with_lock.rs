@@ -329,9 +329,11 @@ const WITH_CHILD: &str = "exec 3<&0; sh -c 'echo works; read line <&3' & ";
 #[tokio::test]
 async fn an_flock_whose_holder_is_killed_is_held_until_what_its_command_has_started_ends() {
     let dir = TempDir::new().unwrap();
-    let lock = LockFile::flock(dir.path().join("x.lock")).unwrap();
-    let url = lock.url().to_string();
-    for option in ["--", "--close"] {
+    // The second one was made by touch(1) or flock(1): it holds no record.
+    std::fs::write(dir.path().join("y.lock"), "").unwrap();
+    for (name, option) in ["x.lock", "y.lock"].iter().flat_map(|name| ["--", "--close"].map(|option| (name, option))) {
+        let lock = LockFile::flock(dir.path().join(name)).unwrap();
+        let url = lock.url().to_string();
         let mut running = Running::with(&[&url, option, "sh", "-c", &format!("{WITH_CHILD} wait")]);
         assert_eq!(line(&mut running.stdout).await, "works");
         running.child.kill().await.unwrap();
@@ -340,6 +342,19 @@ async fn an_flock_whose_holder_is_killed_is_held_until_what_its_command_has_star
         running.stdin.write_all(b"end\n").await.unwrap();
         drop(attempt);
         drop(in_time(lock.obtain()).await.unwrap());
+    }
+}
+
+/// The idiom of `flock "$0"`, see flock(1). A program that somebody has open for writing cannot be started.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_command_can_be_its_own_lock() {
+    let dir = TempDir::new().unwrap();
+    let program = dir.path().join("true");
+    assert!(Command::new("cp").arg("/bin/true").arg(&program).status().await.unwrap().success());
+    let (url, program) = (format!("flockfile:{}", program.display()), program.to_str().unwrap());
+    for option in ["--", "--close"] {
+        assert_eq!(Running::with(&[&url, option, program]).end().await, (0, String::new()), "{option}");
     }
 }
 

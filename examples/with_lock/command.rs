@@ -1,31 +1,70 @@
 //! The command, from its start to its exit code.
-#![cfg_attr(unix, expect(unsafe_code, reason = "only pre_exec can run code in the child before the command"))]
+#![cfg_attr(
+    unix,
+    expect(
+        unsafe_code,
+        reason = "only pre_exec can run code in the child before the command, and the guard does not give its descriptor"
+    )
+)]
 
-use std::fs::File;
 use std::io;
+#[cfg(unix)]
+use std::os::fd::OwnedFd;
 use std::process::ExitStatus;
 
 use tokio::process::{Child, Command};
+use tokio_lockfile::LockGuard;
 
 use super::order::Order;
 
-/// `lock`: the locked file, if the command is to have it open.
-pub(crate) fn start(order: &Order, lock: Option<&File>) -> io::Result<Child> {
+pub(crate) fn start(order: &Order, guard: &LockGuard) -> io::Result<Child> {
     let mut command = Command::new(&order.command[0]);
     command.args(&order.command[1..]);
     if let Some(variable) = &order.own_variable {
         command.env_remove(variable);
     }
     #[cfg(unix)]
-    bind(&mut command, lock.map(File::try_clone).transpose()?);
+    bind(&mut command, if order.is_closed { None } else { descriptor_of(guard) });
     #[cfg(not(unix))]
-    let _ = lock;
+    let _ = guard;
     command.spawn()
+}
+
+/// A copy of the descriptor that has the flock. The file of the guard can be another one, which is open for writing: then the
+/// command could not be the program that is the lock (ETXTBSY, execve(2)).
+#[cfg(target_os = "linux")]
+fn descriptor_of(guard: &LockGuard) -> Option<OwnedFd> {
+    use std::os::fd::BorrowedFd;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+
+    use tokio_lockfile::LockKind;
+
+    let path = guard.path().filter(|_| guard.kind() == LockKind::Flock)?;
+    let inode = |path: &Path| path.metadata().map(|found| (found.dev(), found.ino())).ok();
+    // proc_pid_fdinfo(5)
+    let has_flock = |number| {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+        info.lines().any(|line| line.starts_with("lock:") && line.contains("FLOCK"))
+    };
+    let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else { return file_of(guard) };
+    let lock = descriptors.flatten().filter(|entry| inode(&entry.path()) == inode(path));
+    let number = lock.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|&number| has_flock(number))?;
+    // SAFETY: the guard keeps it open.
+    unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().ok()
+}
+
+#[cfg(all(unix, not(target_os = "linux")))]
+use file_of as descriptor_of;
+
+#[cfg(unix)]
+fn file_of(guard: &LockGuard) -> Option<OwnedFd> {
+    guard.file()?.try_clone().ok().map(OwnedFd::from)
 }
 
 /// Lets the command have `lock` open, and on Linux also die with this program.
 #[cfg(unix)]
-fn bind(command: &mut Command, lock: Option<File>) {
+fn bind(command: &mut Command, lock: Option<OwnedFd>) {
     use rustix::io::{FdFlags, fcntl_setfd};
 
     #[cfg(target_os = "linux")]

@@ -149,8 +149,7 @@ fn code_of(error: &LockError, conflict: u8) -> u8 {
 /// Runs the command to its end, and releases the lock then.
 async fn run(guard: LockGuard, order: &Order) -> u8 {
     let mut signals = Signals::catch();
-    let lock = guard.file().filter(|_| !order.is_closed);
-    let mut child = match command::start(order, lock) {
+    let mut child = match command::start(order, &guard) {
         Ok(child) => child,
         Err(error) => {
             say(format_args!("cannot run {:?}: {error}", order.command[0]));
