@@ -81,6 +81,23 @@ async fn a_key_that_was_made_behind_an_error_goes() {
     }
 }
 
+/// As etcd's proxy, which names what is left of a lease when the renewal has failed.
+#[tokio::test]
+async fn a_renewal_counts_for_as_long_as_its_answer_says() {
+    let cluster = Cluster::of(1);
+    let meddler = Meddler::before(&cluster.endpoint(0));
+    meddler.answer(|method| match method.ends_with("/LeaseKeepAlive") {
+        // Field 3, the time to live: 1 s.
+        true => Answer::Message(Bytes::from_static(b"\x18\x01")),
+        false => Answer::Passed,
+    });
+    let guard = take(&LockFile::open(&url(meddler.port, "x", "")).unwrap()).await;
+    let next = timeout(HANG, cluster.lock("x").obtain()).await.expect("hangs").unwrap();
+    assert!(!guard.is_held(), "two holders");
+    assert_eq!(timeout(HANG, guard.lost()).await.expect("the loss is not noticed"), LostReason::Expired);
+    next.release().await.unwrap();
+}
+
 fn peak_memory() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
