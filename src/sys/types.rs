@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::SystemTime;
 
+use crate::words::escape::Escaped;
+
 /// What a PID alone tells, without a look at the status of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "no platform has all of them")]
@@ -58,7 +60,8 @@ impl fmt::Display for FileSystem {
         match self {
             Self::Memory => f.write_str("memory"),
             Self::Local => f.write_str("a local disk"),
-            Self::Other(name) => f.write_str(name),
+            // Any user can choose the name of a file system on FUSE.
+            Self::Other(name) => Escaped(&**name).fmt(f),
             Self::Unknown => f.write_str("a file system that only /proc/self/mountinfo could tell"),
         }
     }

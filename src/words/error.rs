@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::escape::{Escaped, said};
 use super::holder::{Brief, Holder};
 use super::kind::LockKind;
 use super::server_url::ServerUrl;
@@ -140,7 +141,7 @@ impl fmt::Display for Subject<'_> {
         match self.0.to_str() {
             _ if self.0.is_absolute() => write!(f, "{:?}", self.0),
             Some("") => f.write_str("a null lock"),
-            Some(url) if is_url(url) => f.write_str(url),
+            Some(url) if is_url(url) => Escaped(url).fmt(f),
             _ => write!(f, "the null lock {:?}", self.0),
         }
     }
@@ -210,13 +211,22 @@ impl LockError {
         Self::InvalidUrl { url: url.to_string(), reason: reason.into() }
     }
 
+    /// The text of the cause may be that of a server. It is made safe to show here, for all engines.
     #[allow(dead_code, reason = "for the engines, which are features")]
     pub(crate) fn engine(
         url: &ServerUrl,
         action: &'static str,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self::Engine { url: url.to_string(), action, source: source.into() }
+        let source = source.into();
+        let text = source.to_string();
+        let said = said(&text);
+        let source = match source.downcast_ref::<io::Error>() {
+            _ if said == text => source,
+            Some(error) => io::Error::new(error.kind(), said).into(),
+            None => said.into(),
+        };
+        Self::Engine { url: url.to_string(), action, source }
     }
 
     pub(crate) fn lost(path: &Path, reason: LostReason) -> Self {
@@ -288,5 +298,22 @@ mod tests {
         assert_eq!(path_of("postgres://db/app?lock=x"), None);
         assert_eq!(path_of("/run/app://x"), Some("/run/app://x".into()));
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn words_from_outside_are_made_safe() {
+        let url: crate::LockUrl = "etcd://db/x".parse().unwrap();
+        let url = url.server().unwrap();
+        let error = LockError::engine(url, "try for", "no\n\u{202e}");
+        assert_eq!(error.to_string(), r"cannot try for etcd://db/x: no\n\u{202e}");
+        let error = LockError::engine(url, "try for", io::Error::new(io::ErrorKind::TimedOut, "no\n"));
+        assert_eq!(error.to_string(), r"cannot try for etcd://db/x: no\n");
+        assert_eq!(error.io_error().unwrap().kind(), io::ErrorKind::TimedOut);
+        let system = LockError::engine(url, "try for", io::Error::from_raw_os_error(2));
+        assert_eq!(system.io_error().unwrap().raw_os_error(), Some(2));
+        for name in ["a\n", "a://\n"] {
+            let error = LockError::TimedOut { path: name.into(), limit: Duration::ZERO, holder: None };
+            assert!(!error.to_string().contains('\n'), "{error}");
+        }
     }
 }

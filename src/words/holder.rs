@@ -21,15 +21,25 @@ pub struct Holder {
     since: Option<SystemTime>,
 }
 
+/// The longest file name and DNS name. No system gives a process or a host a longer name, but a server may tell one.
+const LONGEST_NAME: usize = 255;
+
+fn cut_off(mut name: String) -> String {
+    if let Some((end, _)) = name.char_indices().nth(LONGEST_NAME) {
+        name.truncate(end);
+    }
+    name
+}
+
 impl Holder {
     pub(crate) fn new(pid: u32, name: Option<String>, since: Option<SystemTime>) -> Self {
-        Self { pid, name, host: None, since }
+        Self { pid, name: name.map(cut_off), host: None, since }
     }
 
     /// The same on the host of this name or address, as a server tells it.
     #[allow(dead_code, reason = "for the engines, which are features")]
     pub(crate) fn on_host(self, host: Option<String>) -> Self {
-        Self { host, ..self }
+        Self { host: host.map(cut_off), ..self }
     }
 
     /// PID of the holder. 0 if somebody holds the lock but nothing tells who it is.
@@ -38,12 +48,13 @@ impl Holder {
     }
 
     /// Name of the holder's process, if it is visible from here. A process can choose any name, with control characters
-    /// too; [`Display`](fmt::Display) escapes them.
+    /// too; [`Display`](fmt::Display) and [`Debug`] escape them.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// Name or address of the holder's host, if the lock is on a server that tells it. `None` for locks on files.
+    /// Name or address of the holder's host, if the lock is on a server that tells it. It may be any text, as the name.
+    /// `None` for locks on files.
     pub fn host(&self) -> Option<&str> {
         self.host.as_deref()
     }
@@ -120,5 +131,14 @@ mod tests {
         assert_eq!(holder(Some(180_000)).to_string(), "pid 4321 (backupd) for 2d 2h");
         let remote = holder(Some(192)).on_host(Some("db1".into()));
         assert_eq!(remote.to_string(), "pid 4321 (backupd) on db1 for 3m 12s");
+    }
+
+    #[test]
+    fn any_name_is_safe_to_show() {
+        let evil = "a\n\u{1b}[2J\u{202e}".to_owned();
+        let holder = Holder::new(1, Some(evil.clone()), None).on_host(Some(evil));
+        assert_eq!(holder.to_string(), r"pid 1 (a\n\u{1b}[2J\u{202e}) on a\n\u{1b}[2J\u{202e}");
+        let long = Holder::new(1, Some("é".repeat(10_000)), None).on_host(Some("é".repeat(10_000)));
+        assert!(long.to_string().len() < 1_100);
     }
 }

@@ -16,7 +16,10 @@ mod proxies;
 mod proxy;
 mod refusals;
 mod transit;
+mod words;
 
+#[path = "../servers/evil_words.rs"]
+mod evil_words;
 #[path = "../servers/last_held.rs"]
 mod last_held;
 #[path = "../servers/set_uid.rs"]

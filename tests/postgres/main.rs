@@ -2,6 +2,8 @@
 
 #[path = "../it/behaviour.rs"]
 mod behaviour;
+#[path = "../servers/evil_words.rs"]
+mod evil_words;
 mod exclusion;
 mod fencing;
 mod fork;
@@ -32,3 +34,4 @@ mod support;
 mod tls;
 #[path = "../servers/whole_log.rs"]
 mod whole_log;
+mod words;

@@ -1,9 +1,11 @@
 //! Connects to a host: its addresses in their order, TLS, and the password.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinHandle;
 use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::{CancelToken, Client, Config};
@@ -60,6 +62,21 @@ impl Address {
     fn is_local(&self) -> bool {
         !matches!(self, Self::Tcp(_))
     }
+}
+
+/// Moves the bytes of a connection until it ends. What the server notes beside its answers is dropped: as a future, the
+/// connection would log it as it is.
+pub(super) async fn keep_moving<S, T>(
+    mut connection: tokio_postgres::Connection<S, T>,
+) -> Result<(), tokio_postgres::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
+        message?;
+    }
+    Ok(())
 }
 
 /// Waits for no more than `limit`.
@@ -148,7 +165,7 @@ impl Way {
         let config = config.clone();
         let login = async move { config.connect_raw(wire, AsItIs).await };
         let (client, connection) = steps::run(self.address.server(), login).await??;
-        Ok(Connection { client, moving: tokio::spawn(connection), way: self.clone(), allowance })
+        Ok(Connection { client, moving: tokio::spawn(keep_moving(connection)), way: self.clone(), allowance })
     }
 
     /// Connects. If TLS is not demanded and does not come about, this is a way without TLS from then on.
