@@ -15,14 +15,7 @@ const MOST: usize = 100;
 
 pub(super) struct Looks {
     cluster: Arc<Cluster>,
-    queue: Mutex<Queue>,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: Vec<Look>,
-    /// Whether somebody is at work on them.
-    is_served: bool,
+    waiting: Mutex<Vec<Look>>,
 }
 
 struct Look {
@@ -32,45 +25,48 @@ struct Look {
 
 impl Looks {
     pub(super) fn new(cluster: Arc<Cluster>) -> Self {
-        Self { cluster, queue: Mutex::default() }
+        Self { cluster, waiting: Mutex::default() }
     }
 
-    /// The answer of the cluster. While it answers one request, the next ones gather.
+    /// The answer of the cluster to a question that was asked after this call. Those who ask at the same moment share a
+    /// request.
     pub(super) async fn look(self: &Arc<Self>, question: RangeRequest) -> Result<RangeResponse, Failure> {
         if !question.keys_only {
             // The answer may be long.
             return self.ask(&question).await;
         }
         let (answer, answered) = oneshot::channel();
-        let is_served = {
-            let mut queue = self.queue();
-            queue.waiting.push(Look { question, answer });
-            mem::replace(&mut queue.is_served, true)
+        let is_first = {
+            let mut waiting = self.waiting();
+            waiting.push(Look { question, answer });
+            waiting.len() == 1
         };
-        if !is_served {
-            driver::spawn(Arc::clone(self).serve()).map_err(Failure::not_sent)?;
+        if is_first {
+            // The job begins when all have asked who are ready now.
+            driver::spawn(Arc::clone(self).serve()).map_err(|error| {
+                self.waiting().clear();
+                Failure::not_sent(error)
+            })?;
         }
         answered.await.unwrap_or_else(|_| Err(Failure::not_sent(driver::panicked())))
     }
 
     async fn serve(self: Arc<Self>) {
-        loop {
-            let batch: Vec<Look> = {
-                let mut queue = self.queue();
-                queue.waiting.retain(|look| !look.answer.is_closed());
-                let size = queue.waiting.len().min(MOST);
-                queue.is_served = size > 0;
-                queue.waiting.drain(..size).collect()
-            };
-            match &batch[..] {
-                [] => return,
-                [_] => self.answer_each(batch).await,
-                _ => self.answer_all(batch).await,
-            }
+        let mut looks = mem::take(&mut *self.waiting());
+        looks.retain(|look| !look.answer.is_closed());
+        while looks.len() > MOST {
+            let rest = looks.split_off(MOST);
+            let (this, batch) = (Arc::clone(&self), mem::replace(&mut looks, rest));
+            // Without it, those who ask hear that it has failed.
+            let _ = driver::spawn(async move { this.answer_all(batch).await });
         }
+        self.answer_all(looks).await;
     }
 
     async fn answer_all(&self, batch: Vec<Look>) {
+        if batch.len() < 2 {
+            return self.answer_each(batch).await;
+        }
         let ask = |look: &Look| Operation::Range(look.question.clone()).into();
         let request = TxnRequest { success: batch.iter().map(ask).collect(), ..TxnRequest::default() };
         let answered = match self.cluster.call(&request, self.cluster.deadline()).await {
@@ -99,7 +95,7 @@ impl Looks {
         Ok(self.cluster.call(question, self.cluster.deadline()).await?.value)
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting(&self) -> MutexGuard<'_, Vec<Look>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
