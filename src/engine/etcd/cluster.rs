@@ -145,9 +145,8 @@ impl Cluster {
         if current.as_ref().is_some_and(|current| current.is_same(channel)) {
             *current = None;
             self.next.fetch_add(1, Ordering::Relaxed);
-            // One that has not begun with the request may end well what it has: a proxy takes only so many requests on one
-            // connection.
-            if failure.is_in_doubt() {
+            // One that has not taken the request may end well what it has: a proxy takes only so many on one connection.
+            if !failure.is_not_sent() {
                 channel.close();
             }
         }

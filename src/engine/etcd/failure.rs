@@ -121,6 +121,11 @@ impl Failure {
         self.is_in_doubt
     }
 
+    /// Whether the request has not left this process, or the server says that it has not begun with it.
+    pub(super) fn is_not_sent(&self) -> bool {
+        matches!(self.kind, Kind::Io(_)) && !self.is_in_doubt
+    }
+
     /// Whether another server, or the same one a moment later, may answer better.
     pub(super) fn is_passing(&self) -> bool {
         match &self.kind {
