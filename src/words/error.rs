@@ -261,7 +261,8 @@ pub enum LostReason {
     Removed,
     /// Another file is at the path.
     Replaced,
-    /// The server ended the session of the holder, or took the lock away.
+    /// The server ended the session of the holder, or took the lock away. In an etcd cluster: the holder may not look at its
+    /// key any more.
     Disconnected,
     /// The server did not answer for 0.9 of the lease. When the lease ends, it may give the lock to another process.
     Expired,
