@@ -72,9 +72,11 @@ fn is_queued(name: &str, keys: usize) {
 }
 
 async fn we_wait_for_each_other(name: &str, program: Program) {
+    // It may have to be built, which takes longer than a lease lasts on a machine with much to do.
+    let command = program(name);
     let lock = CLUSTER.lock(name);
     let guard = take(&lock).await;
-    let mut other = Other::start(program(name));
+    let mut other = Other::start(command);
     is_queued(name, 2);
     // It stands in the queue behind us, and we do not mistake it for the holder.
     assert_eq!(lock.holder().await.unwrap().unwrap().pid(), std::process::id());
