@@ -69,10 +69,10 @@ pub(super) fn attempt(
             let is_wanted = target.options.record && mode == Mode::Exclusive;
             let found = if is_wanted { find_record(&file, &stat, is_new) } else { None };
             let written = found.map(|_| record::write(&file, &record::flock(owner.pid())));
-            let wrote = AtomicBool::new(written.is_some_and(|written| written.is_ok()));
-            let held = Held { file, stat, wrote, data: OnceLock::new(), owner: Some(owner) };
-            // A holder blanks its record at release. A record that is still there is that of a dead one.
-            return Ok(Outcome::Acquired { held, taken_over: found.flatten() });
+            let wrote = written.is_some_and(|written| written.is_ok());
+            let held = Held { file, stat, wrote: AtomicBool::new(wrote), data: OnceLock::new(), owner: Some(owner) };
+            // A holder blanks its record at release, where it can. So a record that is still there is that of a dead one.
+            return Ok(Outcome::Acquired { held, taken_over: found.flatten().filter(|_| wrote) });
         }
         // If a shared lock is possible, no holder is exclusive. Then somebody only asks, or a program holds a shared lock;
         // the next look still finds that one.
@@ -231,26 +231,28 @@ impl Held {
     }
 
     pub(super) fn release(mut self, path: &Path) -> Result<(), LockError> {
-        self.blank();
+        let blanked = self.blank();
         // After the write: a look before it would make the kernel write one more time stamp.
         let checked = self.identity().check(path);
         let unlocked = self.unlock().map_err(|error| LockError::io(path, "unlock", error));
         checked.map_err(|reason| LockError::lost(path, reason))?;
-        unlocked
+        unlocked?;
+        blanked.map_err(|error| LockError::io(path, "blank the record in lock file", error))
     }
 
     /// Unlocks before the close. This frees the lock at once, also where a forked child has the descriptor too. The close
     /// that follows is the event that waiters see.
     fn unlock(&mut self) -> io::Result<()> {
-        self.blank();
+        let _ = self.blank();
         self.owner = None;
         sys::unlock(&self.file)
     }
 
     /// Blanks the record if it is still there. The holder may have written data in its place.
-    fn blank(&mut self) {
-        if std::mem::take(self.wrote.get_mut()) && self.is_record_whole() {
-            let _ = record::write(&self.file, &record::FLOCK_BLANK);
+    fn blank(&mut self) -> io::Result<()> {
+        match std::mem::take(self.wrote.get_mut()) && self.is_record_whole() {
+            true => record::write(&self.file, &record::FLOCK_BLANK),
+            false => Ok(()),
         }
     }
 
