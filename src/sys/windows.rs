@@ -24,7 +24,9 @@ use windows_sys::Win32::System::Threading::{
     OpenProcess, PROCESS_QUERY_LIMITED_INFORMATION, PROCESS_SYNCHRONIZE, WaitForSingleObject,
 };
 
+use super::process::pid_exists;
 use super::types::{Existence, FileSystem};
+use crate::words::mode::Mode;
 
 /// The offset of the byte that we lock. It is far behind the record, because other handles cannot read locked bytes. It
 /// is within the range that std, fs4 and Cargo lock. They lock the whole file.
@@ -322,16 +324,16 @@ pub(crate) fn current_pid() -> u32 {
 }
 
 /// Windows has no list of locks.
-pub(crate) fn listed_flock_holders(_stat: &Stat) -> Vec<u32> {
+pub(crate) fn listed_flock_holders(_stat: &Stat, _mode: Mode, _writer: Option<u32>) -> Vec<u32> {
     Vec::new()
 }
 
-/// Windows does not show which process has a lock.
-pub(crate) fn has_flock(_pid: u32, _stat: &Stat) -> Option<bool> {
-    None
+/// Windows does not show which process has a lock. A PID means the same to everybody, so a living process is believed.
+pub(crate) fn has_flock(pid: u32, _stat: &Stat, _mode: Mode) -> Option<bool> {
+    Some(pid_exists(pid))
 }
 
 /// Windows does not show which process has a lock.
-pub(crate) fn find_flock_holders(_stat: &Stat) -> impl Iterator<Item = u32> {
+pub(crate) fn find_flock_holders(_stat: &Stat, _mode: Mode) -> impl Iterator<Item = u32> {
     std::iter::empty()
 }

@@ -84,7 +84,10 @@ const ROLE: &str = "TOKIO_LOCKFILE_TEST_ATTEMPT";
 async fn attempt_for_parent() {
     let Ok(url) = std::env::var(ROLE) else { return };
     match LockFile::open(&url).unwrap().attempt().await {
-        Ok(Some(_guard)) => println!("ANSWER held"),
+        Ok(Some(guard)) => match guard.release().await {
+            Ok(()) => println!("ANSWER held"),
+            Err(error) => println!("ANSWER held, then {error}"),
+        },
         Ok(None) => println!("ANSWER busy"),
         Err(error) => println!("ANSWER {:?}: {error}", error.io_error().map(std::io::Error::kind)),
     }
@@ -92,6 +95,11 @@ async fn attempt_for_parent() {
 
 /// Starts another process with `command`. Returns the result of its attempt.
 pub(crate) fn attempt_by(command: &mut Command, url: &str) -> String {
+    answer_by(command, "faults::attempt_for_parent", (ROLE, url))
+}
+
+/// Starts another process with `command`, which runs the test of this name for its parent. Returns its answer.
+pub(crate) fn answer_by(command: &mut Command, test: &str, (role, url): (&str, &str)) -> String {
     // Another user may have no access to the directory of this binary.
     let dir = TempDir::new_in("/tmp").unwrap();
     let program = dir.path().join("attempt");
@@ -99,7 +107,7 @@ pub(crate) fn attempt_by(command: &mut Command, url: &str) -> String {
     // descriptor that is open for writing, and execve(2) would fail with ETXTBSY.
     assert!(succeeds(Command::new("cp").arg(std::env::current_exe().unwrap()).arg(&program)));
     set_mode(dir.path(), 0o755);
-    command.arg(&program).args(["faults::attempt_for_parent", "--exact", "--nocapture"]).env(ROLE, url);
+    command.arg(&program).args([test, "--exact", "--nocapture"]).env(role, url);
     let output = command.output().unwrap();
     let output = String::from_utf8_lossy(&output.stdout).into_owned();
     let answer = output.split("ANSWER ").nth(1).unwrap_or_else(|| panic!("{command:?}: {output}"));
@@ -166,7 +174,9 @@ async fn a_dead_users_file() {
     leave_stale(0o644);
     let answer = attempt_as_nobody(&url);
     match is_protected {
-        true => assert!(answer.starts_with("Some(PermissionDenied)") && answer.contains("another user's"), "{answer}"),
+        true => {
+            assert!(answer.starts_with("Some(PermissionDenied)") && answer.contains("belongs to user 0"), "{answer}")
+        }
         false => assert_eq!(answer, "held"),
     }
     leave_stale(0o666);
@@ -184,8 +194,14 @@ async fn a_dead_users_file() {
     set_mode(dir.path(), 0o1777);
     leave_stale(0o666);
     let answer = attempt_as_nobody(&url);
-    assert!(answer.starts_with("Some(PermissionDenied)") && answer.contains("sticky"), "{answer}");
+    for part in ["Some(PermissionDenied)", "belongs to user 0", "sticky", "by hand"] {
+        assert!(answer.contains(part), "{part}: {answer}");
+    }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "there are leftover files beside it");
+    // Another link to it is no reason to take it for held.
+    std::fs::hard_link(&path, dir.path().join("planted")).unwrap();
+    assert!(attempt_as_nobody(&url).contains("sticky"));
+    std::fs::remove_file(dir.path().join("planted")).unwrap();
 
     leave_stale(0o644);
     take(&LockFile::shlock(&path).unwrap()).await.release().await.unwrap();
@@ -252,6 +268,44 @@ sys.exit(fcntl.fcntl(f, fcntl.F_GETLEASE) != fcntl.F_RDLCK)
         guard.release().await.unwrap();
     }
     peer.finish();
+}
+
+/// chattr(1) makes a directory from which no file can be removed.
+#[tokio::test]
+async fn a_stale_file_in_an_append_only_directory_gets_no_link_that_stays() {
+    let (dir, path) = crate::place();
+    std::fs::write(&path, "   4194305\t \t\n").unwrap();
+    let chattr = |flag| assert!(succeeds(Command::new("chattr").arg(flag).arg(dir.path())));
+    chattr("+a");
+    let refused = LockFile::shlock(&path).unwrap().attempt().await;
+    chattr("-a");
+    let error = refused.unwrap_err();
+    assert!(error.to_string().contains("append-only"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "there are leftover files beside it");
+}
+
+/// The disk has become read-only, so a release could not blank its record. The next holder cannot write one either.
+#[tokio::test]
+async fn a_record_that_nobody_can_blank_is_no_death() {
+    let mount = Mount::new();
+    let path = mount.lock_path();
+    std::fs::write(&path, "   4194305\t\t \t\t\n").unwrap();
+    mount.make_read_only();
+    let warnings = Warnings::default();
+    let listening = tracing::subscriber::set_default(warnings.subscriber());
+    take(&LockFile::flock(&path).unwrap()).await.release().await.unwrap();
+    drop(listening);
+    assert_eq!(warnings.text(), "");
+}
+
+#[test]
+fn a_release_that_cannot_blank_its_record_is_an_error() {
+    let dir = TempDir::new().unwrap();
+    let url = format!("flockfile:{}", dir.path().join("x.lock").display());
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=pwrite64:error=EROFS:when=2"]);
+    let answer = attempt_by(&mut strace, &url);
+    assert!(answer.contains("cannot blank the record in lock file"), "{answer}");
 }
 
 /// The text of the warnings that this thread logs.

@@ -30,7 +30,9 @@ async fn a_blank_file_that_is_not_ours_is_reported_after_the_grace_period_and_st
     tokio::time::sleep(GRACE).await;
     let error = lock.attempt().await.unwrap_err();
     assert!(matches!(error, LockError::Stale { pid: 0, .. }), "{error:?}");
-    assert!(error.to_string().contains("an unknown process") && error.to_string().contains("whose it is"), "{error}");
+    for part in ["an unknown process", "flock(2)", "open it as flock", "whose it is"] {
+        assert!(error.to_string().contains(part), "{part}: {error}");
+    }
     assert_eq!(lock.holder().await.unwrap(), None);
     assert_eq!(std::fs::read(&path).unwrap(), b"");
 }

@@ -24,47 +24,51 @@ impl Model {
 
     /// Looks at the name, to find out who holds the lock.
     fn contend(&self, state: &mut State<At>, process: Process) -> Option<At> {
-        // What the file says, and whether we have locked it.
-        let judged = |state: &State<At>| {
-            let file = state.file(state.open(process));
-            (file.record, file.locked_by == Some(process as u8))
-        };
+        let record = |state: &State<At>| state.file(state.open(process)).record;
         Some(match state.local(process).at {
             At::Idle => At::Open,
             At::Open => match state.look_up(Name::Lock) {
                 found @ Some(_) => {
                     state.local_mut(process).file = found;
-                    At::Flock
+                    At::Share
                 }
                 None => At::Create(Purpose::Lock),
             },
-            At::Flock => match state.try_lock(process, state.open(process)) {
-                true if self.without.look_after_flock => At::Read,
-                true => At::LookAgain,
-                false => At::Read,
-            },
-            At::LookAgain => match names_lock(state, state.open(process)) {
-                true => At::Read,
-                false => At::UnlockStale { then: Then::LookAgain },
-            },
-            At::Read => match judged(state) {
-                (Record::Marked(_), true) => At::CountLinks,
-                (Record::Foreign(_), _) | (_, false) => At::AskPid,
-                // Not our file, so it is never removed: our files have a record before they get the name.
-                (Record::Blank, true) => At::UnlockStale { then: Then::GiveUp },
-            },
-            At::AskPid => match judged(state) {
-                (Record::Foreign(pid), true) if !is_alive(state, pid) => At::CountLinks,
-                (_, true) => At::UnlockStale { then: Then::GiveUp },
-                // The flock is refused: the lock is busy, or its state is unclear. Both end the attempt.
-                (Record::Marked(pid) | Record::Foreign(pid), false) if is_alive(state, pid) => At::Share,
-                (_, false) => At::UnlockStale { then: Then::GiveUp },
-            },
             At::Share => match state.try_share(process, state.open(process)) {
                 true => At::Unshare,
-                false => At::UnlockStale { then: Then::GiveUp },
+                false => At::Read { is_locked: true },
             },
-            At::Unshare => At::UnlockStale { then: Then::GiveUp },
+            At::Unshare => {
+                state.unlock(process, state.open(process));
+                match self.without.look_after_flock {
+                    true => At::Read { is_locked: false },
+                    false => At::LookAgain,
+                }
+            }
+            At::LookAgain => match names_lock(state, state.open(process)) {
+                true => At::Read { is_locked: false },
+                false => At::UnlockStale { then: Then::LookAgain },
+            },
+            At::Read { is_locked: true } => At::LookForBreaker,
+            At::Read { is_locked: false } => match record(state) {
+                Record::Marked(_) => At::CountLinks,
+                Record::Foreign(_) => At::AskPid,
+                // Not our file, so it is never removed: our files have a record before they get the name.
+                Record::Blank => At::UnlockStale { then: Then::GiveUp },
+            },
+            At::AskPid => match record(state) {
+                Record::Foreign(pid) if !is_alive(state, pid) => At::CountLinks,
+                _ => At::UnlockStale { then: Then::GiveUp },
+            },
+            // The file belongs to a breaker, or it is held: both end the attempt.
+            At::LookForBreaker => match state.has_name(state.open(process), Name::Breaking) {
+                true => At::UnlockStale { then: Then::GiveUp },
+                false => At::LookLocked,
+            },
+            At::LookLocked => match names_lock(state, state.open(process)) {
+                true => At::UnlockStale { then: Then::GiveUp },
+                false => At::UnlockStale { then: Then::LookAgain },
+            },
             At::UnlockStale { then } => {
                 state.close_all(process);
                 match then {
@@ -97,9 +101,10 @@ impl Model {
                 let links = std::mem::take(&mut state.local_mut(process).links);
                 let [is_linked, has_creating_name] =
                     [Name::Breaking, Name::Creating].map(|name| state.has_name(state.open(process), name));
-                state.local_mut(process).has_creating_name = has_creating_name;
+                let local = state.local_mut(process);
+                (local.is_linked, local.has_creating_name) = (is_linked, has_creating_name);
                 match links == 1 + u8::from(is_linked) + u8::from(has_creating_name) {
-                    true if is_linked => after_link(state.local(process), Links::Explained),
+                    true if is_linked => At::Flock { links: Links::Explained },
                     true => At::LinkBreaking { links: Links::Explained },
                     false if kind.creates_named() => At::Create(Purpose::Age),
                     false => At::AskAge,
@@ -110,9 +115,7 @@ impl Model {
             At::LookForOthers { links } => {
                 let judged = |wanted| self.names().any(|name| self.judge(state, state.open(process), name) == wanted);
                 match !judged(Judged::Breaks) && (links == Links::Old || judged(Judged::Dead)) {
-                    true if state.look_up(Name::Breaking) == Some(state.open(process)) => {
-                        after_link(state.local(process), links)
-                    }
+                    true if state.local(process).is_linked => At::Flock { links },
                     true => At::LinkBreaking { links },
                     false => At::UnlockStale { then: Then::GiveUp },
                 }
@@ -120,14 +123,30 @@ impl Model {
             At::LinkBreaking { links } => match self.to_link(state, process, state.open(process), Name::Lock) {
                 None => At::UnlockStale { then: Then::LookAgain },
                 Some(inode) => match state.link(inode, Name::Breaking) {
-                    true => after_link(state.local(process), links),
+                    true => At::Flock { links },
                     false => At::ClearOpen(Clear::Breaker),
                 },
             },
+            At::Flock { links } => match state.try_lock(process, state.open(process)) {
+                true if self.without.look_after_flock => after_flock(links),
+                true => At::LookFlocked { links },
+                false => At::UnlockStale { then: Then::LookAgain },
+            },
+            At::LookFlocked { links } => match state.has_name(state.open(process), Name::Breaking) {
+                true if state.local(process).has_creating_name => At::LookCreated { links },
+                true => after_flock(links),
+                false => At::UnlockStale { then: Then::LookAgain },
+            },
+            At::LookCreated { links } => {
+                state.local_mut(process).has_creating_name = false;
+                match state.has_name(state.open(process), Name::Creating) {
+                    true => At::UnlinkCreated { links },
+                    false => after_flock(links),
+                }
+            }
             At::UnlinkCreated { links } => {
                 state.unlink(Name::Creating);
-                state.local_mut(process).has_creating_name = false;
-                after_link(state.local(process), links)
+                after_flock(links)
             }
             At::ListLinks { links } => At::JudgeLink { links, number: 0, dead: 0 },
             At::JudgeLink { links, number, dead } => match self.names().nth(number.into()) {
@@ -347,9 +366,9 @@ impl Model {
         };
         match at {
             At::Open | At::ClearOpen(_) | At::Create(_) => vec!["openat"],
-            At::Flock
-            | At::Share
+            At::Share
             | At::Unshare
+            | At::Flock { .. }
             | At::ClearFlock(_)
             | At::ClearUnlock(_)
             | At::FlockOwn(_)
@@ -357,9 +376,13 @@ impl Model {
             At::UnlockStale { .. } if file.is_some_and(|file| state.file(file).locked_by == Some(process as u8)) => {
                 vec!["flock"]
             }
-            At::Read => vec!["pread64"],
+            At::Read { .. } => vec!["pread64"],
             At::AskPid => vec![ask_pid],
             At::LookAgain
+            | At::LookForBreaker
+            | At::LookLocked
+            | At::LookFlocked { .. }
+            | At::LookCreated { .. }
             | At::CountLinks
             | At::LookUnbroken { .. }
             | At::LookLinked { .. }
@@ -399,10 +422,9 @@ fn fail_to_create(state: &mut State<At>, process: Process, purpose: Purpose) -> 
     after_clear(Clear::Creator(purpose))
 }
 
-/// The next call after our link exists.
-fn after_link(local: &Local<At>, links: Links) -> At {
+/// The next call once only we have the file locked, under the breakers' private name alone.
+fn after_flock(links: Links) -> At {
     match links {
-        _ if local.has_creating_name => At::UnlinkCreated { links },
         Links::Explained => At::LookLinked { links },
         _ => At::ListLinks { links },
     }

@@ -59,18 +59,22 @@ pub(crate) enum At {
 
     /// `open_lock`: openat of the name.
     Open,
-    /// `contend`: flock with LOCK_EX.
-    Flock,
+    /// `contend`, `is_locked`: flock with LOCK_SH.
+    Share,
+    /// `is_locked`: flock with LOCK_UN.
+    Unshare,
     /// `contend`, `names`: fstatat of the name.
     LookAgain,
     /// `read`: pread.
-    Read,
+    Read {
+        is_locked: bool,
+    },
     /// `judge`: pidfd_open of a foreign record's PID.
     AskPid,
-    /// `judge_locked`: flock with LOCK_SH.
-    Share,
-    /// `is_locked`: flock with LOCK_UN, after LOCK_SH.
-    Unshare,
+    /// `judge_locked`, `names`: fstatat of the breakers' private name.
+    LookForBreaker,
+    /// `judge_locked`, `names`: fstatat of the name.
+    LookLocked,
     /// `break_stale`: fstat and fstatat.
     CountLinks,
     /// `break_stale`: fstatat of our two private names, if there is more than one link.
@@ -83,6 +87,18 @@ pub(crate) enum At {
     },
     /// `link_breaking`: linkat, by descriptor.
     LinkBreaking {
+        links: Links,
+    },
+    /// `lock_linked`: flock with LOCK_EX.
+    Flock {
+        links: Links,
+    },
+    /// `lock_linked`, `names`: fstatat of the private name.
+    LookFlocked {
+        links: Links,
+    },
+    /// `break_stale`, `names`: fstatat of the private name under which the stale file was created, if it had that name.
+    LookCreated {
         links: Links,
     },
     /// `others_links`: getdents64.

@@ -63,6 +63,8 @@ pub(crate) struct Local<At> {
     pub(crate) private: Option<Inode>,
     /// The link count that it has read.
     pub(crate) links: u8,
+    /// Whether it has seen that the stale file is also called [`Name::Breaking`].
+    pub(crate) is_linked: bool,
     /// Whether it has seen that the stale file is also called [`Name::Creating`].
     pub(crate) has_creating_name: bool,
 }
@@ -84,7 +86,9 @@ impl<At: Copy> State<At> {
     pub(crate) fn new(at: impl Iterator<Item = At>) -> Self {
         let mut processes = [const { None }; PROCESSES];
         for (place, at) in processes.iter_mut().zip(at) {
-            *place = Some(Local { at, file: None, created: None, private: None, links: 0, has_creating_name: false });
+            let (file, created, private) = (None, None, None);
+            let (links, is_linked, has_creating_name) = (0, false, false);
+            *place = Some(Local { at, file, created, private, links, is_linked, has_creating_name });
         }
         let none = [None; PROCESSES];
         Self {
@@ -257,7 +261,7 @@ impl<At: Copy> State<At> {
         }
         let local = self.local_mut(process);
         (local.file, local.created, local.private) = (None, None, None);
-        (local.links, local.has_creating_name) = (0, false);
+        (local.links, local.is_linked, local.has_creating_name) = (0, false, false);
     }
 
     /// The same state with new numbers for the processes: `order` lists the old numbers in the new order.

@@ -1,41 +1,49 @@
 //! Which processes have an flock(2) on a file.
+//!
+//! A PID is named only if its process has the lock as far as that can be seen: its open files show it or, where we may not
+//! look at them, the kernel's list of locks does. Both have the PIDs of our own PID namespace. A PID in a record may be that
+//! of a dead process, or of another process in another namespace.
 
 use crate::sys::process::pid_exists;
 use crate::sys::{self, Stat};
+use crate::words::mode::Mode;
 
 /// How often the kernel's list is read: it can miss a lock while it changes.
-const LOOKS: u32 = 4;
+const LOOKS: usize = 4;
 
 /// The process that has the file locked exclusively. `recorded` is the PID in the file. 0 if nothing tells who it is.
-///
-/// A PID is named only if its process is alive and has the lock, as far as that can be seen. The record can be that of a
-/// dead process, and the list names the process that took the lock, also where only a child of it is left.
 pub(super) fn find_exclusive(stat: &Stat, recorded: Option<u32>) -> u32 {
+    let mode = Mode::Exclusive;
     // The record first: everybody on the machine pays for a look at the kernel's list.
-    if let Some(pid) = recorded.filter(|&pid| is_holder(pid, stat)) {
+    if let Some(pid) = recorded.filter(|&pid| sys::has_flock(pid, stat, mode) == Some(true)) {
         return pid;
     }
-    let looks = (0..LOOKS).map(|_| sys::listed_flock_holders(stat));
+    let looks = (0..LOOKS).map(|_| sys::listed_flock_holders(stat, mode, recorded));
     let listed = looks.into_iter().find(|listed| !listed.is_empty()).unwrap_or_default();
-    let found = listed.into_iter().find(|&pid| is_holder(pid, stat));
-    found.or_else(|| sys::find_flock_holders(stat).next()).unwrap_or(0)
+    let has_it = |&pid: &u32| sys::has_flock(pid, stat, mode).unwrap_or_else(|| pid_exists(pid));
+    let found = listed.into_iter().find(has_it);
+    found.or_else(|| sys::find_flock_holders(stat, mode).next()).unwrap_or(0)
 }
 
 /// The processes that share the lock. Empty if nobody is seen: a shared lock that was listed may be gone by now.
+///
+/// Each of them was seen twice. A process that only looks at the file has a shared lock too, for some microseconds.
 pub(super) fn find_shared(stat: &Stat) -> Vec<u32> {
-    let mut listed: Vec<u32> = (0..LOOKS).flat_map(|_| sys::listed_flock_holders(stat)).collect();
+    let mode = Mode::Shared;
+    let looks = [(); LOOKS].map(|()| sys::listed_flock_holders(stat, mode, None));
+    let mut listed = looks.concat();
     listed.sort_unstable();
     listed.dedup();
-    let (mut found, dead): (Vec<u32>, Vec<u32>) = listed.into_iter().partition(|&pid| is_holder(pid, stat));
-    if !dead.is_empty() {
+    let is_seen_again = |pid| {
+        let is_listed_again = || looks.iter().filter(|listed| listed.contains(&pid)).count() > 1;
+        sys::has_flock(pid, stat, mode).unwrap_or_else(|| is_listed_again() && pid_exists(pid))
+    };
+    let (mut found, gone): (Vec<u32>, Vec<u32>) = listed.into_iter().partition(|&pid| is_seen_again(pid));
+    if !gone.is_empty() {
         // A child may have inherited the lock.
-        found.extend(sys::find_flock_holders(stat));
+        found.extend(sys::find_flock_holders(stat, mode));
         found.sort_unstable();
         found.dedup();
     }
     found
-}
-
-fn is_holder(pid: u32, stat: &Stat) -> bool {
-    sys::has_flock(pid, stat).unwrap_or_else(|| pid_exists(pid))
 }

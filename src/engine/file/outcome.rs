@@ -32,6 +32,7 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use super::execution;
 use crate::sys::process::Owner;
@@ -84,6 +85,10 @@ pub(super) struct Contended {
     /// The PID in a record whose holder keeps no lock on the file. Only the end of that process tells that the lock is
     /// free.
     pub(super) foreign: Option<u32>,
+    /// When a dead holder's file last changed whose links the last try could not explain. Until it changes again, or is old,
+    /// a search through the directory finds nothing new.
+    #[cfg_attr(windows, expect(dead_code, reason = "a shlock's file has links"))]
+    pub(super) unexplained: Option<Duration>,
     /// Whether the try is part of a wait. Then it need not find out who is in the way: whoever it is, his end wakes the
     /// waiter.
     pub(super) is_awaited: bool,
@@ -98,6 +103,12 @@ impl Contended {
     #[cfg(unix)]
     pub(super) fn by_foreign(file: Arc<OpenFile>, pid: Option<u32>) -> Self {
         Self { foreign: pid, ..Self::by_lock(file) }
+    }
+
+    /// By a dead holder's file with links that nothing explains, which last changed at this time.
+    #[cfg(unix)]
+    pub(super) fn by_links(changed: Duration) -> Self {
+        Self { unexplained: Some(changed), ..Self::default() }
     }
 
     /// The open file of the last try; `None` in a forked child, which shares it with its parent: a lock on it would be

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxAttributes, StatxFlags, statx};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
 use super::open_file::OpenFile;
 use super::stat::Stat;
 use crate::sys::types::{Existence, ProcessDescription};
+use crate::words::mode::Mode as LockMode;
 
 /// O_PATH needs no permission to list the directory, and it is enough for the `*at` calls.
 pub(super) const DIRECTORY: OFlags = OFlags::PATH;
@@ -92,11 +93,17 @@ pub(super) fn read_lossy(path: impl AsRef<Path>) -> Option<String> {
     Some(String::from_utf8_lossy(&std::fs::read(path).ok()?).into_owned())
 }
 
+/// The path, unless /proc shows another PID namespace than ours, as in `unshare --pid` without a new /proc.
+fn in_our_proc(path: &str) -> Option<PathBuf> {
+    let this_process = std::fs::read_link("/proc/self").ok()?;
+    (this_process.to_str()?.parse() == Ok(std::process::id())).then(|| Path::new("/proc").join(path))
+}
+
 /// The name and the start time of a process, from /proc/PID/stat (proc_pid_stat(5)). `None` if they are not visible.
 pub(crate) fn describe_process(pid: u32) -> Option<ProcessDescription> {
     /// The kernel calls this `USER_HZ`. It is the same on all architectures that Rust supports.
     const TICKS_PER_SECOND: f64 = 100.0;
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = std::fs::read(in_our_proc(&format!("{pid}/stat"))?).ok()?;
     // An example is "4321 (backupd) S 1 …". The name may contain parentheses and spaces.
     let (begin, end) = (stat.iter().position(|&byte| byte == b'(')?, stat.iter().rposition(|&byte| byte == b')')?);
     let fields: Vec<&str> = std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace().collect();
@@ -127,50 +134,69 @@ pub(crate) fn process_descriptor(pid: u32) -> Option<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
+/// Whether no name can be removed from the directory, see chattr(1).
+pub(super) fn keeps_its_names(dir: impl AsFd) -> bool {
+    let kept = StatxAttributes::APPEND | StatxAttributes::IMMUTABLE;
+    statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::empty()).is_ok_and(|found| found.stx_attributes.intersects(kept))
+}
+
+/// How the kernel writes the mode of an flock(2).
+fn mode_name(mode: LockMode) -> &'static str {
+    match mode {
+        LockMode::Exclusive => "WRITE",
+        LockMode::Shared => "READ",
+    }
+}
+
 /// The processes that /proc/locks (proc_locks(5)) lists for an flock(2) on the file. The PIDs are those of our PID
-/// namespace. Processes with an exclusive lock come first.
+/// namespace. `writer` is the PID in the file: for this process the inode's number is enough, because on some file systems
+/// the listed device differs from that of stat(2).
 ///
 /// An empty list proves nothing. The list does not contain the locks of outer PID namespaces. Any lock may be missing
-/// if the list changes while we read it. On some file systems the listed device number differs from that of stat(2). A
-/// listed process may be dead, because its lock can pass to a child process.
-pub(crate) fn listed_flock_holders(stat: &Stat) -> Vec<u32> {
+/// if the list changes while we read it. A listed process may be dead, because its lock can pass to a child process.
+pub(crate) fn listed_flock_holders(stat: &Stat, mode: LockMode, writer: Option<u32>) -> Vec<u32> {
     let (device, inode) = stat.device_and_inode();
     let id = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
-    let Some(locks) = read_lossy("/proc/locks") else { return Vec::new() };
+    let inode = format!(":{inode}");
+    let Some(locks) = in_our_proc("locks").and_then(read_lossy) else { return Vec::new() };
     // An example is "12: FLOCK  ADVISORY  WRITE 4321 08:01:1234 0 EOF". The line of a waiter has "->" after the number.
     let on_file = locks.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         match fields[..] {
-            [_, "FLOCK", _, mode, pid, file, ..] if file == id => Some((mode != "WRITE", pid.parse().ok()?)),
+            [_, "FLOCK", _, locked, pid, file, ..] if locked == mode_name(mode) => {
+                let pid = pid.parse().ok()?;
+                (file == id || Some(pid) == writer && file.ends_with(&inode)).then_some(pid)
+            }
             _ => None,
         }
     });
-    let mut holders: Vec<(bool, u32)> = on_file.collect();
-    holders.sort_by_key(|&(is_shared, _)| is_shared);
-    holders.into_iter().map(|(_, pid)| pid).collect()
+    on_file.collect()
 }
 
 /// Whether a process has the file open with an flock(2) on it, according to /proc/PID/fdinfo (proc_pid_fdinfo(5)).
-/// `None` if we may not look at that process.
-pub(crate) fn has_flock(pid: u32, stat: &Stat) -> Option<bool> {
-    let descriptors = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
-        Ok(descriptors) => descriptors,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(false),
-        Err(_) => return None,
-    };
+/// `None` if we may not look at that process, or if there is none.
+pub(crate) fn has_flock(pid: u32, stat: &Stat, mode: LockMode) -> Option<bool> {
+    has_flock_there(&in_our_proc(&pid.to_string())?, stat, mode)
+}
+
+fn has_flock_there(process: &Path, stat: &Stat, mode: LockMode) -> Option<bool> {
+    let descriptors = std::fs::read_dir(process.join("fd")).ok()?;
     let is_file =
         |path: &Path| std::fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == stat.device_and_inode());
+    let is_lock =
+        |line: &str| line.starts_with("lock:") && ["FLOCK", mode_name(mode)].iter().all(|word| line.contains(word));
     let is_locked = |descriptor: &OsStr| {
-        let info = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(descriptor);
-        let info = read_lossy(info).unwrap_or_default();
-        info.lines().any(|line| line.starts_with("lock:") && line.contains("FLOCK"))
+        let info = read_lossy(process.join("fdinfo").join(descriptor)).unwrap_or_default();
+        info.lines().any(is_lock)
     };
     Some(descriptors.flatten().any(|entry| is_file(&entry.path()) && is_locked(&entry.file_name())))
 }
 
 /// Finds the processes that have the file open with an flock(2) on it. This looks at every process that it may look at.
-pub(crate) fn find_flock_holders(stat: &Stat) -> impl Iterator<Item = u32> {
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter(|&pid| has_flock(pid, stat) == Some(true))
+pub(crate) fn find_flock_holders(stat: &Stat, mode: LockMode) -> impl Iterator<Item = u32> {
+    let processes = in_our_proc("").map(std::fs::read_dir).into_iter().flatten().flatten().flatten();
+    processes.filter_map(move |entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        has_flock_there(&entry.path(), stat, mode)?.then_some(pid)
+    })
 }

@@ -15,7 +15,9 @@ use rustix::process::{Pid, test_kill_process};
 
 use super::open_file::OpenFile;
 use super::stat::Stat;
+use crate::sys::process::pid_exists;
 use crate::sys::types::Existence;
+use crate::words::mode::Mode;
 
 pub(super) const DIRECTORY: OFlags = OFlags::RDONLY;
 
@@ -56,6 +58,11 @@ pub(super) fn read_link(dir: impl AsFd, name: &OsStr) -> rustix::io::Result<Opti
     Ok(Some((found.st_uid, OsString::from_vec(target.into_bytes()).into())))
 }
 
+/// The flags of chflags(2) are not looked at.
+pub(super) fn keeps_its_names(_dir: impl AsFd) -> bool {
+    false
+}
+
 pub(crate) fn process_existence(pid: u32) -> Existence {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return Existence::Gone;
@@ -67,16 +74,16 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
 }
 
 /// These systems have no list of locks.
-pub(crate) fn listed_flock_holders(_stat: &Stat) -> Vec<u32> {
+pub(crate) fn listed_flock_holders(_stat: &Stat, _mode: Mode, _writer: Option<u32>) -> Vec<u32> {
     Vec::new()
 }
 
-/// These systems do not show which process has an flock.
-pub(crate) fn has_flock(_pid: u32, _stat: &Stat) -> Option<bool> {
-    None
+/// These systems do not show which process has an flock. They have no PID namespaces, so a living process is believed.
+pub(crate) fn has_flock(pid: u32, _stat: &Stat, _mode: Mode) -> Option<bool> {
+    Some(pid_exists(pid))
 }
 
 /// These systems do not show which process has an flock.
-pub(crate) fn find_flock_holders(_stat: &Stat) -> impl Iterator<Item = u32> {
+pub(crate) fn find_flock_holders(_stat: &Stat, _mode: Mode) -> impl Iterator<Item = u32> {
     std::iter::empty()
 }

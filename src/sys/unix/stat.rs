@@ -21,7 +21,8 @@ pub(crate) struct Stat {
     pub(crate) changed: Duration,
     /// The time of the last change of the content, since the Unix epoch.
     pub(crate) modified: Duration,
-    owner: u32,
+    /// The user ID.
+    pub(crate) owner: u32,
     kind: FileType,
 }
 

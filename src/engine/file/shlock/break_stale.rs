@@ -4,24 +4,32 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::create::Cleared;
 use super::directory::Directory;
 use super::judge::Stale;
+use super::probe::Probe;
 use crate::engine::file::outcome::Thread;
 use crate::engine::file::record;
-use crate::sys::Stat;
 use crate::sys::process::pid_exists;
+use crate::sys::{OpenFile, Stat};
 use crate::words::error::LockError;
 
 /// So many names are read from a directory in memory in a fraction of a millisecond.
 const FEW_NAMES: usize = 256;
 
+/// So many names are read from a directory in some ten milliseconds, in which nobody else can take the lock over. A
+/// breaker's link behind them is an unexplained link: it counts until the file is older than the grace period.
+const MOST_NAMES: usize = 1 << 14;
+
 pub(super) enum Broken {
     Done(u32),
     Changed,
     Unclear,
-    Busy,
+    /// The file has links that nothing explains. It last changed at this time.
+    Busy(Duration),
     /// The links must be looked for in the whole directory.
     Slow,
 }
@@ -32,40 +40,53 @@ enum Linked {
 }
 
 impl Directory<'_> {
-    /// Removes the name of a stale file. We hold the flock of the file all the time.
-    pub(super) fn break_stale(&self, stale: Stale, thread: Thread) -> Result<Broken, LockError> {
-        let seen = self.stat(&stale.file)?;
+    /// Removes the name of a stale file. We give the file the private name before we lock it exclusively: so an exclusive
+    /// flock on a file without that name is a holder's.
+    ///
+    /// `unexplained` is the time of the file's last change, if the last try could not explain its links then.
+    pub(super) fn break_stale(
+        &self,
+        stale: Stale,
+        unexplained: Option<Duration>,
+        thread: Thread,
+    ) -> Result<Broken, LockError> {
+        let Stale { file, pid } = stale;
+        let seen = self.stat(&file)?;
         if !self.names(self.name, &seen)? {
             return Ok(Broken::Changed);
         }
-        let (private, creating) = (self.breaking(), self.creating());
+        self.check_permission(&seen)?;
+        let private = self.breaking();
         let is_linked = seen.links > 1 && self.names(&private, &seen)?;
-        let is_created = seen.links > 1 && self.names(&creating, &seen)?;
+        let is_created = seen.links > 1 && self.names(&self.creating(), &seen)?;
         let is_explained = seen.links == 1 + u64::from(is_linked) + u64::from(is_created);
         // Our link changes the inode and so resets the file's age. We make the link only if a break is possible.
-        let is_old = !is_explained && self.is_older_than_grace(&stale.file)?;
+        let is_old = !is_explained && self.is_older_than_grace(&file)?;
         if !is_explained {
+            // Every new link would have changed the file.
+            if !is_old && unexplained == Some(seen.changed) {
+                return Ok(Broken::Busy(seen.changed));
+            }
             if thread == Thread::Executor && self.is_large() {
                 return Ok(Broken::Slow);
             }
             if !self.others_links(&seen)?.allow_a_break(is_old) {
-                let is_changed = self.stat(&stale.file)?.links != seen.links;
-                return Ok(if is_changed { Broken::Changed } else { Broken::Busy });
+                let is_changed = self.stat(&file)?.links != seen.links;
+                return Ok(if is_changed { Broken::Changed } else { Broken::Busy(seen.changed) });
             }
         }
-        // Without this check we could make the private name and not remove it again.
-        if !self.dir.lets_us_unlink(&seen).map_err(|error| self.failed("look at the directory of", error))? {
-            let action = "take over another user's lock file in a sticky directory, left behind at";
-            return Err(self.failed(action, io::ErrorKind::PermissionDenied.into()));
-        }
         if !is_linked {
-            match self.link_breaking(&stale.file)? {
+            match self.link_breaking(&file)? {
                 Linked::Ours => {}
                 Linked::Not(why) => return Ok(why),
             }
         }
-        if is_created {
-            self.dir.unlink(&creating).map_err(|error| self.failed("remove the private name of", error))?;
+        let Some(_file) = self.lock_linked(file, &seen)? else {
+            return Ok(Broken::Changed);
+        };
+        // The creator of the file is dead, so only we remove this name.
+        if is_created && self.names(&self.creating(), &seen)? {
+            self.dir.unlink(&self.creating()).map_err(|error| self.failed("remove the private name of", error))?;
         }
         let is_ours_to_break = (is_explained || self.remove_dead_links(&seen)?) && self.is_alone(&seen, is_old)?;
         if !is_ours_to_break {
@@ -77,7 +98,38 @@ impl Directory<'_> {
             self.failed("remove stale lock file", error)
         })?;
         self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error))?;
-        Ok(Broken::Done(stale.pid))
+        Ok(Broken::Done(pid))
+    }
+
+    /// An error if we may not remove the file. Without this check we could make the private name and not remove it again.
+    fn check_permission(&self, seen: &Stat) -> Result<(), LockError> {
+        match self.dir.forbids_unlink(seen).map_err(|error| self.failed("look at the directory of", error))? {
+            None => Ok(()),
+            Some(reason) => Err(self.forbidden(seen, reason)),
+        }
+    }
+
+    /// The error when we may not take a dead holder's lock over.
+    fn forbidden(&self, seen: &Stat, reason: &str) -> LockError {
+        let (owner, advice) =
+            (seen.owner, "that user can take it over, and whoever may remove the file can do so by hand");
+        let error = format!("it belongs to user {owner}, and {reason}; {advice}");
+        self.failed(
+            "take over the lock that a dead process has left at",
+            io::Error::new(io::ErrorKind::PermissionDenied, error),
+        )
+    }
+
+    /// Locks the file exclusively. `None` if somebody else has it locked, or if it has lost the private name: another
+    /// breaker has finished with it.
+    fn lock_linked(&self, file: Arc<OpenFile>, seen: &Stat) -> Result<Option<Probe>, LockError> {
+        let private = self.breaking();
+        let Some((file, true)) = self.try_lock(&private, file)? else {
+            return Ok(None);
+        };
+        let file = Probe::new(file);
+        let is_it = self.stat(&file)?.is_same_file(seen) && self.names(&private, seen)?;
+        Ok(is_it.then_some(file))
     }
 
     /// Removes the links that dead breakers have left on the file, unless a living breaker works on it.
@@ -115,8 +167,7 @@ impl Directory<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Linked::Not(Broken::Changed)),
             // The cause is fs.protected_hardlinks, see proc_sys_fs(5).
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && self.stat(file)?.is_another_users() => {
-                let action = "take over another user's lock file without permission to write to it, left behind at";
-                Err(self.failed(action, error))
+                Err(self.forbidden(&self.stat(file)?, "we may not write to it"))
             }
             // Local file systems have hard links. So the cause is the file, which may be immutable.
             Err(error) => Err(self.failed("link stale lock file", error)),
@@ -140,17 +191,16 @@ impl Directory<'_> {
         self.dir.names(FEW_NAMES + 1).is_ok_and(|names| names.len() > FEW_NAMES)
     }
 
-    /// The links that the shlock programs of INN and NetBSD have made to the file.
+    /// The links that the shlock programs of INN and NetBSD have made to the file, among the first [`MOST_NAMES`].
     fn others_links(&self, file: &Stat) -> Result<OthersLinks, LockError> {
-        let mut links = OthersLinks { dead: Vec::new(), is_being_broken: false };
-        let names = match self.dir.names(usize::MAX) {
-            // We may not list the directory, so a breaker's link may exist.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                return Ok(OthersLinks { is_being_broken: true, ..links });
-            }
-            names => names.map_err(|error| self.failed("list the directory of", error))?,
+        let names = match self.dir.names(MOST_NAMES + 1) {
+            // We may not list the directory.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            names => Some(names.map_err(|error| self.failed("list the directory of", error))?),
         };
-        for name in names {
+        let is_complete = names.as_ref().is_some_and(|names| names.len() <= MOST_NAMES);
+        let mut links = OthersLinks { dead: Vec::new(), is_being_broken: false, is_complete };
+        for name in names.into_iter().flatten() {
             match PeersName::parse(&name) {
                 Some(peer) if self.names(&name, file)? => match pid_exists(peer.pid) {
                     true => links.is_being_broken |= peer.breaks,
@@ -167,11 +217,13 @@ impl Directory<'_> {
 struct OthersLinks {
     dead: Vec<OsString>,
     is_being_broken: bool,
+    /// Whether all names of the directory were seen.
+    is_complete: bool,
 }
 
 impl OthersLinks {
     fn allow_a_break(&self, is_old: bool) -> bool {
-        !self.is_being_broken && (is_old || !self.dead.is_empty())
+        !self.is_being_broken && (is_old || self.is_complete && !self.dead.is_empty())
     }
 }
 
@@ -231,7 +283,58 @@ mod tests {
         std::fs::hard_link(&target.path, &private).unwrap();
         directory.give_way(&late_seen).unwrap();
         assert!(private.exists(), "removed without its file's lock");
-        assert!(matches!(directory.break_stale(next, Thread::Pool), Ok(Broken::Done(4_194_305))));
+        assert!(matches!(directory.break_stale(next, None, Thread::Pool), Ok(Broken::Done(4_194_305))));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// How often a directory was listed since the last call.
+    #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
+    fn listings(watch: &std::os::fd::OwnedFd) -> usize {
+        use rustix::fs::inotify::{ReadFlags, Reader};
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+        let mut events = Reader::new(watch, &mut buffer);
+        std::iter::from_fn(|| events.next().ok().map(|event| event.events().contains(ReadFlags::ISDIR)))
+            .filter(|&is_listing| is_listing)
+            .count()
+    }
+
+    #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
+    #[test]
+    fn a_wait_searches_the_directory_again_only_after_the_links_have_changed() {
+        use crate::engine::file::outcome::{Contended, Outcome};
+        use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.lock");
+        let target = Target::file(LockKind::Shlock, &path, Default::default()).unwrap();
+        std::fs::write(&path, record::shlock(4_194_305, record::Mark::Proof)).unwrap();
+        std::fs::hard_link(&path, dir.path().join("planted")).unwrap();
+        let watch = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC).unwrap();
+        add_watch(&watch, dir.path(), WatchFlags::ACCESS).unwrap();
+        let look = |last: &Contended| match super::super::attempt(&target, last, Thread::Pool).unwrap() {
+            Outcome::Busy(contended) => (contended, listings(&watch)),
+            _ => panic!("not busy"),
+        };
+        let (last, first) = look(&Contended::default());
+        assert_ne!(first, 0);
+        let (last, again) = look(&last);
+        assert_eq!(again, 0);
+        std::fs::hard_link(&path, dir.path().join("another")).unwrap();
+        assert_ne!(look(&last).1, 0);
+    }
+
+    #[test]
+    fn a_search_through_a_directory_has_an_end() {
+        let dir = tempfile::tempdir_in(if cfg!(target_os = "linux") { "/dev/shm" } else { "/tmp" }).unwrap();
+        let target = Target::file(LockKind::Shlock, &dir.path().join("x.lock"), Default::default()).unwrap();
+        let directory = Directory::open(&target).unwrap();
+        // Where all names are seen, a dead breaker's link is no reason to wait.
+        let break_it = || {
+            let stale = found_stale(&directory);
+            std::fs::hard_link(&target.path, dir.path().join("shlock4194305x")).unwrap();
+            directory.break_stale(stale, None, Thread::Pool).unwrap()
+        };
+        assert!(matches!(break_it(), Broken::Done(_)));
+        (0..MOST_NAMES).for_each(|number| drop(File::create(dir.path().join(number.to_string())).unwrap()));
+        assert!(matches!(break_it(), Broken::Busy(_)));
     }
 }

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::directory::Directory;
-use super::probe::Probe;
 use crate::engine::file::outcome::{self, Contended};
 use crate::engine::file::record::{Form, Mark, Record};
 use crate::sys::process::pid_exists;
@@ -21,9 +20,9 @@ pub(super) enum Found {
     Stale(Stale),
 }
 
-/// The file of a dead holder. We have an exclusive flock on it.
+/// The file of a dead holder.
 pub(super) struct Stale {
-    pub(super) file: Probe,
+    pub(super) file: Arc<OpenFile>,
     pub(super) pid: u32,
 }
 
@@ -43,49 +42,42 @@ impl Directory<'_> {
                 Err(error) => return Err(error),
             },
         };
-        // We lock the file before we read it, so that nobody else judges the file at the same time.
-        let Some((file, locked)) = self.try_lock(self.name, file)? else {
-            return Ok(Found::Changed);
-        };
-        if locked {
-            let file = Probe::new(file);
+        // If nobody has an exclusive flock, no holder that keeps one lives, and none will: it comes before the name.
+        let is_locked = outcome::is_locked(&file).map_err(|error| self.lock_failed(error))?;
+        if !is_locked {
             let stat = self.stat(&file)?;
             if !self.names(self.name, &stat)? {
                 return Ok(Found::Changed);
             }
             outcome::check_removed(self.target, &file, &stat)?;
-            let record = self.read(&file)?;
-            return self.judge(file, record);
         }
         let record = self.read(&file)?;
-        self.judge_locked(file, record)
+        if is_locked { self.judge_locked(file) } else { self.judge(file, record) }
     }
 
-    /// Judges a file on which somebody else has a lock: the holder, another try, or a call of
-    /// [`holder`](super::holder).
-    fn judge_locked(&self, file: Arc<OpenFile>, record: Record) -> Result<Found, LockError> {
-        let alive = record.pid().is_some_and(pid_exists);
-        if !alive {
+    /// Judges a file on which somebody has an exclusive flock: the holder or a breaker.
+    fn judge_locked(&self, file: Arc<OpenFile>) -> Result<Found, LockError> {
+        let stat = self.stat(&file)?;
+        // First this name: a breaker removes it last.
+        if self.names(&self.breaking(), &stat)? {
             return Ok(Found::Unclear(file));
         }
-        // If a shared flock is possible, no holder has an exclusive flock. Then the other lock is that of a call of
-        // `holder`.
-        match outcome::is_locked(&file).map_err(|error| self.lock_failed(error))? {
-            true => Ok(Found::Busy(Contended::by_lock(file))),
-            false => Ok(Found::Unclear(file)),
-        }
+        Ok(match self.names(self.name, &stat)? {
+            true => Found::Busy(Contended::by_lock(file)),
+            false => Found::Changed,
+        })
     }
 
-    /// Judges a file on which only we have a lock.
-    fn judge(&self, file: Probe, record: Record) -> Result<Found, LockError> {
-        let filesystem = sys::filesystem(&*file).map_err(|error| self.failed("find the file system of", error))?;
+    /// Judges a file on which nobody has had an exclusive flock.
+    fn judge(&self, file: Arc<OpenFile>, record: Record) -> Result<Found, LockError> {
+        let filesystem = sys::filesystem(&**file).map_err(|error| self.failed("find the file system of", error))?;
         let has_proof = filesystem.flock_is_proof();
         let pid = record.pid().unwrap_or(0);
         let is_breakable = match record {
             Record::Shlock(_, Mark::Proof) => has_proof,
             Record::Blank if self.is_our_blank(&file)? => has_proof,
             Record::Shlock(pid, Mark::NoProof) | Record::Foreign(pid, _) if self.is_alive(pid) => {
-                return Ok(Found::Busy(Contended::by_foreign(file.unlock(), Some(pid))));
+                return Ok(Found::Busy(Contended::by_foreign(file, Some(pid))));
             }
             Record::Shlock(_, Mark::NoProof) => false,
             Record::Foreign(_, Form::Shlock) => has_proof,
@@ -99,10 +91,12 @@ impl Directory<'_> {
                     None => String::new(),
                 };
                 let reason = "it is empty and was not made by this library";
-                return Err(self.stale(0, format!("{reason}{locked}: find out whose it is before you remove it")));
+                let advice =
+                    "if programs lock it with flock(2), open it as flock; find out whose it is before you remove it";
+                return Err(self.stale(0, format!("{reason}{locked}: {advice}")));
             }
             Record::Blank | Record::Unknown => {
-                return Ok(Found::Busy(Contended::by_foreign(file.unlock(), None)));
+                return Ok(Found::Busy(Contended::by_foreign(file, None)));
             }
             Record::Flock(_) | Record::Garbage => unreachable!("read() refuses these"),
         };

@@ -1,12 +1,14 @@
 //! A PID file made with link(2). HoneyDanBer UUCP introduced this lock. shlock(1) of INN and NetBSD and the
 //! `SHLockFile` of PEAK use it.
 //!
-//! When the name appears, the record is complete, and the holder has locked the inode with flock(2). The holder unlinks
-//! the name *before* it unlocks the file. So the kernel tells whether the holder of a marked record is alive, and the
-//! PID is only information. [`judge`] decides whether the holder of a file is alive. [`break_stale`] removes the file
-//! of a dead holder, and [`create`] makes a new file. Each lock has two private names, `Directory::breaking` and
-//! `Directory::creating`. A process removes such a name only while it has an flock on the inode. So nobody removes a
-//! name while a living process uses it.
+//! When the name appears, the record is complete, and the holder has locked the inode with flock(2), exclusively. The
+//! holder unlinks the name *before* it unlocks the file. So the kernel tells whether the holder of a marked record is
+//! alive, and the PID is only information. Whoever looks at a file takes a shared flock for a moment, and so nobody takes
+//! a look for a holder. [`judge`] decides whether the holder of a file is alive. [`break_stale`] removes the
+//! file of a dead holder, and [`create`] makes a new file. Each lock has two private names, `Directory::breaking` and
+//! `Directory::creating`. A process removes such a name only while it has an exclusive flock on the inode. So nobody
+//! removes a name while a living process uses it. A breaker gives the file the first of these names before it locks the
+//! file exclusively: so its flock is not taken for a holder's either.
 
 mod break_stale;
 mod create;
@@ -18,6 +20,7 @@ mod probe;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::flock_holder;
 use super::outcome::{self, Contended, Identity, Outcome, Thread};
@@ -43,7 +46,7 @@ pub(super) fn attempt(target: &Target, last: &Contended, thread: Thread) -> Resu
     let mut kept = last.file().cloned();
     let mut taken_over = None;
     for _ in 0..ROUNDS {
-        match round(&directory, kept.take(), &mut taken_over, thread) {
+        match round(&directory, kept.take(), last.unexplained, &mut taken_over, thread) {
             Ok(Some(outcome)) => return Ok(outcome),
             Ok(None) => {}
             // NFS: somebody has removed a file between two of our calls.
@@ -58,6 +61,7 @@ pub(super) fn attempt(target: &Target, last: &Contended, thread: Thread) -> Resu
 fn round(
     directory: &Directory,
     kept: Option<Arc<OpenFile>>,
+    unexplained: Option<Duration>,
     taken_over: &mut Option<u32>,
     thread: Thread,
 ) -> Result<Option<Outcome<Held>>, LockError> {
@@ -66,12 +70,12 @@ fn round(
         Found::Changed => return Ok(None),
         Found::Busy(contended) => return Ok(Some(Outcome::Busy(contended))),
         Found::Unclear(file) => return Ok(Some(Outcome::Unclear(Contended::by_lock(file)))),
-        Found::Stale(stale) => match directory.break_stale(stale, thread)? {
+        Found::Stale(stale) => match directory.break_stale(stale, unexplained, thread)? {
             Broken::Done(pid) => *taken_over = Some(pid),
             Broken::Changed => return Ok(None),
             Broken::Unclear => return Ok(Some(Outcome::Unclear(Contended::default()))),
             Broken::Slow => return Ok(Some(Outcome::Slow)),
-            Broken::Busy => return Ok(Some(Outcome::Busy(Contended::default()))),
+            Broken::Busy(changed) => return Ok(Some(Outcome::Busy(Contended::by_links(changed)))),
         },
     }
     Ok(match directory.acquire()? {
@@ -106,10 +110,10 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     let recorded = record.pid().unwrap_or(0);
     let pid = match record {
         Record::Foreign(pid, _) => directory.is_alive(pid).then_some(pid),
-        // A holder in a container may have a PID here that differs from the PID in its record.
         _ if outcome::is_locked(&file).map_err(|error| directory.lock_failed(error))? => {
-            let found = flock_holder::find_exclusive(&stat, record.pid());
-            Some(if found == 0 { recorded } else { found })
+            // With the breakers' name this is the lock of a process that takes over, and not of a holder.
+            let is_held = !directory.names(&directory.breaking(), &stat)?;
+            Some(if is_held { flock_holder::find_exclusive(&stat, record.pid()) } else { 0 })
         }
         Record::Shlock(pid, Mark::NoProof) => directory.is_alive(pid).then_some(pid),
         // A try decides in the same way. If we cannot create a file to compare the ages, the lock counts as held.
