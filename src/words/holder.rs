@@ -7,9 +7,11 @@ use super::escape::Escaped;
 
 /// Who holds a lock, as far as that can be known.
 ///
-/// For a lock on a file, the PID is the one that the kernel reports. Where the kernel reports none, it is the one that
-/// the holder wrote. A holder in another PID namespace (a container) wrote the number that it has there. The kernel
-/// reports the number that it has here, if that namespace is inside ours.
+/// For a lock on a file, a process is named only if it has the lock, as far as the kernel shows that. The PID is the one
+/// that it has in our own PID namespace. A holder in another container has none here, so its PID is 0, whatever number it
+/// wrote into the file. On Unix systems other than Linux the kernel shows nothing, and there are no PID namespaces: there
+/// it is the PID in the file, if such a process lives. Other programs that lock with a PID file alone, such as shlock(1),
+/// are named by the PID in it.
 ///
 /// For a lock on a server, the holder has told the server its PID, name and host. A holder of another program has told
 /// less: PostgreSQL then shows the PID of its own server process, and etcd shows none.
@@ -42,7 +44,7 @@ impl Holder {
         Self { host: host.map(cut_off), ..self }
     }
 
-    /// PID of the holder. 0 if somebody holds the lock but nothing tells who it is.
+    /// PID of the holder. 0 if somebody holds the lock but nothing tells who it is, as in another container.
     pub fn pid(&self) -> u32 {
         self.pid
     }

@@ -55,7 +55,7 @@ pub(crate) fn env() -> Command {
 }
 
 /// The command for a process in its own PID namespace, where it is PID 1.
-fn container() -> Command {
+pub(crate) fn container() -> Command {
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
     command

@@ -12,6 +12,7 @@ mod elsewhere;
 mod faults;
 mod grace;
 mod identity;
+mod names;
 mod with_lock;
 
 use std::io::{BufRead, BufReader, Read};
