@@ -194,6 +194,7 @@ pub(super) fn check_removed(target: &Target, file: &File, stat: &sys::Stat) -> R
 }
 
 /// What an error calls the file system of the lock file.
+#[cfg(unix)]
 pub(super) fn filesystem_name(target: &Target) -> String {
     match execution::filesystem(target) {
         Ok(filesystem) => filesystem.to_string(),

@@ -153,15 +153,17 @@ impl Dir {
         }
     }
 
-    /// Why we may not remove the file's name, although we may write to the directory. In a sticky directory only the owner
-    /// of the file or of the directory may do so (unlink(2)).
-    pub(crate) fn forbids_unlink(&self, file: &Stat) -> io::Result<Option<&'static str>> {
-        let is_sticky = Mode::from_raw_mode(rustix::fs::fstat(&self.0)?.st_mode).contains(Mode::SVTX);
-        Ok(match is_sticky && file.is_another_users() {
-            true => Some("the directory is sticky"),
-            false if imp::keeps_its_names(&self.0) => Some("the directory is append-only (chattr +a)"),
-            false => None,
-        })
+    /// Whether we may remove the file's name, provided that we may write to the directory. In a sticky directory only
+    /// the owner of the file or of the directory may do so (unlink(2)).
+    pub(crate) fn lets_us_unlink(&self, file: &Stat) -> io::Result<bool> {
+        let dir = rustix::fs::fstat(&self.0)?;
+        let is_sticky = Mode::from_raw_mode(dir.st_mode).contains(Mode::SVTX);
+        Ok(!is_sticky || !file.is_another_users())
+    }
+
+    /// Whether nobody can remove a name from the directory, because of chattr(1).
+    pub(crate) fn keeps_its_names(&self) -> bool {
+        imp::keeps_its_names(&self.0)
     }
 
     /// The names in the directory, at most `limit` of them.

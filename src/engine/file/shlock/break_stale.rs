@@ -103,21 +103,26 @@ impl Directory<'_> {
 
     /// An error if we may not remove the file. Without this check we could make the private name and not remove it again.
     fn check_permission(&self, seen: &Stat) -> Result<(), LockError> {
-        match self.dir.forbids_unlink(seen).map_err(|error| self.failed("look at the directory of", error))? {
-            None => Ok(()),
-            Some(reason) => Err(self.forbidden(seen, reason)),
+        if self.dir.keeps_its_names() {
+            return Err(self.forbidden("nobody can remove a file from its directory, which is append-only (chattr +a)"));
+        }
+        match self.dir.lets_us_unlink(seen).map_err(|error| self.failed("look at the directory of", error))? {
+            true => Ok(()),
+            false => Err(self.is_another_users(seen, "its directory is sticky")),
         }
     }
 
-    /// The error when we may not take a dead holder's lock over.
-    fn forbidden(&self, seen: &Stat, reason: &str) -> LockError {
-        let (owner, advice) =
-            (seen.owner, "that user can take it over, and whoever may remove the file can do so by hand");
-        let error = format!("it belongs to user {owner}, and {reason}; {advice}");
-        self.failed(
-            "take over the lock that a dead process has left at",
-            io::Error::new(io::ErrorKind::PermissionDenied, error),
-        )
+    /// The error when a dead holder's file belongs to another user, and we may not remove it for this reason.
+    fn is_another_users(&self, seen: &Stat, reason: &str) -> LockError {
+        let user = seen.owner;
+        self.forbidden(&format!(
+            "it belongs to user {user}, and {reason}; a process of that user can take it over, and that user or root can remove it by hand"
+        ))
+    }
+
+    fn forbidden(&self, reason: &str) -> LockError {
+        let error = io::Error::new(io::ErrorKind::PermissionDenied, reason);
+        self.failed("take over the lock that a dead process has left at", error)
     }
 
     /// Locks the file exclusively. `None` if somebody else has it locked, or if it has lost the private name: another
@@ -167,7 +172,7 @@ impl Directory<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Linked::Not(Broken::Changed)),
             // The cause is fs.protected_hardlinks, see proc_sys_fs(5).
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && self.stat(file)?.is_another_users() => {
-                Err(self.forbidden(&self.stat(file)?, "we may not write to it"))
+                Err(self.is_another_users(&self.stat(file)?, "we may not write to it"))
             }
             // Local file systems have hard links. So the cause is the file, which may be immutable.
             Err(error) => Err(self.failed("link stale lock file", error)),
@@ -281,8 +286,12 @@ mod tests {
         let next = found_stale(&directory);
         let private = dir.path().join(directory.breaking());
         std::fs::hard_link(&target.path, &private).unwrap();
+        let next_seen = directory.stat(&next.file).unwrap();
+        let locked = directory.lock_linked(Arc::clone(&next.file), &next_seen).unwrap();
+        assert!(locked.is_some());
         directory.give_way(&late_seen).unwrap();
         assert!(private.exists(), "removed without its file's lock");
+        drop(locked);
         assert!(matches!(directory.break_stale(next, None, Thread::Pool), Ok(Broken::Done(4_194_305))));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -7,8 +7,8 @@
 //! a look for a holder. [`judge`] decides whether the holder of a file is alive. [`break_stale`] removes the
 //! file of a dead holder, and [`create`] makes a new file. Each lock has two private names, `Directory::breaking` and
 //! `Directory::creating`. A process removes such a name only while it has an exclusive flock on the inode. So nobody
-//! removes a name while a living process uses it. A breaker gives the file the first of these names before it locks the
-//! file exclusively: so its flock is not taken for a holder's either.
+//! removes a name on which a living process relies. A breaker gives the file the first of these names before it locks the
+//! file exclusively, and then looks whether the name is still there. So its flock is not taken for a holder's.
 
 mod break_stale;
 mod create;
