@@ -127,6 +127,10 @@ mod lock;
 mod semaphore;
 mod singleton;
 
+#[cfg(tokio_lockfile_fuzz)]
+#[doc(hidden)]
+pub mod fuzz;
+
 // The storeys below. Imports go only downwards; see docs/architecture.md.
 mod engine;
 mod process;

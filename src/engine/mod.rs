@@ -18,6 +18,11 @@ mod server;
 #[cfg(unix)]
 pub use file::check_lock;
 
+#[cfg(tokio_lockfile_fuzz)]
+pub(crate) mod fuzz {
+    pub(crate) use super::{etcd::fuzz as etcd, file::fuzz as file, postgres::fuzz as postgres};
+}
+
 use std::fmt::Debug;
 use std::sync::Arc;
 

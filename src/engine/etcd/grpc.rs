@@ -169,7 +169,7 @@ impl<C: Call> Stream<C> {
     /// The next answer; `None` at the end of the stream. Cancel safe.
     pub(super) async fn next(&mut self) -> Result<Option<C::Answer>, Failure> {
         loop {
-            if let Some(message) = self.take_message()? {
+            if let Some(message) = take_message(&mut self.read, self.longest)? {
                 return Ok(Some(message));
             }
             let body = self.answers().await?;
@@ -209,24 +209,25 @@ impl<C: Call> Stream<C> {
             Answers::Awaited(_) => unreachable!("it has just begun"),
         }
     }
+}
 
-    fn take_message(&mut self) -> Result<Option<C::Answer>, Failure> {
-        let malformed = |what: &str| Failure::broken(io::Error::new(io::ErrorKind::InvalidData, what));
-        let Some(&[flags, a, b, c, d]) = self.read.first_chunk() else { return Ok(None) };
-        let length = u32::from_be_bytes([a, b, c, d]) as usize;
-        if flags != 0 || length > self.longest {
-            return Err(malformed("its answer is compressed, too long, or not gRPC"));
-        }
-        if self.read.len() < 5 + length {
-            return Ok(None);
-        }
-        self.read.advance(5);
-        let message = self.read.split_to(length);
-        if parts(&message).is_none_or(|parts| parts > 64 + length / SHORTEST_PART) {
-            return Err(malformed("its answer is not the message that etcd has"));
-        }
-        C::Answer::decode(message).map(Some).map_err(|_| malformed("its answer is not the message that etcd has"))
+/// Takes the first message from what was read; `None` if it is not complete yet. It may have `longest` bytes.
+pub(super) fn take_message<A: Message + Default>(read: &mut BytesMut, longest: usize) -> Result<Option<A>, Failure> {
+    let malformed = |what: &str| Failure::broken(io::Error::new(io::ErrorKind::InvalidData, what));
+    let Some(&[flags, a, b, c, d]) = read.first_chunk() else { return Ok(None) };
+    let length = u32::from_be_bytes([a, b, c, d]) as usize;
+    if flags != 0 || length > longest {
+        return Err(malformed("its answer is compressed, too long, or not gRPC"));
     }
+    if read.len() < 5 + length {
+        return Ok(None);
+    }
+    read.advance(5);
+    let message = read.split_to(length);
+    if parts(&message).is_none_or(|parts| parts > 64 + length / SHORTEST_PART) {
+        return Err(malformed("its answer is not the message that etcd has"));
+    }
+    A::decode(message).map(Some).map_err(|_| malformed("its answer is not the message that etcd has"))
 }
 
 /// How many fields a message has, without those inside of them ("Protocol Buffers: Encoding"); `None` if it is none.
@@ -261,7 +262,7 @@ fn varint(message: &mut &[u8]) -> Option<u64> {
 }
 
 /// What the server says at the end of a call.
-fn status(headers: &HeaderMap) -> Result<(), Failure> {
+pub(super) fn status(headers: &HeaderMap) -> Result<(), Failure> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     match text("grpc-status").and_then(|code| code.parse().ok()) {
         Some(0) => Ok(()),

@@ -26,6 +26,8 @@ mod cluster;
 mod config;
 mod connect;
 mod failure;
+#[cfg(tokio_lockfile_fuzz)]
+pub(crate) mod fuzz;
 mod grpc;
 mod held;
 mod keys;

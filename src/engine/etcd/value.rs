@@ -12,9 +12,9 @@ use crate::words::mode::Mode;
 /// How the values of this process begin and end.
 #[derive(Debug)]
 pub(super) struct Owner {
-    pid: u32,
-    host: String,
-    name: String,
+    pub(super) pid: u32,
+    pub(super) host: String,
+    pub(super) name: String,
 }
 
 impl Owner {

@@ -7,6 +7,8 @@ mod attempt;
 mod execution;
 mod flock;
 mod flock_holder;
+#[cfg(tokio_lockfile_fuzz)]
+pub(crate) mod fuzz;
 mod held;
 mod outcome;
 mod protocol;

@@ -24,7 +24,7 @@ pub(super) async fn name(program: Option<&str>) -> io::Result<String> {
     Ok(compose(program, us.pid(), &host))
 }
 
-fn compose(program: &str, pid: u32, host: &str) -> String {
+pub(super) fn compose(program: &str, pid: u32, host: &str) -> String {
     let (program, host) = (plain(program), plain(host));
     let middle = format!("[{pid}]@");
     let room = LONGEST - TIME - middle.len();

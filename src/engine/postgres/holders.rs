@@ -39,7 +39,7 @@ async fn ask(lock: &Lock) -> Result<Vec<Holder>, Failure> {
 }
 
 /// A holder that is not of this crate has the name that it gave itself, and the PID of its server process.
-fn holder(row: &SimpleQueryRow) -> Holder {
+pub(super) fn holder(row: &SimpleQueryRow) -> Holder {
     let get = |at| column(row, at).ok().flatten();
     let text = |at| get(at).filter(|text| !text.is_empty()).map(str::to_owned);
     let now = get(4).and_then(|now| now.parse().ok()).unwrap_or_default();

@@ -11,6 +11,8 @@ mod config;
 mod connect;
 mod environment;
 mod failure;
+#[cfg(tokio_lockfile_fuzz)]
+pub(crate) mod fuzz;
 #[cfg(feature = "postgres-tls")]
 mod handshake;
 mod held;

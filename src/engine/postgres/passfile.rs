@@ -53,7 +53,7 @@ fn fault(_metadata: &std::fs::Metadata) -> Option<&'static str> {
     None
 }
 
-fn find(text: &str, wanted: [&str; 4]) -> Option<String> {
+pub(super) fn find(text: &str, wanted: [&str; 4]) -> Option<String> {
     text.lines().filter(|line| !line.starts_with('#')).find_map(|line| {
         let mut fields = fields(line);
         let matches = wanted.iter().all(|wanted| fields.next().is_some_and(|field| field == "*" || field == *wanted));

@@ -223,7 +223,7 @@ pub(super) fn column(row: &SimpleQueryRow, at: usize) -> Result<Option<&str>, Fa
     row.try_get(at).map_err(|_| Failure::no_such_answer())
 }
 
-fn read_try(row: &SimpleQueryRow) -> Result<Tried, Failure> {
+pub(super) fn read_try(row: &SimpleQueryRow) -> Result<Tried, Failure> {
     match (column(row, 1)?, column(row, 2)?) {
         (Some("f"), None | Some("")) => Ok(Tried::Busy),
         (Some("f"), Some(grant)) => Ok(Tried::Granted(grant.to_owned())),

@@ -72,8 +72,8 @@ impl Wire {
 
 /// The first message of a server. Unless it is an error, it asks for a login, and says how.
 #[derive(Default)]
-struct FirstMessage {
-    methods: Option<Methods>,
+pub(super) struct FirstMessage {
+    pub(super) methods: Option<Methods>,
     /// The kind, the length, and what is asked for.
     begin: Vec<u8>,
 }
@@ -83,7 +83,7 @@ impl FirstMessage {
 
     /// `bytes` are the next ones that were read. The error comes before anybody can answer the message: the last byte of
     /// what is asked for is among them.
-    fn look_at(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn look_at(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(methods) = &self.methods else { return Ok(()) };
         let missing = Self::LENGTH - self.begin.len();
         self.begin.extend(bytes.iter().take(missing));

@@ -103,18 +103,19 @@ fn in_our_proc(path: &str) -> Option<PathBuf> {
 pub(crate) fn describe_process(pid: u32) -> Option<ProcessDescription> {
     /// The kernel calls this `USER_HZ`. It is the same on all architectures that Rust supports.
     const TICKS_PER_SECOND: f64 = 100.0;
-    let stat = std::fs::read(in_our_proc(&format!("{pid}/stat"))?).ok()?;
-    // An example is "4321 (backupd) S 1 …". The name may contain parentheses and spaces.
-    let (begin, end) = (stat.iter().position(|&byte| byte == b'(')?, stat.iter().rposition(|&byte| byte == b')')?);
-    let fields: Vec<&str> = std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace().collect();
-    let started_ticks: f64 = fields.get(19)?.parse().ok()?;
+    let (name, state, started_ticks) = parse_stat(&std::fs::read(in_our_proc(&format!("{pid}/stat"))?).ok()?)?;
     let uptime: f64 = read_lossy("/proc/uptime")?.split_ascii_whitespace().next()?.parse().ok()?;
     let age = Duration::try_from_secs_f64((uptime - started_ticks / TICKS_PER_SECOND).max(0.0)).ok()?;
-    Some(ProcessDescription {
-        name: String::from_utf8_lossy(stat.get(begin + 1..end)?).into_owned(),
-        started: SystemTime::now().checked_sub(age)?,
-        is_zombie: matches!(fields.first(), Some(&"Z" | &"X")),
-    })
+    let started = SystemTime::now().checked_sub(age)?;
+    Some(ProcessDescription { name, started, is_zombie: matches!(&*state, "Z" | "X") })
+}
+
+/// The name, the state and the start time. An example is "4321 (backupd) S 1 …". The name may contain parentheses and spaces.
+pub(super) fn parse_stat(stat: &[u8]) -> Option<(String, String, f64)> {
+    let (begin, end) = (stat.iter().position(|&byte| byte == b'(')?, stat.iter().rposition(|&byte| byte == b')')?);
+    let mut fields = std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace();
+    let name = String::from_utf8_lossy(stat.get(begin + 1..end)?).into_owned();
+    Some((name, fields.next()?.to_owned(), fields.nth(18)?.parse().ok()?))
 }
 
 /// Whether this process has a descriptor of epoll(7), without which no runtime of Tokio has an I/O driver. `true` if that
@@ -157,15 +158,19 @@ fn mode_name(mode: LockMode) -> &'static str {
 pub(crate) fn listed_flock_holders(stat: &Stat, mode: LockMode, writer: Option<u32>) -> Vec<u32> {
     let (device, inode) = stat.device_and_inode();
     let id = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
-    let inode = format!(":{inode}");
-    let Some(locks) = in_our_proc("locks").and_then(read_lossy) else { return Vec::new() };
-    // An example is "12: FLOCK  ADVISORY  WRITE 4321 08:01:1234 0 EOF". The line of a waiter has "->" after the number.
+    let locks = in_our_proc("locks").and_then(read_lossy);
+    locks.map(|locks| parse_locks(&locks, &id, mode, writer)).unwrap_or_default()
+}
+
+/// An example is "12: FLOCK  ADVISORY  WRITE 4321 08:01:1234 0 EOF". The line of a waiter has "->" after the number.
+pub(super) fn parse_locks(locks: &str, id: &str, mode: LockMode, writer: Option<u32>) -> Vec<u32> {
+    let inode = id.rfind(':').map_or(id, |at| &id[at..]);
     let on_file = locks.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         match fields[..] {
             [_, "FLOCK", _, locked, pid, file, ..] if locked == mode_name(mode) => {
                 let pid = pid.parse().ok()?;
-                (file == id || Some(pid) == writer && file.ends_with(&inode)).then_some(pid)
+                (file == id || Some(pid) == writer && file.ends_with(inode)).then_some(pid)
             }
             _ => None,
         }

@@ -56,6 +56,8 @@ mod imp;
 pub(crate) use imp::{describe_process, has_event_poll, process_descriptor};
 mod descriptors;
 mod fork;
+#[cfg(tokio_lockfile_fuzz)]
+pub(crate) mod fuzz;
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 mod mounts;
 #[cfg(not(all(target_os = "linux", not(tokio_lockfile_test_portable))))]

@@ -117,7 +117,7 @@ fn mounted_type(file: impl AsFd) -> io::Result<Mounted> {
 
 /// One line of mountinfo.
 #[derive(Debug, PartialEq, Eq)]
-struct Mount<'a> {
+pub(super) struct Mount<'a> {
     id: u64,
     device: (u32, u32),
     kind: &'a str,
@@ -128,7 +128,7 @@ impl<'a> Mount<'a> {
     ///
     /// Any user can choose the names in it, by a mount with FUSE. The kernel escapes spaces, tabs, line feeds and
     /// backslashes in them, and no other bytes.
-    fn parse(line: &'a str) -> Option<Self> {
+    pub(super) fn parse(line: &'a str) -> Option<Self> {
         let mut fields = line.split(' ');
         let id = fields.next()?.parse().ok()?;
         let (major, minor) = fields.nth(1)?.split_once(':')?;

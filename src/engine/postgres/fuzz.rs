@@ -1,0 +1,76 @@
+//! The parsers of what a PostgreSQL server says, and of the password file, for fuzzing.
+
+use std::io;
+
+use tokio::io::AsyncWriteExt;
+use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
+
+use super::login::Methods;
+use super::wire::FirstMessage;
+use super::{application, connect, holders, passfile, session, token};
+use crate::words::holder::Holder;
+
+/// A server that lets everybody in and sends these bytes.
+pub(crate) fn answer(bytes: &[u8]) {
+    // Authenticated, and ready.
+    const WELCOME: &[u8] = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("it has no drivers");
+    runtime
+        .block_on(async {
+            let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+            theirs.write_all(WELCOME).await?;
+            let (client, connection) =
+                Config::new().user("app").connect_raw(ours, NoTls).await.map_err(io::Error::other)?;
+            tokio::spawn(connect::keep_moving(connection));
+            let asking = tokio::spawn(async move { client.simple_query("").await });
+            theirs.write_all(bytes).await?;
+            theirs.shutdown().await?;
+            for message in asking.await?.map_err(io::Error::other)? {
+                if let SimpleQueryMessage::Row(row) = message {
+                    check(&holders::holder(&row));
+                    drop(session::read_try(&row));
+                }
+            }
+            io::Result::Ok(())
+        })
+        // A server may end the connection at any moment.
+        .unwrap_or_default();
+}
+
+/// A name that we make is read again.
+pub(crate) fn application_name(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    application::parse(&text, u64::MAX).iter().for_each(check);
+    let name = application::compose(&text, u32::MAX, &text) + " 1764187200";
+    assert!(name.len() <= 63 && name.is_ascii() && !name.contains('\''), "{name}");
+    check(&application::parse(&name, 0).expect("it is ours"));
+}
+
+fn check(holder: &Holder) {
+    let shown = holder.to_string();
+    assert!(!shown.contains(char::is_control) && shown.len() < 8_000, "{shown}");
+}
+
+pub(crate) fn token(bytes: &[u8]) {
+    token::parse(&String::from_utf8_lossy(bytes));
+}
+
+pub(crate) fn password_file(bytes: &[u8]) {
+    let found = passfile::find(&String::from_utf8_lossy(bytes), ["db", "5432", "app", "me"]);
+    assert_ne!(found.as_deref(), Some(""));
+}
+
+/// However the first message arrives, it is the same.
+pub(crate) fn login(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let (methods, message) = text.split_once('\n').unwrap_or((&text, ""));
+    let Ok(methods) = Methods::parse(methods) else { return };
+    let message = message.as_bytes();
+    let mut looks = (0..=message.len()).map(|at| {
+        let mut first = FirstMessage::default();
+        first.methods = Some(methods.clone());
+        first.look_at(&message[..at]).and_then(|()| first.look_at(&message[at..])).is_ok()
+    });
+    let first = looks.next();
+    assert!(looks.all(|look| Some(look) == first), "{message:?}");
+}
