@@ -14,7 +14,7 @@
 //! - [`try_lock_exclusive`], [`try_lock_shared`] and [`unlock`] use the lock that the kernel keeps on an open file. The
 //!   kernel frees it when its holder dies. `false` means that somebody else holds it; every other failure is an error.
 //!   [`is_lock_unsupported`] tells that the file system has no such locks, [`is_out_of_locks`] that it has no more of them.
-//!   [`is_denied_by_lock`] tells from the error of any call that somebody else has the file locked.
+//!   [`LOCKS_MAY_NEED_WRITERS`] tells that a lock may ask for a file that is open for writing. [`is_denied_by_lock`] tells from the error of any call that somebody else has the file locked.
 //! - [`filesystem_at`] tells what file system a path is on. [`FileSystem::Memory`] and [`FileSystem::Local`] promise two
 //!   things: a free lock proves that nobody on any machine holds it, and looking and locking touch only memory.
 //! - [`uptime`] is the time on a clock that no step of the wall clock changes. Where the system permits, all processes of

@@ -194,6 +194,9 @@ pub(crate) fn record_lock_holder(_file: &File) -> Option<u32> {
     None
 }
 
+/// `LockFileEx` needs no handle for writing, and our one byte binds no reading and writing to the handle that has it.
+pub(crate) const LOCKS_MAY_NEED_WRITERS: bool = false;
+
 /// `LockFileEx` needs no handle for writing.
 pub(crate) fn is_lock_for_writers(_error: &io::Error) -> bool {
     false

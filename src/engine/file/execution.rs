@@ -98,7 +98,7 @@ impl TargetOnDisk {
     /// How a try first opens the file. Where its record was written, it is to be written again. Off this machine, the lock
     /// may ask for it (NFS), or bind reading and writing to the descriptor that has the lock (SMB).
     pub(super) fn first_access(&self, mode: Mode) -> Access {
-        let is_remote = self.execution() == Some(Execution::PoolWithoutEvents);
+        let is_remote = sys::LOCKS_MAY_NEED_WRITERS && self.execution() == Some(Execution::PoolWithoutEvents);
         let has_record = mode == Mode::Exclusive && self.has_record.load(Ordering::Relaxed);
         if is_remote || has_record { Access::Writing } else { Access::Reading }
     }

@@ -314,6 +314,9 @@ pub(crate) fn is_out_of_locks(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::NOLCK)
 }
 
+/// Whether a lock can ask for a file that is open for writing: [`is_lock_for_writers`], on some file systems.
+pub(crate) const LOCKS_MAY_NEED_WRITERS: bool = true;
+
 /// Whether the file system can lock a file only if it is open for writing. NFS is such a file system (flock(2)).
 pub(crate) fn is_lock_for_writers(error: &io::Error) -> bool {
     Errno::from_io_error(error) == Some(Errno::BADF)
