@@ -170,7 +170,7 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usi
 }
 
 /// Nobody can remove a file that is open here, see [`SHARED`].
-pub(crate) fn is_removed(_file: &File, _stat: &Stat) -> bool {
+pub(crate) fn is_removed(_file: &File, _stat: &Stat, _path: &Path) -> bool {
     false
 }
 

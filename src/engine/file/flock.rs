@@ -58,10 +58,10 @@ pub(super) fn attempt(
         };
         // The file may have lost its name before we locked it. The lock is where the name is.
         if locked || was_kept {
+            outcome::check_removed(target, &file, &stat)?;
             if Identity(stat).check(&target.path).is_err() {
                 continue;
             }
-            outcome::check_removed(target, &file, &stat)?;
         }
         if locked {
             let owner = Owner::this_process();

@@ -185,7 +185,7 @@ pub(super) fn lock_failed(target: &Target, error: std::io::Error) -> LockError {
 
 /// The error when the path leads to a file that was removed: a lock on it would exclude only those who see it too.
 pub(super) fn check_removed(target: &Target, file: &File, stat: &sys::Stat) -> Result<(), LockError> {
-    if !sys::is_removed(file, stat) {
+    if !sys::is_removed(file, stat, &target.path) {
         return Ok(());
     }
     let reason =

@@ -252,10 +252,15 @@ pub(crate) fn truncate(file: &File) -> io::Result<()> {
     Ok(rustix::fs::ftruncate(file, 0)?)
 }
 
-/// Whether the file has no name any more, on a file system where this can be told. If a path still leads to the file, that
-/// is a mount point, see mount(8) on `--bind`.
-pub(crate) fn is_removed(file: &File, stat: &Stat) -> bool {
-    stat.links == 0 && filesystem(file).is_ok_and(|place| place.is_of_this_machine())
+/// Whether the file at `path` has no name any more, on a file system where this can be told: then the path is a mount point,
+/// see mount(8) on `--bind`.
+pub(crate) fn is_removed(file: &File, stat: &Stat, path: &Path) -> bool {
+    if stat.links > 0 || !filesystem(file).is_ok_and(|place| place.is_of_this_machine()) {
+        return false;
+    }
+    // The kernel counts a name down a moment before it takes it away. Whoever reads the directory waits for that.
+    let _ = path.parent().map(|parent| Dir::open(parent)?.names(1));
+    stat_path(path).is_ok_and(|found| found.is_some_and(|found| found.is_same_file(stat)))
 }
 
 /// The type of the file at the path, if open(2) failed because it is not a regular file.

@@ -46,10 +46,10 @@ impl Directory<'_> {
         let is_locked = outcome::is_locked(&file).map_err(|error| self.lock_failed(error))?;
         if !is_locked {
             let stat = self.stat(&file)?;
+            outcome::check_removed(self.target, &file, &stat)?;
             if !self.names(self.name, &stat)? {
                 return Ok(Found::Changed);
             }
-            outcome::check_removed(self.target, &file, &stat)?;
         }
         let record = self.read(&file)?;
         if is_locked { self.judge_locked(file) } else { self.judge(file, record) }
