@@ -24,7 +24,6 @@ use windows_sys::Win32::System::Threading::{
     OpenProcess, PROCESS_QUERY_LIMITED_INFORMATION, PROCESS_SYNCHRONIZE, WaitForSingleObject,
 };
 
-use super::process::pid_exists;
 use super::types::{Existence, FileSystem};
 use crate::words::mode::Mode;
 
@@ -333,7 +332,7 @@ pub(crate) fn listed_flock_holders(_stat: &Stat, _mode: Mode, _writer: Option<u3
 
 /// Windows does not show which process has a lock. A PID means the same to everybody, so a living process is believed.
 pub(crate) fn has_flock(pid: u32, _stat: &Stat, _mode: Mode) -> Option<bool> {
-    Some(pid_exists(pid))
+    Some(process_existence(pid) != Existence::Gone)
 }
 
 /// Windows does not show which process has a lock.

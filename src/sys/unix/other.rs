@@ -15,7 +15,6 @@ use rustix::process::{Pid, test_kill_process};
 
 use super::open_file::OpenFile;
 use super::stat::Stat;
-use crate::sys::process::pid_exists;
 use crate::sys::types::Existence;
 use crate::words::mode::Mode;
 
@@ -80,7 +79,7 @@ pub(crate) fn listed_flock_holders(_stat: &Stat, _mode: Mode, _writer: Option<u3
 
 /// These systems do not show which process has an flock. They have no PID namespaces, so a living process is believed.
 pub(crate) fn has_flock(pid: u32, _stat: &Stat, _mode: Mode) -> Option<bool> {
-    Some(pid_exists(pid))
+    Some(process_existence(pid) != Existence::Gone)
 }
 
 /// These systems do not show which process has an flock.
