@@ -68,10 +68,11 @@ pub(super) async fn to(config: Config, member: Endpoint) -> Result<Channel, Fail
         let (config, member) = (config.clone(), member.clone());
         async move {
             let greeted = timeout(limit, greet(&config, &member, address)).await;
-            greeted.unwrap_or_else(|_| Err(Failure::no_connection()))
+            greeted.unwrap_or_else(|_| Err(Failure::no_answer()))
         }
     });
-    race(tries).await.map_err(|failure| failure.at(&member))
+    // A login that is in doubt is none of the request that waits for the connection.
+    race(tries).await.map_err(|failure| failure.undoubted().at(&member))
 }
 
 /// Begins one try after another, each beside those that have no answer yet. Takes the first connection.

@@ -117,6 +117,11 @@ impl Failure {
         Self { is_in_doubt: self.is_in_doubt || is_in_doubt, ..self }
     }
 
+    /// The same for a request that has not been sent.
+    pub(super) fn undoubted(self) -> Self {
+        Self { is_in_doubt: false, ..self }
+    }
+
     pub(super) fn is_in_doubt(&self) -> bool {
         self.is_in_doubt
     }
