@@ -22,13 +22,13 @@ const TTL: Duration = Duration::from_secs(3);
 
 pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
     let rounds = if is_quick { 20 } else { 1_000 };
-    let cluster = Cluster::of(3);
+    let mut cluster = Cluster::of(3);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let lock = cluster.lock("bench");
     let mut rows = uncontended(&runtime, &cluster, &lock, rounds);
     rows.push(hand_over(&runtime, &lock, rounds / 4));
     rows.push(kill(&runtime, &lock, if is_quick { 1 } else { 5 }));
-    rows.push(held(&runtime, &cluster, if is_quick { 10 } else { 1_000 }));
+    rows.extend(held(&runtime, &mut cluster, if is_quick { 10 } else { 1_000 }));
     rows
 }
 
@@ -106,8 +106,8 @@ fn kill(runtime: &Runtime, lock: &LockFile, rounds: usize) -> Row {
     Row::new("etcd: from SIGKILL to takeover, lease of 3 s", "seconds", times.seconds(), goal, times.to_string())
 }
 
-/// What locks that are only held cost this process.
-fn held(runtime: &Runtime, cluster: &Cluster, count: usize) -> Row {
+/// What locks that are only held cost this process, also when it has to begin their watches anew.
+fn held(runtime: &Runtime, cluster: &mut Cluster, count: usize) -> [Row; 2] {
     runtime.block_on(async {
         let mut guards = Vec::new();
         for number in 0..count {
@@ -118,7 +118,17 @@ fn held(runtime: &Runtime, cluster: &Cluster, count: usize) -> Row {
         tokio::time::sleep(TTL * 3).await;
         let share = (cpu() - before).as_secs_f64() / (TTL * 3).as_secs_f64() * 100.0;
         assert!(guards.iter().all(|guard| guard.is_held()));
-        Row::new(format!("etcd: {count} held locks"), "percent of a core", share, Goal::AtMost(3.0), String::new())
+        let idle = cpu();
+        // The one that this process talks to.
+        cluster.kill(0);
+        cluster.start(0);
+        cluster.wait_until_all_are_healthy();
+        tokio::time::sleep(TTL).await;
+        let restart = (cpu() - idle).as_secs_f64();
+        let row = |what: &str, unit, value, goal| {
+            Row::new(format!("etcd: {count} held locks{what}"), unit, value, Goal::AtMost(goal), String::new())
+        };
+        [row("", "percent of a core", share, 1.5), row(", the restart of a member", "seconds of a core", restart, 1.0)]
     })
 }
 
