@@ -177,7 +177,7 @@ impl Place {
                 is_deleted = client.watches.deletion(&watched, now.saturating_add(1)) => if !is_deleted {
                     client.watches.pause().await;
                 },
-                () = session.lease.expired() => return Err(Failure::place_lost()),
+                () = session.expired() => return Err(Failure::place_lost()),
             }
         }
     }
@@ -193,7 +193,7 @@ impl Place {
     pub(super) async fn lost(&self) -> LostReason {
         tokio::select! {
             reason = self.gone() => reason,
-            () = self.claim.session.lease.expired() => LostReason::Expired,
+            () = self.claim.session.expired() => LostReason::Expired,
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::cluster::Cluster;
@@ -28,6 +28,8 @@ pub(super) struct Sessions {
 pub(super) struct Session {
     pub(super) id: i64,
     pub(super) lease: Arc<Lease>,
+    /// Closed when the lease is over. So one timer is enough for all locks.
+    over: Arc<Semaphore>,
     /// A key that this process may read. It need not be there.
     key: Vec<u8>,
     /// Between two beats.
@@ -56,6 +58,12 @@ impl Sessions {
         }
         let session = Session::begin(&self.cluster, name, deadline).await?;
         driver::spawn(Arc::clone(&session).keep(Arc::clone(self))).map_err(Failure::not_sent)?;
+        let (lease, over) = (Arc::clone(&session.lease), Arc::clone(&session.over));
+        let closing = async move {
+            lease.expired().await;
+            over.close();
+        };
+        driver::spawn(closing).map_err(Failure::not_sent)?;
         Ok(Arc::clone(current.insert(session)))
     }
 }
@@ -69,6 +77,7 @@ impl Session {
         Ok(Arc::new(Self {
             id: granted.value.id,
             lease: Arc::new(Lease::new(ttl, granted.sent)),
+            over: Arc::new(Semaphore::new(0)),
             key: keys::key(name, granted.value.id),
             interval: ttl / 3,
             is_in_use: AtomicBool::new(true),
@@ -79,6 +88,12 @@ impl Session {
 
     fn takes_locks(&self) -> bool {
         self.lease.is_alive() && !self.is_in_doubt.load(Ordering::Relaxed)
+    }
+
+    /// Resolves when the lease has run out.
+    pub(super) async fn expired(&self) {
+        let closed = self.over.acquire().await;
+        debug_assert!(closed.is_err(), "nobody gives a permit");
     }
 
     pub(super) fn set_in_doubt(&self) {
@@ -102,6 +117,7 @@ impl Session {
             }
         }
         self.lease.end();
+        self.over.close();
         // Keys that are left under the lease would keep others waiting until its end.
         let _ = cluster.call(&LeaseRevokeRequest { id: self.id }, cluster.deadline()).await;
     }
