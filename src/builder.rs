@@ -115,8 +115,8 @@ impl LockFileBuilder {
     /// The first try makes the directory, and so does each later try that finds it missing. With `true`, nobody holds a
     /// lock whose directory is missing.
     ///
-    /// No directory is made where another user's symbolic link leads: a link among the parents is followed only if it and
-    /// its directory belong to root or to the user of this process. Else the try is an error.
+    /// No directory is made where another user's symbolic link leads. A try follows a link among the parent directories
+    /// only if the link and its directory belong to root or to the effective user of this process. Otherwise the try fails.
     pub fn create_dirs(&mut self, yes: bool) -> &mut Self {
         self.options.create_dirs = yes;
         self
@@ -170,10 +170,11 @@ impl LockFileBuilder {
         self.open_url(&url.parse()?)
     }
 
-    /// The same with a URL, for example from a configuration. It keeps its password, which its text does not show.
+    /// Does the same as [`open`](Self::open) for a parsed URL, for example from a configuration. A [`LockUrl`] keeps its
+    /// password, but its text does not show the password.
     ///
     /// # Errors
-    /// [`LockError::Unsupported`] if this platform lacks the kind, or the kind is not built in.
+    /// The errors of [`LockFile::open`].
     ///
     /// # Examples
     /// ```

@@ -73,8 +73,9 @@ impl LockGuard {
 
     /// Resolves when this guard has lost the lock: somebody has removed or replaced the file, or the server has ended
     /// the session or does not answer in time. It never resolves otherwise.
-    /// A lock on a server is lost at the latest when its lease ends. The task that awaits this looks at a clock for that,
-    /// so nothing but its own runtime can delay the news.
+    ///
+    /// A lock on a server is lost at the latest when its lease ends. The task that awaits this reads a clock for that. So
+    /// only its own runtime can delay the news.
     ///
     /// The loss of a file is noticed within milliseconds on Linux and a local file system, and within a second
     /// elsewhere, see [the guide](crate::guide#releasing-and-losing).
@@ -181,19 +182,20 @@ impl LockGuard {
     /// The locked file itself, for the native kinds. It is open for reading. It is also open for writing if its
     /// permissions allow that. `None` for the other kinds, and in a forked child.
     ///
-    /// The lock alone does not open a file for writing that was there before. The first call of this does, and from then on
-    /// it counts as written for those who watch it. If the library has written its record into the file, this call
-    /// takes the record out. So a new file is empty. The lock may be on another descriptor of the file than this one:
-    /// do not lock or unlock it.
+    /// The lock alone does not open an existing file for writing. The first call of this does. When that file is closed,
+    /// programs that watch it are told that it was written. If the library has written its record into the file, this call
+    /// removes the record. So a new file is empty. The lock may be on another descriptor than the one of this file. So do
+    /// not lock or unlock this file.
     ///
     /// Use this file and do not open the path again: the path may lead to another file by now. The position is at the
     /// start of the file, and belongs to this guard alone. But the readers of one process have one file together: if the
     /// lock is shared, read at an offset, and do not move the position.
     ///
     /// Change the file in place, with [`set_len`](File::set_len). Do not rename another file over it: the lock stays
-    /// with the old file, and the guard reports it as [lost](Self::lost). With
-    /// [`record(false)`](crate::LockFileBuilder::record) there is no record either while a lock is held without a call of
-    /// this.
+    /// with the old file, and the guard reports it as [lost](Self::lost).
+    ///
+    /// With [`record(false)`](crate::LockFileBuilder::record) the holder writes no record into the file, not even before
+    /// this is called.
     ///
     /// # Examples
     /// ```

@@ -102,8 +102,8 @@ impl Leadership {
         self.state.borrow().token
     }
 
-    /// Since when this process leads. `None` while it does not lead. It is wall-clock time: show it, but do not base a decision
-    /// on it.
+    /// Since when this process leads. `None` while it does not lead. It is wall-clock time: show it, but do not base a
+    /// decision on it.
     pub fn since(&self) -> Option<SystemTime> {
         self.state.borrow().since
     }

@@ -75,14 +75,14 @@
 //! | INFO stands by | `kind` |
 //! | INFO leads | `kind`, `waited_ms` |
 //! | INFO stepped down | `held_ms`, `reason` |
-//! | WARN the work under the lock failed; standing by again | `held_ms`, `error` |
+//! | WARN the work under the lock failed; standing by again. At a shutdown: shutting down | `held_ms`, `error` |
 //! | WARN the lock failed; standing by again | `error` |
 //!
-//! Locks on servers add these, each once:
+//! Locks on servers add these, once for each file or cluster:
 //!
 //! | Level and message | Fields |
 //! |---|---|
-//! | WARN password file "…" has group or world access, or is not a plain file. It is passed over | none |
+//! | WARN password file "…" has group or world access, or is not a plain file: it is not used | none |
 //! | WARN the password goes to etcd without encryption | `path`: the cluster |
 //!
 //! For a lock on a server, `path` is its URL without the password. Times are whole milliseconds. The span `obtain`

@@ -237,8 +237,8 @@ impl LockFile {
         obtained.map(LockGuard::new)
     }
 
-    /// Does the same as [`obtain`](Self::obtain), for a program that talks to a person. If the lock is not free at once, this
-    /// calls `held` once with its holder, and then waits. `None` means that nothing tells who holds it.
+    /// Does the same as [`obtain`](Self::obtain), for a program that talks to a person. If the lock is not free at once,
+    /// this calls `held` once with the holder, and then waits. `None` means that nothing tells who holds the lock.
     ///
     /// If the lock becomes free before the holder is found, this does not call `held`.
     ///

@@ -23,7 +23,7 @@ use crate::words::error::LockError;
 /// How long a lock has for its answer before the next one is tried beside it.
 const STAGGER: Duration = Duration::from_millis(20);
 
-/// How long the last ones have.
+/// How long the locks without an answer have when all have been tried.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// At most N holders at a time, among all processes. Each of its N permits is a lock, of any kind.
@@ -123,7 +123,8 @@ impl Semaphore {
     ///
     /// # Errors
     /// The errors of [`LockFile::attempt`]. If one lock fails and the permit of another one is free, this returns that
-    /// permit. It returns the error only if no permit is free. A lock that does not answer for a second is not free.
+    /// permit. It returns the error only if no permit is free. A lock that does not answer within a second counts as
+    /// not free.
     ///
     /// [`LockError::Unsupported`] if one of the locks is [shared](LockFile::shared): it would let any number of holders in.
     ///

@@ -175,8 +175,8 @@ impl Singleton {
     }
 
     /// Obtains the lock and runs the future that `work` returns. It repeats this until the work succeeds. `Some` is the
-    /// result of the work. `None` means that `shutdown` resolved first. It may have any output, as `tokio::signal::ctrl_c()`
-    /// has.
+    /// result of the work. `None` means that `shutdown` resolved first. `shutdown` may have any output, so
+    /// `tokio::signal::ctrl_c()` fits.
     ///
     /// The work runs in this task. When the lock is lost, or when the time of [`grace`](Self::grace) after the shutdown
     /// signal is over, the work is dropped at its current `await`. Only then the lock is released. The destructors of
