@@ -29,7 +29,7 @@ LOCK is a URL, such as lockfile:/run/app/x.lock or flockfile:/run/app/x.lock,
 or the path of a lock file of the platform's default kind. A path with a colon
 begins with / or a dot.
 
-Options, also behind LOCK:
+Options, before or after LOCK:
   -s, --shared        take the lock shared
   -n, --nonblock      do not wait
   -w, --timeout TIME  wait at most for TIME: 5, 0.5, 500ms, 5s, 2m, 1h
@@ -49,12 +49,12 @@ on a server reads, such as PGPASSWORD.
 Exit codes, as those of flock(1): that of COMMAND; 128 + n if signal n killed
 it; N if the lock is not free in time; 64 for wrong usage; 65, 66, 71 or 73 if
 the lock fails; 69 if COMMAND cannot be run or the server of the lock does not
-answer. 75 if the lock is lost: then COMMAND is stopped.
+answer. 75 if the lock is lost: COMMAND is stopped then.
 
 COMMAND gets Ctrl-C from the terminal, as this program does. SIGTERM, SIGHUP,
 SIGUSR1 and SIGUSR2 are passed on to it, and SIGINT and SIGQUIT if they cannot
 come from the terminal. The lock is held until COMMAND has ended. Processes that
-COMMAND leaves behind do not count, and nobody stops them.
+COMMAND leaves behind do not keep the lock, and nobody stops them.
 
 If this program is killed, COMMAND is killed too on Linux, unless it changes its
 user, as sudo(8) does. What COMMAND has started goes on. On Unix an flock is then

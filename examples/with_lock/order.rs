@@ -89,7 +89,8 @@ impl Source {
                 Ok(name.clone())
             }
             Self::File(path) => {
-                let name = read(path).map_err(|error| format!("cannot take a lock's URL from {path:?}: {error}"))?;
+                let name =
+                    read(path).map_err(|error| format!("cannot read the URL of a lock from {path:?}: {error}"))?;
                 Ok(name.trim().into())
             }
             // Not `env::var`, whose error shows the value.
