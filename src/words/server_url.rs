@@ -192,9 +192,11 @@ fn parse_host(host: &str) -> Result<Host, String> {
                 None => name.chars().all(is_of_name),
             };
             if !is_in_order {
-                return Err("a host's name is not of letters, digits, - . and _; write : and @ unencoded, as in \
-                            user:password@host"
-                    .into());
+                return Err(
+                    "a host's name has other characters than letters, digits, - . and _; write : and @ unencoded, \
+                            as in user:password@host"
+                        .into(),
+                );
             }
             (name, port)
         }

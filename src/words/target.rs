@@ -34,7 +34,7 @@ impl Target {
         // Otherwise the error would show its password.
         let scheme = path.to_str().and_then(|path| server_url::scheme(path.split_once("://")?.0));
         if let Some(scheme) = scheme {
-            let reason = "it is no path; open it with LockFile::open".into();
+            let reason = "it is a URL and not a path; open it with LockFile::open".into();
             return Err(LockError::InvalidUrl { url: format!("{scheme}:***"), reason });
         }
         if !kind.is_supported() {

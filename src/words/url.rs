@@ -181,7 +181,7 @@ fn parse(url: &str) -> Result<LockUrl, String> {
     let (rest, mode) = match rest.split_once('?') {
         None => (rest, Mode::Exclusive),
         Some((rest, SHARED)) => (rest, Mode::Shared),
-        Some(_) => return Err("it has another query than ?shared; write a question mark in a path as %3F".into()),
+        Some(_) => return Err("it has a query other than ?shared; write a question mark in a path as %3F".into()),
     };
     let path = match rest.strip_prefix("//") {
         None => rest,

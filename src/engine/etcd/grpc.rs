@@ -225,9 +225,9 @@ pub(super) fn take_message<A: Message + Default>(read: &mut BytesMut, longest: u
     read.advance(5);
     let message = read.split_to(length);
     if parts(&message).is_none_or(|parts| parts > 64 + length / SHORTEST_PART) {
-        return Err(malformed("its answer is not the message that etcd has"));
+        return Err(malformed("its answer is not the message that this call has in etcd"));
     }
-    A::decode(message).map(Some).map_err(|_| malformed("its answer is not the message that etcd has"))
+    A::decode(message).map(Some).map_err(|_| malformed("its answer is not the message that this call has in etcd"))
 }
 
 /// How many fields a message has, without those inside of them ("Protocol Buffers: Encoding"); `None` if it is none.

@@ -81,7 +81,7 @@ impl Claim {
     pub(super) async fn queue_up(self) -> Result<Place, Failure> {
         let request = keys::make(self.put(None));
         let made = self.make(request).await?;
-        made.ok_or_else(|| Failure::broken(io::Error::other("the server neither makes the key nor has it")))
+        made.ok_or_else(|| Failure::broken(io::Error::other("the server has neither made the key nor found it")))
     }
 
     /// Once this is polled, it must not be dropped: the server may make the key all the same.

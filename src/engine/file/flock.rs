@@ -45,7 +45,7 @@ pub(super) fn attempt(
         };
         let mut locked = try_lock(mode, &file);
         if locked.as_ref().is_err_and(sys::is_lock_for_writers) {
-            let action = "open for writing, which its file system asks for to lock it, the lock file";
+            let action = "get write access, which a lock needs on this file system, to";
             let writable = sys::reopen_for_writing(&file, &target.path);
             file = Arc::new(writable.map_err(|error| LockError::io(&target.path, action, error))?);
             locked = try_lock(mode, &file);

@@ -171,7 +171,7 @@ pub(super) fn is_locked(file: &File) -> std::io::Result<bool> {
 
 /// The error when a file could not be locked. The advice fits the place.
 pub(super) fn lock_failed(target: &Target, error: std::io::Error) -> LockError {
-    const DENIED: &str = "use flock(2) (a security policy may deny it: AppArmor asks for k, SELinux for lock) on";
+    const DENIED: &str = "use flock(2) (a security policy may deny it: AppArmor without k, SELinux without lock) on";
     let place = execution::filesystem(target).ok().filter(|place| !place.is_of_this_machine());
     let is_unsupported = sys::is_lock_unsupported(&error) || place.is_some() && sys::is_out_of_locks(&error);
     let reason = match place {
@@ -189,7 +189,7 @@ pub(super) fn check_removed(target: &Target, file: &File, stat: &sys::Stat) -> R
         return Ok(());
     }
     let reason =
-        "the file is mounted there by itself, and was removed or replaced outside; mount its directory instead";
+        "the file itself is a bind mount, and somebody removed or replaced it outside; mount its directory instead";
     Err(LockError::unsupported(&target.path, target.kind, reason))
 }
 

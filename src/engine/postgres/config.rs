@@ -118,7 +118,7 @@ fn read(url: &ServerUrl, environment: Environment<'_>) -> Result<(Settings, Lock
     if let Some(attributes) = given("target_session_attrs", "PGTARGETSESSIONATTRS") {
         // A lock is always in a session of a primary. The others ask for a standby.
         let is_primary = |value: &str| ["any", "primary", "read-write"].contains(&value).then_some(());
-        attributes.parse(is_primary, "any, primary, read-write: a lock is at a primary")?;
+        attributes.parse(is_primary, "any, primary, read-write: a lock is always on a primary")?;
     }
     let tls = tls(url, environment)?;
     let settings = Settings {
@@ -299,7 +299,7 @@ mod tests {
         assert!(reason("lock=x&channel_binding=on").contains("disable, prefer, require"));
         assert!(reason("lock=x&require_auth=scram").contains("scram-sha-256"));
         assert!(reason("lock=x&require_auth=").contains("require_auth is not valid"));
-        assert!(reason("lock=x&target_session_attrs=standby").contains("at a primary"));
+        assert!(reason("lock=x&target_session_attrs=standby").contains("on a primary"));
     }
 
     /// Each of them would be obeyed by libpq, or is a mistake.

@@ -26,15 +26,15 @@ pub(super) fn file_of_user(environment: Environment<'_>, windows: &str, unix: &s
 /// The variables that libpq obeys and this library cannot, the values that ask for nothing more, and why others fail. If
 /// they were passed over in silence, a lock would go another way than its user believes.
 const UNMET: [(&str, &[&str], &str); 9] = [
-    ("PGGSSENCMODE", &["disable", "prefer"], "there is no encryption by GSSAPI"),
-    ("PGHOSTADDR", &[], "an address is a host in the URL"),
-    ("PGMINPROTOCOLVERSION", &["3.0"], "the protocol is 3.0"),
-    ("PGSERVICE", &[], "no service file is read, so the URL has to say all"),
-    ("PGSSLCERTMODE", &["disable", "allow"], "there are no client certificates"),
+    ("PGGSSENCMODE", &["disable", "prefer"], "encryption by GSSAPI is not supported"),
+    ("PGHOSTADDR", &[], "write the address as the host in the URL"),
+    ("PGMINPROTOCOLVERSION", &["3.0"], "the library speaks protocol 3.0"),
+    ("PGSERVICE", &[], "no service file is read; write its content into the URL"),
+    ("PGSSLCERTMODE", &["disable", "allow"], "client certificates are not supported"),
     ("PGSSLCRL", &[], "no revocation list is read"),
     ("PGSSLCRLDIR", &[], "no revocation list is read"),
-    ("PGSSLMINPROTOCOLVERSION", &["TLSv1", "TLSv1.1", "TLSv1.2"], "TLS may be 1.2 or 1.3"),
-    ("PGSSLNEGOTIATION", &["postgres"], "TLS is asked for as PostgreSQL does it"),
+    ("PGSSLMINPROTOCOLVERSION", &["TLSv1", "TLSv1.1", "TLSv1.2"], "the library cannot refuse TLS 1.2"),
+    ("PGSSLNEGOTIATION", &["postgres"], "TLS begins with an SSLRequest message"),
 ];
 
 /// Fails if the environment demands what a lock cannot do. `has_directory`: whether a host is a Unix socket.
@@ -48,7 +48,7 @@ pub(super) fn check(environment: Environment<'_>, has_directory: bool) -> Result
         }
     }
     match environment("PGREQUIREPEER").filter(|_| has_directory) {
-        Some(user) => refuse("PGREQUIREPEER", user, "the user of a server at a Unix socket is not looked at"),
+        Some(user) => refuse("PGREQUIREPEER", user, "the library does not check which user runs the server"),
         None => Ok(()),
     }
 }

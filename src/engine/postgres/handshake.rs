@@ -72,10 +72,11 @@ fn trust(tls: &Tls, provider: &Arc<CryptoProvider>) -> io::Result<Trust> {
 }
 
 fn no_root(file: Option<&PathBuf>) -> io::Error {
-    let advice = "name another one in sslrootcert, or use verify-full without one, which takes those of the system";
+    let advice =
+        "name a file in sslrootcert, or use verify-full without one, which trusts the authorities of the system";
     let reason = match file {
         Some(file) => format!("root certificate file {file:?} does not exist; {advice}"),
-        None => format!("there is no home directory for a root certificate file; {advice}"),
+        None => format!("no root certificate file is named, and there is no home directory; {advice}"),
     };
     io::Error::new(io::ErrorKind::NotFound, reason)
 }

@@ -52,7 +52,7 @@ impl TlsMode {
         match Self::NAMES.iter().find(|(known, _)| *known == mode) {
             Some(&(_, mode)) => Ok(mode),
             None if mode == "allow" => Err(format!(
-                "{name} is allow, which goes without TLS wherever it can; write prefer, which connects to the same servers"
+                "{name} is allow, which avoids TLS wherever it can; write prefer, which connects to the same servers"
             )),
             None => {
                 let names = Self::NAMES.map(|(name, _)| name).join(", ");

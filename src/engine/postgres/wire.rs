@@ -91,7 +91,7 @@ impl FirstMessage {
             [b'E', ..] => Ok(()),
             [b'R', _, _, _, _, a, b, c, d] => methods.check(i32::from_be_bytes([a, b, c, d])),
             [b'R', ..] | [] => Ok(()),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the server begins without a login")),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the server does not begin with a login")),
         }
     }
 }

@@ -15,7 +15,7 @@ pub(crate) fn of_system() -> io::Result<CertificateResult> {
         Some(name) => Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
             format!(
-                "{name} is set, and a set-uid program does not trust whom its caller trusts; name a file in the URL"
+                "{name} is set, but a set-uid program takes no certificates from its caller; name a file in the URL"
             ),
         )),
         None => Ok(rustls_native_certs::load_native_certs()),

@@ -172,7 +172,7 @@ impl Directory<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Linked::Not(Broken::Changed)),
             // The cause is fs.protected_hardlinks, see proc_sys_fs(5).
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && self.stat(file)?.is_another_users() => {
-                Err(self.is_another_users(&self.stat(file)?, "we may not write to it"))
+                Err(self.is_another_users(&self.stat(file)?, "this process may not write to it"))
             }
             // Local file systems have hard links. So the cause is the file, which may be immutable.
             Err(error) => Err(self.failed("link stale lock file", error)),

@@ -183,7 +183,7 @@ impl Directory<'_> {
         // On SMB nobody can read the file while it is locked, we neither.
         drop(held);
         if is_link {
-            self.dir.unlink(self.name).map_err(|error| self.failed("take back", error))?;
+            self.dir.unlink(self.name).map_err(|error| self.failed("remove our own lock file", error))?;
             return Ok(true);
         }
         let file = match self.dir.open_file(self.name) {
@@ -198,7 +198,7 @@ impl Directory<'_> {
             && sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))?;
         if is_ours {
             let _probe = Probe::new(Arc::new(file));
-            self.dir.unlink(self.name).map_err(|error| self.failed("take back", error))?;
+            self.dir.unlink(self.name).map_err(|error| self.failed("remove our own lock file", error))?;
         }
         Ok(is_ours)
     }

@@ -123,7 +123,9 @@ impl<'a> Directory<'a> {
         let file = match self.dir.open_writable(name) {
             Ok(file) => Arc::new(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.failed("open for writing, to lock it,", error)),
+            Err(error) => {
+                return Err(self.failed("get write access, which a lock needs on this file system, to", error));
+            }
         };
         let locked = sys::try_lock_exclusive(&file).map_err(|error| self.lock_failed(error))?;
         Ok(Some((file, locked)))
