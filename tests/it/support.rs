@@ -120,7 +120,7 @@ impl Holder {
 
     /// Starts a process that runs the test named `test`, with the URL of the lock in the variable `role`. Waits until the
     /// process says `word`.
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
     pub(crate) fn run(test: &str, role: &str, lock: &LockFile, word: &str) -> Self {
         let mut process = Self::start_role(test, role, lock);
         process.says(word);

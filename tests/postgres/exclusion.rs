@@ -89,7 +89,7 @@ async fn four_hundred_cancelled_waits_leave_nothing() {
 #[tokio::test]
 async fn a_cancelled_wait_is_out_of_the_queue_at_once() {
     let server = Server::shared();
-    let (lock, client) = (server.lock("lock=queue&ttl=1h&connect_timeout=1h"), server.client().await);
+    let (lock, client) = (server.lock("lock=queue&ttl=10m&connect_timeout=1h"), server.client().await);
     let holder = Holder::holding(&lock);
     let wait = waiting(&lock, "queue").await;
     wait.abort();

@@ -73,7 +73,7 @@ const ROLE: &str = "TOKIO_LOCKFILE_TEST_FORK_AND_DIE";
 #[test]
 fn a_living_child_does_not_keep_the_lock_of_a_dead_parent() {
     let server = Server::shared();
-    let lock = server.lock("lock=orphan&ttl=1h");
+    let lock = server.lock("lock=orphan&ttl=10m");
     let mut process = Holder::start_role("fork::fork_and_hold", ROLE, &lock);
     let line = process.says("CHILD");
     let child = line.rsplit(' ').next().and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?)).unwrap();

@@ -77,6 +77,7 @@ impl Connection {
             0 => self.send(b'R', &0_u32.to_be_bytes())?,
             rounds => return self.ask_for_rounds(rounds),
         }
+        self.send(b'K', &[0, 0, self.process().to_be_bytes()[0], self.process().to_be_bytes()[1], 0, 0, 0, 0])?;
         self.send(b'Z', b"I")?;
         let mut stamp = String::new();
         loop {
@@ -84,14 +85,20 @@ impl Connection {
             if tag != [b'Q'] {
                 return Ok(());
             }
-            let statement = String::from_utf8(body).unwrap();
-            let statement = statement.trim_end_matches('\0');
-            if let Some(row) = self.answer(statement, &mut stamp) {
-                self.send_row(&row)?;
+            let statements = String::from_utf8(body).unwrap();
+            for statement in statements.trim_end_matches('\0').split("; ") {
+                if let Some(row) = self.answer(statement, &mut stamp) {
+                    self.send_row(&row)?;
+                }
+                self.send(b'C', b"SELECT 1\0")?;
             }
-            self.send(b'C', b"SELECT 1\0")?;
             self.send(b'Z', b"I")?;
         }
+    }
+
+    /// The number that it calls its process.
+    fn process(&self) -> u16 {
+        self.stream.peer_addr().unwrap().port()
     }
 
     fn ask_for_rounds(&mut self, rounds: u32) -> io::Result<()> {
@@ -104,25 +111,33 @@ impl Connection {
     }
 
     fn answer(&self, statement: &str, stamp: &mut String) -> Option<Row> {
-        let us = self.stream.peer_addr().unwrap().port();
+        let us = self.process();
         let between = |from: &str, to: &str| Some(statement.split_once(from)?.1.split_once(to)?.0.to_owned());
         let mut locks = self.state.locks.lock().unwrap();
+        let who = format!("{us} {stamp}").trim().to_owned();
         let mut more = Vec::new();
-        if let Some(new) = between("set_config('tokio_lockfile.stamp', '", "'") {
+        if let Some(new) = between("('tokio_lockfile.stamp', '", "'") {
             *stamp = new;
-            more = vec![Some("f".into()), Some("10s".into()), Some("1".into())];
+            more = vec![None];
+        } else if statement.contains("AS limits") {
+            more = vec![Some("3".into())];
+        } else if statement.contains("'idle_session_timeout'") {
+            more = vec![Some("10s".into())];
         } else if let Some(key) = between("pg_try_advisory_lock(", ")") {
             let is_ours = *locks.entry(key).or_insert(us) == us;
-            more = vec![Some("f".into()), is_ours.then(|| "1 000000010000000000000001 0/0".into())];
+            let grant = if statement.contains("pg_current_xact_id") { "1 000000010000000000000001 0/0" } else { "t" };
+            more = vec![is_ours.then(|| grant.into())];
         } else if let Some(key) = between("pg_advisory_unlock(", ")") {
             let was_ours = locks.get(&key) == Some(&us) && locks.remove(&key).is_some();
             more = vec![Some(if was_ours { "t" } else { "f" }.into()), Some("name".into())];
+        } else if statement.contains("count(*) FROM pg_catalog.pg_locks") {
+            more = vec![Some(locks.values().filter(|&&owner| owner == us).count().to_string().into())];
         } else if statement.contains("pg_locks") {
             more = vec![Some("1".into()), Some("psql".into()), None, Some("0".into())];
         } else if !statement.starts_with("SELECT") {
             return None;
         }
-        let row = std::iter::once(Some(stamp.clone().into_bytes())).chain(more).collect();
+        let row = [Some(who.into_bytes()), Some("f".into())].into_iter().chain(more).collect();
         Some(match &*self.state.twist.lock().unwrap() {
             Some(twist) => twist(statement, row),
             None => row,
@@ -178,8 +193,13 @@ async fn a_server_that_makes_its_clients_compute_costs_no_lock_elsewhere() {
 /// Each answer with fewer columns than were asked for, and with a value that is no text.
 #[tokio::test]
 async fn an_answer_that_is_none_is_an_error_and_no_panic() {
-    const STATEMENTS: [(&str, usize); 4] =
-        [("tokio_lockfile.stamp', '", 4), ("pg_try_advisory_lock", 3), ("pg_advisory_unlock(", 3), ("pg_locks", 5)];
+    const STATEMENTS: [(&str, usize); 5] = [
+        ("idle_session_timeout', true)", 3),
+        ("tokio_lockfile.stamp', '", 3),
+        ("pg_try_advisory_lock", 3),
+        ("pg_advisory_unlock(", 4),
+        ("pg_locks", 6),
+    ];
     for (statement, columns) in STATEMENTS {
         for column in 0..columns {
             for cuts in [true, false] {
@@ -188,6 +208,7 @@ async fn an_answer_that_is_none_is_an_error_and_no_panic() {
                 take(&locks[0]).await.release().await.expect("it works before");
                 fake.twist(move |asked, mut row| {
                     if asked.contains(statement) {
+                        row.resize(columns, None);
                         match cuts {
                             true => row.truncate(column),
                             false => row[column] = Some(b"\xff".into()),

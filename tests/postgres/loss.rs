@@ -26,7 +26,7 @@ fn terminate(name: &str) -> String {
 async fn a_terminated_session_is_a_lost_lock() {
     let server = Server::shared();
     // No heartbeat tells it.
-    let (lock, client) = (server.lock("lock=terminated&ttl=1h"), server.client().await);
+    let (lock, client) = (server.lock("lock=terminated&ttl=10m"), server.client().await);
     let guard = take(&lock).await;
     let began = Instant::now();
     client.simple_query(&terminate("terminated")).await.unwrap();

@@ -1,7 +1,9 @@
-//! Locks on real PostgreSQL servers, which the tests start themselves. They need Debian's postgresql and pgbouncer.
+//! Locks on real PostgreSQL servers, which the tests start themselves. They need Debian's postgresql,
+//! pgbouncer, pgpool2 and haproxy.
 
 #[path = "../it/behaviour.rs"]
 mod behaviour;
+mod between;
 #[path = "../servers/evil_words.rs"]
 mod evil_words;
 mod exclusion;
@@ -18,6 +20,7 @@ mod many;
 mod middle;
 mod namespaces;
 mod partition;
+mod pools;
 mod refused;
 mod runtimes;
 mod server;

@@ -1,14 +1,17 @@
 //! The network between the holder and the server breaks. The holder is in a network namespace of its own. The test is beside
 //! the server, at its Unix socket.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile};
 
 use crate::last_held::last_held;
-use crate::namespaces::Namespaces;
+use crate::namespaces::{Namespaces, Way};
+use crate::pools::{Haproxy, PgBouncer};
 use crate::server::{Server, until_stdin_ends};
 use crate::support::{HANG, Holder};
 
@@ -27,6 +30,50 @@ fn local(server: &Server, parameters: &str) -> LockFile {
     LockFile::open(&format!("postgres://postgres@{directory}:{}/postgres?{parameters}", server.port)).unwrap()
 }
 
+/// Some locks of one process in a partition. They are taken one after the other, so the cut comes at many moments of a beat.
+const LOCKS: u32 = 8;
+
+/// Cuts the wire from the holder to `url`, and checks that each lock is lost before the next holder has it. `next` is a lock
+/// that the cut does not concern.
+async fn no_two_holders(namespaces: &Namespaces, way: Way, ttl: u64, url: &str, next: impl Fn(u32) -> LockFile) {
+    let mut command = namespaces.program();
+    command.args(["partition::hold_until_lost", "--exact", "--nocapture"]);
+    let remote = LockFile::open(&format!("{url}&ttl={ttl}s")).unwrap();
+    let mut holder = Holder::spawn(&mut command, ROLE, &remote);
+    holder.says("HELD");
+    let locks: Vec<_> = (0..LOCKS).map(&next).collect();
+    for lock in &locks {
+        assert!(lock.attempt().await.unwrap().is_none());
+    }
+    namespaces.cut(way);
+    let cut = now();
+    let mut waits = JoinSet::new();
+    for (number, lock) in locks.into_iter().enumerate() {
+        waits.spawn(async move {
+            let guard = timeout(HANG, lock.obtain()).await.expect("the lock does not come").unwrap();
+            let got = now();
+            guard.release().await.unwrap();
+            (number, got)
+        });
+    }
+    let got: HashMap<_, _> = waits.join_all().await.into_iter().collect();
+    for _ in 0..LOCKS {
+        let line = holder.says("LOST");
+        let mut words = line.trim().rsplit(' ');
+        let lost = Duration::from_nanos(words.next().unwrap().parse().unwrap());
+        let got = got[&words.next().unwrap().parse().unwrap()];
+        println!("{way:?}, ttl {ttl} s: lost after {:?}, next holder after {:?}", lost - cut, got - cut);
+        assert!(lost < got, "two holders for {:?}", lost - got);
+        // A tenth of the lease is what the clocks may differ by.
+        assert!(got - lost > Duration::from_secs(ttl) * 9 / 100, "only {:?} between the two", got - lost);
+    }
+    holder.kill();
+}
+
+fn remote(server: &Server, port: u16) -> String {
+    format!("postgres://postgres@{}:{port}/postgres?lock=x", server.address())
+}
+
 #[tokio::test]
 async fn a_holder_behind_a_partition_loses_the_lock_before_the_next_one_has_it() {
     for ttl in [1, 3] {
@@ -34,39 +81,79 @@ async fn a_holder_behind_a_partition_loses_the_lock_before_the_next_one_has_it()
         let mut server = Server::prepare(Namespaces::SERVER);
         server.configure(EAGER);
         server.run_in(&namespaces.server);
-        let remote = server.lock(&format!("lock=x&ttl={ttl}s"));
-        let mut command = namespaces.program();
-        command.args(["partition::hold_until_lost", "--exact", "--nocapture"]);
-        let mut holder = Holder::spawn(&mut command, ROLE, &remote);
-        holder.says("HELD");
-        let lock = local(&server, &format!("lock=x&ttl={ttl}s"));
-        assert!(lock.attempt().await.unwrap().is_none());
-        namespaces.cut();
-        let cut = now();
-        let guard = timeout(HANG, lock.obtain()).await.expect("the lock does not come").unwrap();
-        let got = now();
-        let line = holder.says("LOST");
-        let lost = Duration::from_nanos(line.rsplit(' ').next().unwrap().trim().parse().unwrap());
-        println!("ttl {ttl} s: lost after {:?}, next holder after {:?}", lost - cut, got - cut);
-        assert!(lost < got, "two holders for {:?}", lost - got);
-        // A tenth of the lease is what the clocks may differ by.
-        assert!(got - lost > Duration::from_secs(ttl) * 9 / 100, "only {:?} between the two", got - lost);
-        guard.release().await.unwrap();
-        holder.kill();
+        let next = |number| local(&server, &format!("lock=x{number}"));
+        no_two_holders(&namespaces, Way::Both, ttl, &remote(&server, server.port), next).await;
     }
+}
+
+/// The server's kernel gives an answer up that nobody confirms, by default after 15 minutes. Then the server ends the session.
+async fn impatient_kernel(way: Way) {
+    let namespaces = Namespaces::new();
+    namespaces.set_retransmissions(3);
+    let mut server = Server::prepare(Namespaces::SERVER);
+    server.configure(EAGER);
+    server.run_in(&namespaces.server);
+    let next = |number| local(&server, &format!("lock=x{number}"));
+    no_two_holders(&namespaces, way, 15, &remote(&server, server.port), next).await;
+}
+
+#[tokio::test]
+async fn an_impatient_kernel_frees_no_lock_whose_holder_gets_no_answer() {
+    impatient_kernel(Way::ToClient).await;
+}
+
+#[tokio::test]
+async fn an_impatient_kernel_frees_no_lock_whose_holder_is_not_heard() {
+    impatient_kernel(Way::ToServer).await;
+}
+
+#[tokio::test]
+async fn an_impatient_kernel_frees_no_lock_in_a_partition() {
+    impatient_kernel(Way::Both).await;
+}
+
+/// PgBouncer has its own connection to the client, and its kernel the same patience.
+#[tokio::test]
+async fn a_pool_of_sessions_frees_no_lock_early() {
+    let namespaces = Namespaces::new();
+    namespaces.set_retransmissions(3);
+    let mut server = Server::prepare(Namespaces::SERVER);
+    server.run_in(&namespaces.server);
+    let more = "default_pool_size = 20\ntcp_user_timeout = 16000";
+    let bouncer = PgBouncer::start_in(&namespaces.server, &server, "session", more);
+    let next = |number| local(&server, &format!("lock=x{number}"));
+    no_two_holders(&namespaces, Way::ToClient, 15, &remote(&server, bouncer.port()), next).await;
+}
+
+#[tokio::test]
+async fn a_proxy_whose_limit_is_longer_than_the_lease_frees_no_lock_early() {
+    let namespaces = Namespaces::new();
+    let mut server = Server::prepare(Namespaces::SERVER);
+    server.run_in(&namespaces.server);
+    let haproxy = Haproxy::start_in(&namespaces.server, &server, "5s");
+    let next = |number| local(&server, &format!("lock=x{number}"));
+    no_two_holders(&namespaces, Way::Both, 4, &remote(&server, haproxy.port()), next).await;
 }
 
 const ROLE: &str = "TOKIO_LOCKFILE_TEST_HOLD_UNTIL_LOST";
 
-/// Not a real test: the process of the test above runs this.
+/// Not a real test: the process of the tests above runs this, with a number behind the name of each lock.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hold_until_lost() {
     let Ok(url) = std::env::var(ROLE) else { return };
-    let guard = LockFile::open(&url).unwrap().obtain().await.unwrap();
+    let mut holders = JoinSet::new();
+    for number in 0..LOCKS {
+        let lock = LockFile::open(&url.replace("lock=x", &format!("lock=x{number}"))).unwrap();
+        let guard = lock.obtain().await.unwrap();
+        holders.spawn(async move {
+            let last = last_held(&guard, now).await;
+            let told = guard.lost().await;
+            println!("LOST {told} {number} {}", last.as_nanos());
+        });
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
     println!("HELD");
-    let last = last_held(&guard, now).await;
-    let told = guard.lost().await;
-    println!("LOST {told} {}", last.as_nanos());
+    holders.join_all().await;
     until_stdin_ends();
 }
 
@@ -83,7 +170,7 @@ async fn a_wait_reports_a_server_that_went_away() {
     let mut waiter = Holder::spawn(&mut command, WAITER, &remote);
     waiter.says("WAITING");
     crate::server::until(&server.client().await, &crate::server::sessions("x", false), "1").await;
-    namespaces.cut();
+    namespaces.cut(Way::Both);
     let cut = Instant::now();
     let line = waiter.says("ENDED");
     println!("{:?} after the cut: {line}", cut.elapsed());

@@ -43,7 +43,7 @@ fn a_guard_outlives_its_runtime() {
 #[test]
 fn a_dropped_runtime_leaves_no_wait_behind() {
     let server = Server::shared();
-    let lock = server.lock("lock=ends&ttl=1h&connect_timeout=1h");
+    let lock = server.lock("lock=ends&ttl=10m&connect_timeout=1h");
     let holder = Holder::holding(&lock);
     let runtime = Runtime::new().unwrap();
     runtime.block_on(async { drop(server.waiting(&lock, "ends").await) });
@@ -59,7 +59,7 @@ fn a_dropped_runtime_leaves_no_wait_behind() {
 #[test]
 fn a_lock_that_its_task_does_not_take_goes_to_others() {
     let server = Server::shared();
-    let lock = server.lock("lock=unclaimed&ttl=1h");
+    let lock = server.lock("lock=unclaimed&ttl=10m");
     let holder = Holder::holding(&lock);
     let (blocked, is_blocked) = mpsc::channel();
     let (go_on, goes_on) = mpsc::channel::<()>();

@@ -38,6 +38,14 @@ pub(crate) fn unprivileged(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
+/// A shell of the unprivileged user in a network namespace.
+pub(crate) fn shell_in(namespace: &str) -> Command {
+    let mut shell = Command::new("ip");
+    shell.args(["netns", "exec", namespace, "setpriv", "--clear-groups"]);
+    shell.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "/bin/sh".into()]).current_dir("/");
+    shell
+}
+
 fn give_to_unprivileged(path: &Path) {
     if rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
@@ -72,16 +80,20 @@ pub(crate) fn free_port() -> u16 {
 pub(crate) struct Daemon(Child);
 
 impl Daemon {
-    /// `left` is a folder that this process leaves behind, because it drops no statics.
-    pub(crate) fn start(program: &str, arguments: &[&str], log: &Path, left: Option<&Path>) -> Self {
-        Self::start_by(unprivileged("/bin/sh"), program, arguments, log, left)
-    }
-
-    /// `shell` starts a shell.
-    fn start_by(mut shell: Command, program: &str, arguments: &[&str], log: &Path, left: Option<&Path>) -> Self {
-        const GUARD: &str = r#""$@" </dev/null & read _; kill -INT $!; wait $!; [ -z "$LEFT" ] || rm -rf "$LEFT""#;
+    /// `shell` starts a shell, and `signal` ends the program. `left` is a folder that this process leaves behind, because it
+    /// drops no statics.
+    pub(crate) fn start(
+        mut shell: Command,
+        signal: &str,
+        program: &str,
+        arguments: &[&str],
+        log: &Path,
+        left: Option<&Path>,
+    ) -> Self {
+        const GUARD: &str = r#""$@" </dev/null & read _; kill -$SIGNAL $!; wait $!; [ -z "$LEFT" ] || rm -rf "$LEFT""#;
         let log = fs::File::create(log).unwrap();
-        shell.args(["-c", GUARD, "sh", program]).args(arguments).env("LEFT", left.unwrap_or(Path::new("")));
+        shell.args(["-c", GUARD, "sh", program]).args(arguments).env("SIGNAL", signal);
+        shell.env("LEFT", left.unwrap_or(Path::new("")));
         let child = shell.stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         Self(child)
     }
@@ -161,10 +173,7 @@ impl Server {
     /// The same in a network namespace.
     pub(crate) fn run_in(&mut self, namespace: &str) {
         self.trust_network();
-        let mut shell = Command::new("ip");
-        shell.args(["netns", "exec", namespace, "setpriv", "--clear-groups"]);
-        shell.args([format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"), "/bin/sh".into()]).current_dir("/");
-        self.run_by(shell);
+        self.run_by(shell_in(namespace));
     }
 
     fn run_by(&mut self, shell: Command) {
@@ -181,7 +190,7 @@ impl Server {
             &format!("listen_addresses={}", self.address),
         ];
         let (log, left) = (self.dir.path().join("log"), self.is_shared.then_some(self.dir.path()));
-        self.daemon = Some(Daemon::start_by(shell, program.to_str().unwrap(), &arguments, &log, left));
+        self.daemon = Some(Daemon::start(shell, "INT", program.to_str().unwrap(), &arguments, &log, left));
         self.wait_until_ready();
     }
 
@@ -244,15 +253,22 @@ impl Server {
 
     /// A standby of this server, with its own folder and port.
     pub(crate) fn standby(&self) -> Self {
+        self.standby_at(&self.address, free_port())
+    }
+
+    pub(crate) fn standby_at(&self, address: &str, port: u16) -> Self {
         let dir = unprivileged_dir();
         let data = dir.path().join("data");
         let mut backup = unprivileged(programs().join("pg_basebackup"));
         backup.args(["-h", &self.address, "-p", &self.port.to_string(), "-U", "postgres", "-R", "-c", "fast", "-D"]);
         succeed(backup.arg(data));
-        let mut standby =
-            Self { daemon: None, dir, port: free_port(), address: self.address.clone(), is_shared: false };
+        let mut standby = Self { daemon: None, dir, port, address: address.to_owned(), is_shared: false };
         standby.run();
         standby
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
     }
 
     pub(crate) fn host(&self) -> String {

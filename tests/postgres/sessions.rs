@@ -49,7 +49,7 @@ async fn a_released_lock_leaves_a_warm_session_for_a_moment_only() {
     // The server would end it after the lease.
     assert!(released.elapsed() < Duration::from_secs(25));
     // However long the lease is.
-    take(&server.lock("lock=x&ttl=24h")).await.release().await.unwrap();
+    take(&server.lock("lock=x&ttl=10m")).await.release().await.unwrap();
     until(&client, sessions, "0").await;
 }
 
@@ -145,13 +145,9 @@ async fn a_dropped_wait_does_not_go_on_connecting() {
             let lock = lock.clone();
             async move { lock.obtain().await.map(drop) }
         });
-        // The proof of the server makes two connections.
-        let (mut first, _) = timeout(HANG, silent.accept()).await.expect("nobody connects").unwrap();
-        let (mut second, _) = timeout(HANG, silent.accept()).await.expect("nobody connects").unwrap();
+        let (mut connection, _) = timeout(HANG, silent.accept()).await.expect("nobody connects").unwrap();
         wait.abort();
-        for connection in [&mut first, &mut second] {
-            timeout(HANG, connection.read_to_end(&mut Vec::new())).await.expect("it goes on").unwrap();
-        }
+        timeout(HANG, connection.read_to_end(&mut Vec::new())).await.expect("it goes on").unwrap();
     }
 }
 
@@ -180,7 +176,7 @@ async fn a_release_does_not_hang_on_a_server_that_falls_silent() {
         let server = Server::shared();
         let proxy = Proxy::start(server.port).await;
         let url =
-            format!("postgres://postgres@127.0.0.1:{}/postgres?lock=silent&ttl=1h&connect_timeout=1s", proxy.port);
+            format!("postgres://postgres@127.0.0.1:{}/postgres?lock=silent&ttl=10m&connect_timeout=1s", proxy.port);
         let lock = tokio_lockfile::LockFile::open(&url).unwrap();
         let guard = take(&lock).await;
         proxy.fall_silent();

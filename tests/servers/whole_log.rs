@@ -40,7 +40,7 @@ impl Visit for WholeLog {
 
 impl<S: Subscriber> Layer<S> for WholeLog {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
-        self.write(format_args!("{}", event.metadata().target()));
+        self.write(format_args!("{} {}", event.metadata().level(), event.metadata().target()));
         event.record(&mut self.clone());
     }
 
@@ -59,7 +59,7 @@ impl log::Log for WholeLog {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        self.write(format_args!("{}: {}", record.target(), record.args()));
+        self.write(format_args!("{} {}: {}", record.level(), record.target(), record.args()));
     }
 
     fn flush(&self) {}

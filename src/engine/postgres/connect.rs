@@ -27,6 +27,8 @@ pub(super) struct Connection {
     pub(super) way: Way,
     /// To be renewed before each question.
     pub(super) allowance: Allowance,
+    /// The number of the server's process, as the login said it.
+    pub(super) process: Option<i32>,
 }
 
 /// How the connection was made. A request to cancel goes the same way.
@@ -38,7 +40,7 @@ pub(super) struct Way {
 }
 
 #[derive(Debug, Clone)]
-enum Address {
+pub(super) enum Address {
     Tcp(SocketAddr),
     #[cfg(unix)]
     Unix(std::path::PathBuf),
@@ -90,21 +92,8 @@ pub(super) async fn within<T, E: Into<Failure>>(
     }
 }
 
-/// Connects to one host, at the first of its addresses that answers. Each address has the whole time, as in libpq.
-pub(super) async fn to_host(settings: &Settings, host: &Host) -> Result<Connection, Failure> {
-    let limit = settings.connect_timeout;
-    let mut last = None;
-    for address in within(limit, addresses(host)).await? {
-        match within(limit, to_address(settings, host, address)).await {
-            Ok(connection) => return Ok(connection),
-            Err(failure) => last = Some(failure),
-        }
-    }
-    Err(last.unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "its name has no address").into()))
-}
-
 #[cfg(unix)]
-async fn addresses(host: &Host) -> io::Result<Vec<Address>> {
+pub(super) async fn addresses(host: &Host) -> io::Result<Vec<Address>> {
     match host.is_directory() {
         true => Ok(vec![Address::Unix(std::path::Path::new(&host.name).join(format!(".s.PGSQL.{}", host.port)))]),
         false => tcp_addresses(host).await,
@@ -112,7 +101,7 @@ async fn addresses(host: &Host) -> io::Result<Vec<Address>> {
 }
 
 #[cfg(not(unix))]
-async fn addresses(host: &Host) -> io::Result<Vec<Address>> {
+pub(super) async fn addresses(host: &Host) -> io::Result<Vec<Address>> {
     tcp_addresses(host).await
 }
 
@@ -120,7 +109,8 @@ async fn tcp_addresses(host: &Host) -> io::Result<Vec<Address>> {
     Ok(tokio::net::lookup_host((&*host.name, host.port)).await?.map(Address::Tcp).collect())
 }
 
-async fn to_address(settings: &Settings, host: &Host, address: Address) -> Result<Connection, Failure> {
+/// A connection to one address of a host.
+pub(super) async fn to_address(settings: &Settings, host: &Host, address: Address) -> Result<Connection, Failure> {
     let password = match &settings.password {
         Some(password) => Some(password.clone()),
         None => match passfile::path(&variable) {
@@ -129,7 +119,7 @@ async fn to_address(settings: &Settings, host: &Host, address: Address) -> Resul
         },
     };
     let mut config = Config::new();
-    config.user(&settings.user).dbname(&settings.database).application_name("tokio-lockfile");
+    config.user(&settings.user).dbname(&settings.database);
     config.channel_binding(settings.channel_binding.into());
     // The wire has seen to TLS.
     config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
@@ -161,11 +151,12 @@ impl Way {
         if let Some(methods) = &settings.require_auth {
             wire.demand(methods.clone());
         }
-        let allowance = wire.allowance.clone();
+        let (allowance, process) = (wire.allowance.clone(), wire.process());
         let config = config.clone();
         let login = async move { config.connect_raw(wire, AsItIs).await };
         let (client, connection) = steps::run(self.address.server(), login).await??;
-        Ok(Connection { client, moving: tokio::spawn(keep_moving(connection)), way: self.clone(), allowance })
+        let (moving, process) = (tokio::spawn(keep_moving(connection)), process.get().copied());
+        Ok(Connection { client, moving, way: self.clone(), allowance, process })
     }
 
     /// Connects. If TLS is not demanded and does not come about, this is a way without TLS from then on.

@@ -50,6 +50,10 @@ impl Failure {
         }
     }
 
+    pub(super) fn is_unsupported(&self) -> bool {
+        matches!(self, Self::Unsupported(_))
+    }
+
     /// The server ended the statement because somebody asked it to.
     pub(super) fn is_canceled(&self) -> bool {
         self.sql_state() == Some("57014")
@@ -128,8 +132,7 @@ impl From<tokio_postgres::Error> for Failure {
 
 /// The failure of all hosts. If there is only one host and it is unsuitable, its own failure tells more.
 pub(super) fn of_all(settings: &Settings, failures: Vec<Failure>) -> Failure {
-    let is_unsupported = |failure: &Failure| matches!(failure, Failure::Unsupported(_));
-    match failures.iter().all(is_unsupported) && failures.len() == 1 {
+    match failures.len() == 1 && failures.iter().all(Failure::is_unsupported) {
         true => failures.into_iter().next().expect("there is one"),
         false => Failure::Unreachable(settings.hosts.iter().cloned().zip(failures).collect()),
     }

@@ -6,7 +6,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
 
 use super::login::Methods;
-use super::wire::FirstMessage;
+use super::wire::Greeting;
 use super::{application, connect, holders, passfile, session, token};
 use crate::words::holder::Holder;
 
@@ -67,7 +67,7 @@ pub(crate) fn login(bytes: &[u8]) {
     let Ok(methods) = Methods::parse(methods) else { return };
     let message = message.as_bytes();
     let mut looks = (0..=message.len()).map(|at| {
-        let mut first = FirstMessage::default();
+        let mut first = Greeting::default();
         first.methods = Some(methods.clone());
         first.look_at(&message[..at]).and_then(|()| first.look_at(&message[at..])).is_ok()
     });

@@ -42,9 +42,9 @@ async fn ask(lock: &Lock) -> Result<Vec<Holder>, Failure> {
 pub(super) fn holder(row: &SimpleQueryRow) -> Holder {
     let get = |at| column(row, at).ok().flatten();
     let text = |at| get(at).filter(|text| !text.is_empty()).map(str::to_owned);
-    let now = get(4).and_then(|now| now.parse().ok()).unwrap_or_default();
-    get(2).and_then(|name| application::parse(name, now)).unwrap_or_else(|| {
-        let pid = get(1).and_then(|pid| pid.parse().ok()).unwrap_or_default();
-        Holder::new(pid, text(2), None).on_host(text(3))
+    let now = get(5).and_then(|now| now.parse().ok()).unwrap_or_default();
+    get(3).and_then(|name| application::parse(name, now)).unwrap_or_else(|| {
+        let pid = get(2).and_then(|pid| pid.parse().ok()).unwrap_or_default();
+        Holder::new(pid, text(3), None).on_host(text(4))
     })
 }

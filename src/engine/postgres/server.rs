@@ -23,6 +23,9 @@ const WARM_SESSIONS: usize = 16;
 /// However long the lease is, a session without a lock does not stay open for longer.
 const LONGEST_WARMTH: Duration = Duration::from_secs(10);
 
+/// haproxy and others end a connection on which nothing has come for 50 s or a minute.
+const LONGEST_BEAT: Duration = Duration::from_secs(15);
+
 #[derive(Debug)]
 pub(super) struct Server {
     pub(super) settings: Settings,
@@ -180,9 +183,9 @@ impl Settings {
         self.hosts == other.hosts && self.database == other.database
     }
 
-    /// How often a session shows that its holder lives.
+    /// How often a session shows that its holder lives, also to proxies that end silent connections.
     pub(super) fn beat(&self) -> Duration {
-        self.ttl / 3
+        (self.ttl / 3).min(LONGEST_BEAT)
     }
 
     /// How long one statement of a wait waits. Its answer also shows each side that the other one still lives.

@@ -1,6 +1,7 @@
 //! One server session.
 
 use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -8,22 +9,24 @@ use tokio_postgres::{CancelToken, Client, SimpleQueryMessage, SimpleQueryRow};
 
 use super::application;
 use super::config::{Host, LockNumber, Settings};
-use super::connect::{self, Connection, Way, within};
+use super::connect::{self, Address, Connection, Way, within};
 use super::failure::{self, Failure};
 use super::sql;
 use crate::engine::server::lease::Moment;
 use crate::engine::server::socket::Allowance;
 use crate::words::mode::Mode;
 
-/// A session of our own at a primary, prepared for locks. When it is dropped, it ends, and the server frees its locks.
+/// A session at a primary. When it is dropped, it ends, and the server frees its locks.
 #[derive(Debug)]
 pub(super) struct Session {
     client: Client,
     moving: JoinHandle<Result<(), tokio_postgres::Error>>,
     way: Way,
     allowance: Allowance,
-    /// A random text that only this session has.
-    stamp: String,
+    /// The number of the server's process, as the login said it.
+    process: Option<i32>,
+    /// What only this session answers: the number of its process, and a random text once it is prepared.
+    who: String,
     application: String,
     /// When the last statement that was answered was sent.
     sent: Moment,
@@ -42,8 +45,15 @@ pub(super) enum Tried {
 }
 
 impl Session {
-    /// A session at the first host that is a primary.
+    /// A session at the first host that is a primary, prepared for locks.
     pub(super) async fn open(settings: &Settings) -> Result<Self, Failure> {
+        let mut session = Self::connect(settings).await?;
+        session.prepare().await?;
+        Ok(session)
+    }
+
+    /// A session at the first address of the first host that is a primary. Nothing has been changed there.
+    pub(super) async fn connect(settings: &Settings) -> Result<Self, Failure> {
         let mut failures = Vec::new();
         for host in &settings.hosts {
             match Self::at_host(settings, host).await {
@@ -54,49 +64,102 @@ impl Session {
         Err(failure::of_all(settings, failures))
     }
 
+    /// Each address of the host has the whole time, as in libpq. The failure is that of the last address, or of one that
+    /// answers and is unsuitable.
     async fn at_host(settings: &Settings, host: &Host) -> Result<Self, Failure> {
-        let Connection { client, moving, way, allowance } = connect::to_host(settings, host).await?;
+        let mut told = Failure::from(io::Error::new(io::ErrorKind::NotFound, "its name has no address"));
+        for address in within(settings.connect_timeout, connect::addresses(host)).await? {
+            match Self::at_address(settings, host, address).await {
+                Ok(session) => return Ok(session),
+                Err(failure) if told.is_unsupported() && !failure.is_unsupported() => {}
+                Err(failure) => told = failure,
+            }
+        }
+        Err(told)
+    }
+
+    async fn at_address(settings: &Settings, host: &Host, address: Address) -> Result<Self, Failure> {
+        let connecting = connect::to_address(settings, host, address);
+        let Connection { client, moving, way, allowance, process } =
+            within(settings.connect_timeout, connecting).await?;
         let mut session = Self {
             client,
             moving,
             way,
             allowance,
-            stamp: format!("{:016x}{:016x}", RandomState::new().hash_one(0), RandomState::new().hash_one(1)),
+            process,
+            who: String::new(),
             application: application::name(settings.application_name.as_deref()).await?,
             sent: Moment::now(),
             is_asked: false,
             is_over: false,
             settings: settings.clone(),
         };
-        session.prepare().await?;
+        session.meet().await?;
         Ok(session)
     }
 
-    async fn prepare(&mut self) -> Result<(), Failure> {
-        let statement = sql::prepare(&self.stamp, self.settings.ttl, &self.application);
-        let limit = self.settings.connect_timeout;
-        // The second statement does not wait for the answer to the first.
-        let first = within(limit, self.client.simple_query(sql::NO_STATEMENT_TIMEOUT));
-        let (first, second) = tokio::join!(first, within(limit, self.client.simple_query(&statement)));
-        first?;
-        let row = last_row(second?)?;
-        if column(&row, 2)?.is_none() {
-            let reason = "the server has no idle_session_timeout, so a lock would outlive its holder; use PostgreSQL 14 or newer";
-            return Err(Failure::Unsupported(reason.into()));
+    /// Looks for the first time.
+    async fn meet(&mut self) -> Result<(), Failure> {
+        let rows = self.send(&sql::look(), self.settings.connect_timeout).await?;
+        let first = rows.first().ok_or_else(Failure::no_such_answer)?;
+        self.who = column(first, 0)?.unwrap_or_default().to_owned();
+        self.check(&rows)?;
+        if column(&last(rows)?, 2)?.is_some() {
+            return Ok(());
         }
-        match column(&row, 1)? {
-            Some("f") => Ok(()),
-            _ => Err(Failure::standby()),
+        let reason =
+            "the server has no idle_session_timeout, so a lock would outlive its holder; use PostgreSQL 14 or newer";
+        Err(Failure::Unsupported(reason.into()))
+    }
+
+    /// Fails if this is another server session than before. Changes nothing.
+    pub(super) async fn look(&mut self) -> Result<(), Failure> {
+        self.rows(&sql::look()).await.map(drop)
+    }
+
+    /// Whether this client and no other has the server session: nothing in front of the server has made up a login of its own.
+    pub(super) fn is_direct(&self) -> bool {
+        self.process.is_some_and(|process| self.who == process.to_string())
+    }
+
+    pub(super) fn is_in_session_of(&self, other: &Self) -> bool {
+        self.who == other.who
+    }
+
+    /// Makes the session ready for locks. Comes after every proof: a session of a pool that shares them is other clients' too.
+    pub(super) async fn prepare(&mut self) -> Result<(), Failure> {
+        let stamp = format!("{:016x}{:016x}", RandomState::new().hash_one(0), RandomState::new().hash_one(1));
+        let statement = sql::prepare(&stamp, self.settings.ttl, &self.application);
+        let row = self.ask(&statement, self.settings.connect_timeout).await?;
+        self.who = format!("{} {stamp}", self.who.split(' ').next().unwrap_or_default());
+        // A Unix socket has no such timers, and neither has every system.
+        let has_no_timer = |refused: &&str| refused.starts_with("tcp_") && refused.ends_with("=0");
+        let refused = column(&row, 2)?.unwrap_or_default().split(' ').filter(|refused| !refused.is_empty());
+        match refused.filter(|refused| !has_no_timer(refused)).collect::<Vec<_>>()[..] {
+            [] => Ok(()),
+            ref refused => Err(Failure::Unsupported(format!(
+                "the server does not keep the settings of a session, which has {} now; a lock could be free before its \
+                 holder knows",
+                refused.join(" ")
+            ))),
         }
     }
 
-    /// Asks for one row, for no longer than `limit`.
+    /// The last row of the answer, which may take no longer than `limit`.
     async fn ask(&mut self, statement: &str, limit: Duration) -> Result<SimpleQueryRow, Failure> {
-        last_row(self.ask_for_all(statement, limit).await?)
+        last(self.ask_for_all(statement, limit).await?)
     }
 
-    async fn ask_for_all(&mut self, statement: &str, limit: Duration) -> Result<Vec<SimpleQueryMessage>, Failure> {
+    async fn ask_for_all(&mut self, statement: &str, limit: Duration) -> Result<Vec<SimpleQueryRow>, Failure> {
         let sent = Moment::now();
+        let rows = self.send(statement, limit).await?;
+        self.check(&rows)?;
+        self.sent = sent;
+        Ok(rows)
+    }
+
+    async fn send(&mut self, statement: &str, limit: Duration) -> Result<Vec<SimpleQueryRow>, Failure> {
         self.is_asked = true;
         self.allowance.renew();
         let answer = match within(limit, self.client.simple_query(statement)).await {
@@ -108,13 +171,21 @@ impl Session {
             answer => answer,
         };
         self.is_asked = false;
-        let answer = answer?;
-        let has_stamp = |row| column(row, 0).is_ok_and(|stamp| stamp == Some(&*self.stamp));
-        if answer.iter().any(|message| matches!(message, SimpleQueryMessage::Row(row) if !has_stamp(row))) {
-            return Err(Failure::another_session());
+        let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
+        Ok(answer?.into_iter().filter_map(row).collect())
+    }
+
+    /// Whether each row comes from this session, at a primary.
+    fn check(&self, rows: &[SimpleQueryRow]) -> Result<(), Failure> {
+        for row in rows {
+            match (column(row, 0)?, column(row, 1)?) {
+                (who, _) if who != Some(&*self.who) => return Err(Failure::another_session()),
+                (_, Some("f")) => {}
+                (_, Some("t")) => return Err(Failure::standby()),
+                _ => return Err(Failure::no_such_answer()),
+            }
         }
-        self.sent = sent;
-        Ok(answer)
+        Ok(())
     }
 
     /// Resolves when the session has ended, with the reason if it is told for the first time.
@@ -160,13 +231,17 @@ impl Session {
     /// Whether the session had the lock.
     pub(super) async fn unlock(&mut self, lock: LockNumber, mode: Mode, limit: Duration) -> Result<bool, Failure> {
         let statement = sql::unlock(lock, mode, &self.application);
-        Ok(column(&self.ask(&statement, limit).await?, 1)? == Some("t"))
+        Ok(column(&self.ask(&statement, limit).await?, 2)? == Some("t"))
+    }
+
+    /// The third column of the last row; empty for NULL.
+    pub(super) async fn value(&mut self, statement: &str) -> Result<String, Failure> {
+        let row = self.ask(statement, self.settings.connect_timeout).await?;
+        Ok(column(&row, 2)?.unwrap_or_default().to_owned())
     }
 
     pub(super) async fn rows(&mut self, statement: &str) -> Result<Vec<SimpleQueryRow>, Failure> {
-        let answer = self.ask_for_all(statement, self.settings.connect_timeout).await?;
-        let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
-        Ok(answer.into_iter().filter_map(row).collect())
+        self.ask_for_all(statement, self.settings.connect_timeout).await
     }
 
     /// Makes a request to the server to end the statement that this session is running.
@@ -213,9 +288,8 @@ impl Canceler {
     }
 }
 
-fn last_row(answer: Vec<SimpleQueryMessage>) -> Result<SimpleQueryRow, Failure> {
-    let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
-    answer.into_iter().rev().find_map(row).ok_or_else(Failure::no_such_answer)
+fn last(mut rows: Vec<SimpleQueryRow>) -> Result<SimpleQueryRow, Failure> {
+    rows.pop().ok_or_else(Failure::no_such_answer)
 }
 
 /// The text in a column; `None` for NULL. What a server sends may have fewer columns, and be no text.
@@ -224,10 +298,8 @@ pub(super) fn column(row: &SimpleQueryRow, at: usize) -> Result<Option<&str>, Fa
 }
 
 pub(super) fn read_try(row: &SimpleQueryRow) -> Result<Tried, Failure> {
-    match (column(row, 1)?, column(row, 2)?) {
-        (Some("f"), None | Some("")) => Ok(Tried::Busy),
-        (Some("f"), Some(grant)) => Ok(Tried::Granted(grant.to_owned())),
-        (Some("t"), _) => Err(Failure::standby()),
-        _ => Err(Failure::no_such_answer()),
-    }
+    Ok(match column(row, 2)? {
+        None | Some("") => Tried::Busy,
+        Some(grant) => Tried::Granted(grant.to_owned()),
+    })
 }

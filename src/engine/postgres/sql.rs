@@ -1,55 +1,120 @@
 //! The statements.
 //!
-//! Every name is qualified, so that no `search_path` changes what it means. The first column of every answer is the stamp
-//! of the session: it shows that the statement ran in the very server session that was asked before.
+//! Every name is qualified, so that no `search_path` changes what it means. The first column of every row says in which
+//! server session the statement ran. The second is true on a hot standby. Both are asked for in every statement: what is
+//! between us and the server may send each one somewhere else.
+//!
+//! A balancer such as pgpool-II sends a statement to a standby if it only reads. It takes one that calls a volatile function,
+//! as pg_is_in_recovery() is, for one that writes.
+//!
+//! The texts differ only in constants that the server does not count. So pg_stat_statements has few rows of them.
 
 use std::time::Duration;
 
 use super::config::LockNumber;
 use crate::words::mode::Mode;
 
-/// Comes before all other statements: the timeout of the role may be shorter than one statement takes.
-pub(super) const NO_STATEMENT_TIMEOUT: &str = "SET statement_timeout = 0";
-
-const STAMP: &str = "pg_catalog.current_setting('tokio_lockfile.stamp', true)";
+const WHO: &str = "pg_catalog.concat_ws(' ', pg_catalog.pg_backend_pid(), \
+                   pg_catalog.current_setting('tokio_lockfile.stamp', true)), pg_catalog.pg_is_in_recovery()";
 
 /// Whether the session is still the one that it was. It is also the heartbeat.
 pub(super) fn beat() -> String {
-    format!("SELECT {STAMP}")
+    format!("SELECT {WHO}")
+}
+
+/// Lifts the limits that the role may have, for this transaction only. A transaction that waits for us is longer than most.
+fn unlimited() -> String {
+    format!(
+        "SELECT {WHO}, (SELECT pg_catalog.count(pg_catalog.set_config(name, '0', true)) FROM (VALUES \
+         ('statement_timeout'), ('idle_in_transaction_session_timeout'), ('transaction_timeout')) AS limits (name) \
+         WHERE pg_catalog.current_setting(name, true) IS NOT NULL)"
+    )
+}
+
+/// Looks at a session that may belong to a pool, and changes nothing there. The third column is NULL where the server has no
+/// `idle_session_timeout`.
+pub(super) fn look() -> String {
+    format!("{}; SELECT {WHO}, pg_catalog.current_setting('idle_session_timeout', true)", unlimited())
+}
+
+/// Takes a lock and gives it back. The third column of the rows: whether the lock was free, how many advisory locks the
+/// server says this session has, whether it had the lock, and how many it has now.
+pub(super) fn try_and_count(key: i64) -> String {
+    let count = format!(
+        "SELECT {WHO}, (SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks \
+         WHERE pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() \
+         AND locktype OPERATOR(pg_catalog.=) 'advisory' AND granted)"
+    );
+    format!(
+        "{}; SELECT {WHO}, pg_catalog.pg_try_advisory_lock({key}); {count}; \
+         SELECT {WHO}, pg_catalog.pg_advisory_unlock({key}); {count}",
+        unlimited()
+    )
+}
+
+/// Begins a transaction and takes a lock. A pool gives nobody else the server session before [`unlock_and_commit`].
+pub(super) fn begin_and_lock(key: i64) -> String {
+    let unlimited = unlimited();
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED; {unlimited}; SELECT {WHO}, pg_catalog.pg_try_advisory_lock({key})")
+}
+
+pub(super) fn unlock_and_commit(key: i64) -> String {
+    format!("SELECT {WHO}, pg_catalog.pg_advisory_unlock({key}); COMMIT")
+}
+
+/// The third column is NULL if somebody has the lock. No lock outlives this, in whatever session it runs.
+pub(super) fn try_and_unlock(key: i64) -> String {
+    format!(
+        "{}; SELECT {WHO}, CASE WHEN pg_catalog.pg_try_advisory_lock({key}) \
+         THEN pg_catalog.pg_advisory_unlock({key}) END",
+        unlimited()
+    )
 }
 
 /// Makes a new session independent of the defaults that the server, the database and the role have.
 ///
-/// The second column is true on a hot standby. The third is NULL where the server has no `idle_session_timeout`.
+/// The third column has the settings that are not what was asked for, as `name=value name=value`. The server's kernel may
+/// refuse one, which the server only logs.
 pub(super) fn prepare(stamp: &str, ttl: Duration, application: &str) -> String {
-    let ttl_ms = ttl.as_millis().to_string();
+    // As the server shows it.
+    let ttl_shown = match ttl.as_millis() {
+        millis if millis % 60_000 == 0 => format!("{}min", millis / 60_000),
+        millis if millis % 1_000 == 0 => format!("{}s", millis / 1_000),
+        millis => format!("{millis}ms"),
+    };
     // If the server gave up a silent client before the lease ends, there would be two holders.
     let keepalive = (ttl.as_secs() + 1).to_string();
+    let user_timeout = (ttl.as_millis() + 1_000).to_string();
     let settings = [
         ("application_name", application),
         ("client_connection_check_interval", "0"),
+        ("client_min_messages", "error"),
         ("default_transaction_deferrable", "off"),
         ("default_transaction_isolation", "read committed"),
         ("default_transaction_read_only", "off"),
         ("idle_in_transaction_session_timeout", "0"),
-        ("idle_session_timeout", &ttl_ms),
+        ("idle_session_timeout", &ttl_shown),
         ("lock_timeout", "0"),
         ("search_path", ""),
+        ("statement_timeout", "0"),
         // A token is safe once this server has flushed it: another one that takes over begins a new timeline.
         ("synchronous_commit", "local"),
         ("tcp_keepalives_count", "3"),
         ("tcp_keepalives_idle", &keepalive),
         ("tcp_keepalives_interval", &keepalive),
-        ("tcp_user_timeout", "0"),
+        // Without it, the kernel ends the session when it has sent an answer again for net.ipv4.tcp_retries2 times.
+        ("tcp_user_timeout", &user_timeout),
+        ("tokio_lockfile.stamp", stamp),
         ("transaction_timeout", "0"),
     ];
     let settings: Vec<String> = settings.iter().map(|(name, value)| format!("('{name}', '{value}')")).collect();
-    // A setting that this version of the server does not know is NULL.
+    // A setting that this version of the server does not know is NULL. The server reads a value back when it has set it.
     format!(
-        "SELECT pg_catalog.set_config('tokio_lockfile.stamp', '{stamp}', false), pg_catalog.pg_is_in_recovery(), \
-         pg_catalog.current_setting('idle_session_timeout', true), \
-         (SELECT pg_catalog.count(pg_catalog.set_config(name, value, false)) FROM (VALUES {}) AS wanted (name, value) \
-         WHERE pg_catalog.current_setting(name, true) IS NOT NULL)",
+        "{}; SELECT {WHO}, (SELECT pg_catalog.string_agg(pg_catalog.concat(name, '=', now), ' ') FROM \
+         (SELECT name, value, pg_catalog.set_config(name, value, false) AS now FROM (VALUES {}) AS wanted (name, value) \
+         WHERE pg_catalog.current_setting(name, true) IS NOT NULL OR name OPERATOR(pg_catalog.=) 'tokio_lockfile.stamp') \
+         AS set WHERE now OPERATOR(pg_catalog.<>) value)",
+        unlimited(),
         settings.join(", ")
     )
 }
@@ -69,10 +134,10 @@ fn grant(lock: LockNumber) -> &'static str {
     }
 }
 
-/// Says in the application name since when the lock is held. Others read it there.
+/// Says in the application name since when the lock is held. Others read it there. `application`: in SQL.
 fn announce(application: &str) -> String {
     format!(
-        "pg_catalog.set_config('application_name', pg_catalog.concat('{application} ', \
+        "pg_catalog.set_config('application_name', pg_catalog.concat({application}, ' ', \
          pg_catalog.floor(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()))), false)"
     )
 }
@@ -84,11 +149,11 @@ fn suffix(mode: Mode) -> &'static str {
     }
 }
 
-/// The second column is true on a hot standby. The third is the grant, or NULL if somebody else holds the lock.
+/// The third column is the grant, or NULL if somebody else holds the lock.
 pub(super) fn try_lock(lock: LockNumber, mode: Mode, application: &str) -> String {
-    let (suffix, key, grant, announce) = (suffix(mode), lock.key, grant(lock), announce(application));
+    let (suffix, key, grant, announce) = (suffix(mode), lock.key, grant(lock), announce(&format!("'{application}'")));
     format!(
-        "SELECT {STAMP}, pg_catalog.pg_is_in_recovery(), CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
+        "SELECT {WHO}, CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
          AND pg_catalog.pg_try_advisory_lock{suffix}({key}) THEN pg_catalog.concat_ws(' ', {grant}, {announce}) END"
     )
 }
@@ -98,44 +163,48 @@ pub(super) fn try_lock(lock: LockNumber, mode: Mode, application: &str) -> Strin
 /// A server may cancel the wait, or end it at its limit, in the instant in which it has got the lock. So the handler unlocks.
 /// Each slice has a snapshot of its own: a longer one would keep VACUUM and CREATE INDEX CONCURRENTLY waiting.
 pub(super) fn wait(lock: LockNumber, mode: Mode, application: &str, slice: Duration) -> String {
-    let (suffix, key, grant, announce) = (suffix(mode), lock.key, grant(lock), announce(application));
+    let (suffix, key, grant) = (suffix(mode), lock.key, grant(lock));
+    let announce = announce("pg_catalog.current_setting('tokio_lockfile.application')");
     let slice_ms = slice.as_millis();
+    // DO takes no parameters, and the server counts each text of it.
     format!(
-        "DO $tokio_lockfile$ BEGIN \
-         PERFORM pg_catalog.set_config('tokio_lockfile.grant', '', true); \
+        "SELECT {WHO}, pg_catalog.set_config('tokio_lockfile.grant', '', true), \
+         pg_catalog.set_config('tokio_lockfile.key', '{key}', true), \
+         pg_catalog.set_config('tokio_lockfile.application', '{application}', true), \
+         pg_catalog.set_config('lock_timeout', '{slice_ms}', true); \
+         DO $tokio_lockfile$ BEGIN \
          IF pg_catalog.pg_is_in_recovery() THEN RETURN; END IF; \
          BEGIN \
-         PERFORM pg_catalog.set_config('lock_timeout', '{slice_ms}', true); \
-         PERFORM pg_catalog.pg_advisory_lock{suffix}({key}); \
+         PERFORM pg_catalog.pg_advisory_lock{suffix}(pg_catalog.current_setting('tokio_lockfile.key')::pg_catalog.int8); \
          PERFORM pg_catalog.set_config('tokio_lockfile.grant', {grant}, true); \
          PERFORM {announce}; \
          EXCEPTION WHEN lock_not_available OR query_canceled THEN \
          PERFORM pg_catalog.pg_advisory_unlock_all(); \
          END; END $tokio_lockfile$; \
-         SELECT {STAMP}, pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('tokio_lockfile.grant', true)"
+         SELECT {WHO}, pg_catalog.current_setting('tokio_lockfile.grant', true)"
     )
 }
 
-/// The second column is whether the session had the lock.
+/// The third column is whether the session had the lock.
 pub(super) fn unlock(lock: LockNumber, mode: Mode, application: &str) -> String {
     let (suffix, key) = (suffix(mode), lock.key);
     format!(
-        "SELECT {STAMP}, pg_catalog.pg_advisory_unlock{suffix}({key}), \
+        "SELECT {WHO}, pg_catalog.pg_advisory_unlock{suffix}({key}), \
          pg_catalog.set_config('application_name', '{application}', false)"
     )
 }
 
 pub(super) fn unlock_all() -> String {
-    format!("SELECT {STAMP}, pg_catalog.pg_advisory_unlock_all()")
+    format!("SELECT {WHO}, pg_catalog.pg_advisory_unlock_all()")
 }
 
-/// One row for each holder: the PID of its server process, its application name, the address of its client, and how many
+/// One row for each holder, from the third column on: the PID of its server process, its application name, the address of its client, and how many
 /// seconds it has had what its application name tells. No role needs a right for that, but the address of another role's
 /// client is shown only to members of pg_read_all_stats.
 pub(super) fn holders(lock: LockNumber) -> String {
     let (class, object) = ((lock.key >> 32) as u32, lock.key as u32);
     format!(
-        "SELECT {STAMP}, locks.pid, activity.application_name, pg_catalog.host(activity.client_addr), \
+        "SELECT {WHO}, locks.pid, activity.application_name, pg_catalog.host(activity.client_addr), \
          pg_catalog.floor(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())) \
          FROM pg_catalog.pg_locks AS locks LEFT JOIN pg_catalog.pg_stat_activity AS activity USING (pid) \
          WHERE locks.locktype = 'advisory' AND locks.granted AND locks.objsubid = 1 \

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::io;
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -22,7 +23,7 @@ pub(super) struct Wire {
     stream: Stream,
     /// To be renewed before each question.
     pub(super) allowance: Allowance,
-    first_message: FirstMessage,
+    greeting: Greeting,
 }
 
 enum Stream {
@@ -45,14 +46,14 @@ pub(super) async fn offers_tls(socket: &mut Socket) -> io::Result<bool> {
 impl Wire {
     pub(super) fn plain(mut socket: Socket) -> Self {
         let allowance = socket.limit();
-        Self { stream: Stream::Plain(socket), allowance, first_message: FirstMessage::default() }
+        Self { stream: Stream::Plain(socket), allowance, greeting: Greeting::default() }
     }
 
     #[cfg(feature = "postgres-tls")]
     pub(super) async fn encrypted(mut socket: Socket, tls: &Tls, host: &str) -> io::Result<Self> {
         let allowance = socket.limit();
         let stream = Stream::Encrypted(Box::new(handshake::shake_hands(socket, tls, host).await?));
-        Ok(Self { stream, allowance, first_message: FirstMessage::default() })
+        Ok(Self { stream, allowance, greeting: Greeting::default() })
     }
 
     #[cfg(not(feature = "postgres-tls"))]
@@ -64,34 +65,86 @@ impl Wire {
         !matches!(self.stream, Stream::Plain(_))
     }
 
+    /// Where the number of the server's process will be once the session is ready.
+    pub(super) fn process(&self) -> Arc<OnceLock<i32>> {
+        Arc::clone(&self.greeting.process)
+    }
+
     /// Lets the server ask for a login only with one of these methods.
     pub(super) fn demand(&mut self, methods: Methods) {
-        self.first_message.methods = Some(methods);
+        self.greeting.methods = Some(methods);
     }
 }
 
-/// The first message of a server. Unless it is an error, it asks for a login, and says how.
+/// What a server says until a session is ready: how it wants the login to be done, and which of its processes the session
+/// belongs to ("Message Formats" in the manual of PostgreSQL).
 #[derive(Default)]
-pub(super) struct FirstMessage {
+pub(super) struct Greeting {
     pub(super) methods: Option<Methods>,
-    /// The kind, the length, and what is asked for.
-    begin: Vec<u8>,
+    process: Arc<OnceLock<i32>>,
+    has_begun: bool,
+    /// The message that comes: its kind, its length, and the first four bytes of what it says.
+    message: Vec<u8>,
+    /// How many more bytes of it come.
+    rest: usize,
+    is_over: bool,
 }
 
-impl FirstMessage {
-    const LENGTH: usize = 9;
+impl Greeting {
+    const HEADER: usize = 5;
 
     /// `bytes` are the next ones that were read. The error comes before anybody can answer the message: the last byte of
     /// what is asked for is among them.
     pub(super) fn look_at(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Some(methods) = &self.methods else { return Ok(()) };
-        let missing = Self::LENGTH - self.begin.len();
-        self.begin.extend(bytes.iter().take(missing));
-        match *self.begin {
-            [b'E', ..] => Ok(()),
-            [b'R', _, _, _, _, a, b, c, d] => methods.check(i32::from_be_bytes([a, b, c, d])),
-            [b'R', ..] | [] => Ok(()),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the server does not begin with a login")),
+        let mut bytes = bytes.iter();
+        while !self.is_over {
+            if self.rest > 0 {
+                let skipped = bytes.by_ref().take(self.rest).count();
+                self.rest -= skipped;
+                if self.rest > 0 {
+                    break;
+                }
+            }
+            let Some(byte) = bytes.next() else { break };
+            self.message.push(*byte);
+            if let Some(length) = self.length() {
+                let shown = length.min(4);
+                if self.message.len() == Self::HEADER + shown {
+                    self.rest = length - shown;
+                    let message = std::mem::take(&mut self.message);
+                    self.read(message[0], &message[Self::HEADER..])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The length of what the message says, once its header is there.
+    fn length(&self) -> Option<usize> {
+        let &[a, b, c, d] = self.message.get(1..Self::HEADER)? else { return None };
+        Some((u32::from_be_bytes([a, b, c, d]) as usize).saturating_sub(4))
+    }
+
+    fn read(&mut self, kind: u8, says: &[u8]) -> io::Result<()> {
+        let is_first = !std::mem::replace(&mut self.has_begun, true);
+        let number = says.first_chunk().map(|&bytes| i32::from_be_bytes(bytes));
+        match (kind, number, &self.methods) {
+            (b'R', Some(login), Some(methods)) if is_first => methods.check(login),
+            (b'E', ..) => Ok(()),
+            (_, _, Some(_)) if is_first => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "the server does not begin with a login"))
+            }
+            (b'K', Some(process), _) => {
+                self.is_over = true;
+                let _ = self.process.set(process);
+                Ok(())
+            }
+            // It is ready for statements.
+            (b'Z', ..) => {
+                self.is_over = true;
+                Ok(())
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -111,7 +164,7 @@ impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(forward!(self, poll_read(context, buf)))?;
-        Poll::Ready(self.first_message.look_at(&buf.filled()[before..]))
+        Poll::Ready(self.greeting.look_at(&buf.filled()[before..]))
     }
 }
 
@@ -157,8 +210,8 @@ mod tests {
     use super::*;
 
     fn looked_at(methods: &str, reads: &[&[u8]]) -> Result<(), String> {
-        let mut first = FirstMessage { methods: Some(Methods::parse(methods).unwrap()), ..FirstMessage::default() };
-        reads.iter().try_for_each(|bytes| first.look_at(bytes)).map_err(|error| error.to_string())
+        let mut greeting = Greeting { methods: Some(Methods::parse(methods).unwrap()), ..Greeting::default() };
+        reads.iter().try_for_each(|bytes| greeting.look_at(bytes)).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -168,8 +221,20 @@ mod tests {
             let error = looked_at("scram-sha-256", &[&message[..at], &message[at..]]).unwrap_err();
             assert!(error.contains("cleartext"), "{error}");
         }
-        assert_eq!(looked_at("password", &[message, b"anything", b"else"]), Ok(()));
+        assert_eq!(looked_at("password", &[message, b"S\0\0\0\x05", b"else"]), Ok(()));
         assert_eq!(looked_at("scram-sha-256", &[b"E\0\0\0\x20SFATAL", b"\0"]), Ok(()));
-        assert!(looked_at("scram-sha-256", &[b"N\0\0\0\x08"]).is_err());
+        assert!(looked_at("scram-sha-256", &[b"N\0\0\0\x08\0\0\0\0"]).is_err());
+        assert!(looked_at("scram-sha-256", &[b"Z\0\0\0\x05I"]).is_err());
+    }
+
+    #[test]
+    fn the_process_is_seen_however_its_bytes_arrive() {
+        let greeting = b"R\0\0\0\x08\0\0\0\0S\0\0\0\x0fTimeZone\0X\0K\0\0\0\x0c\0\0\x12\x34keysZ\0\0\0\x05I";
+        for at in 0..greeting.len() {
+            let mut seen = Greeting::default();
+            seen.look_at(&greeting[..at]).unwrap();
+            seen.look_at(&greeting[at..]).unwrap();
+            assert_eq!(seen.process.get(), Some(&0x1234), "{at}");
+        }
     }
 }
