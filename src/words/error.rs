@@ -38,7 +38,7 @@ pub enum LockError {
     #[error("invalid lock URL {url:?}: {reason}")]
     InvalidUrl {
         /// The given text, with `***` in the place of all that may be a part of a password. For a server this is everything
-        /// but the scheme, unless only a value is wrong.
+        /// but the scheme. If only the value of a parameter is wrong, this is the URL without its password.
         url: String,
         /// What is wrong with it.
         reason: String,

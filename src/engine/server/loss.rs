@@ -11,11 +11,12 @@ use tokio::sync::{oneshot, watch};
 use super::lease::Lease;
 use crate::words::error::LostReason;
 
-/// The keeper's end. When it goes without a word, nobody keeps the lock any more. So a keeper drops it before the session.
+/// The keeper's end of the channel. If it is dropped without a reason, nobody keeps the lock any more. So a keeper drops it
+/// before the session.
 #[derive(Debug)]
 pub(crate) struct LossSender(watch::Sender<Option<LostReason>>);
 
-/// The holder's end.
+/// The holder's end of the channel.
 #[derive(Debug)]
 pub(crate) struct Loss {
     lease: Arc<Lease>,
@@ -78,7 +79,7 @@ impl Loss {
     }
 }
 
-/// What the keeper tells, be it by its end.
+/// The reason that the keeper tells. A keeper that has ended without one counts as disconnected.
 async fn word(mut told: watch::Receiver<Option<LostReason>>) -> LostReason {
     told.wait_for(Option::is_some).await.ok().and_then(|told| *told).unwrap_or(LostReason::Disconnected)
 }

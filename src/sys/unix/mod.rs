@@ -1,7 +1,7 @@
 //! The system calls that all Unix systems share. `linux` and `other` hold the calls that differ. Both have functions
 //! with the same names.
 //!
-//! # Why no other user can bend a call
+//! # Why no other user can misuse a call
 //!
 //! Another user may be able to write to the directory of a lock, and may exchange what is in it between any two calls.
 //! These are all calls of the library that open, make, name or change a file of a lock. Others are not made outside this
