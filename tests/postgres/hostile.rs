@@ -230,6 +230,33 @@ async fn an_answer_that_is_none_is_an_error_and_no_panic() {
     }
 }
 
+/// A kernel can refuse a timer, which the server only logs. It shows the value that counts.
+#[tokio::test]
+async fn a_setting_that_does_not_last_is_told_and_no_lock_is_taken() {
+    let settings = [
+        ("", true),
+        ("tcp_user_timeout=0", true),
+        ("tcp_keepalives_idle=7200", false),
+        ("idle_session_timeout=0", false),
+    ];
+    for (setting, is_fine) in settings {
+        let fake = Fake::start(0);
+        fake.twist(move |asked, mut row| {
+            if asked.contains("('tokio_lockfile.stamp', '") && !setting.is_empty() {
+                row[2] = Some(setting.into());
+            }
+            row
+        });
+        match timeout(HANG, fake.lock("x", "10s").attempt()).await.expect("hangs") {
+            Ok(guard) => assert!(is_fine && guard.is_some(), "{setting}"),
+            Err(error @ LockError::Unsupported { .. }) => {
+                assert!(!is_fine && error.to_string().contains(setting), "{error}")
+            }
+            Err(error) => panic!("{setting}: {error}"),
+        }
+    }
+}
+
 async fn errors(lock: &LockFile) -> Vec<LockError> {
     let mut errors = Vec::new();
     match lock.attempt().await {

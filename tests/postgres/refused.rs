@@ -54,6 +54,20 @@ async fn state(bouncer: &PgBouncer) -> BTreeMap<String, String> {
     state
 }
 
+/// An application that has three clients at work, until it is dropped.
+async fn application(bouncer: &PgBouncer) -> tokio::task::JoinSet<()> {
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let client = bouncer.client().await;
+        clients.spawn(async move {
+            loop {
+                client.simple_query("SELECT 1").await.unwrap();
+            }
+        });
+    }
+    clients
+}
+
 /// The application that has the pool finds its sessions as it left them.
 #[tokio::test]
 async fn a_refused_pool_is_as_it_was() {
@@ -63,12 +77,14 @@ async fn a_refused_pool_is_as_it_was() {
         let bouncer = PgBouncer::start(&server, "transaction", &more);
         let before = state(&bouncer).await;
         assert_eq!(before.len(), 5);
-        for ttl in 1..=5 {
+        for ttl in 1..=10 {
             let lock = bouncer.lock(&format!("lock=x&ttl={ttl}s"));
+            let busy = if ttl % 2 == 0 { Some(application(&bouncer).await) } else { None };
             refusal(&lock).await;
             for refused in [lock.obtain().await.map(drop), lock.holder().await.map(drop)] {
                 assert!(matches!(refused, Err(LockError::Unsupported { .. })), "{refused:?}");
             }
+            drop(busy);
             let after = state(&bouncer).await;
             assert_eq!(after, before, "{more}");
         }
