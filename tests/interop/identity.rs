@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio_lockfile::{LockError, LockFile, check_lock};
 
-use crate::faults::{attempt_by, set_mode};
+use crate::faults::{answer_by, attempt_by, set_mode};
 use crate::{Peer, place, take};
 
 pub(crate) fn url(kind: &str, path: &Path) -> String {
@@ -21,6 +21,14 @@ pub(crate) fn url(kind: &str, path: &Path) -> String {
 
 pub(crate) const KINDS: [&str; 2] = ["shlockfile", "flockfile"];
 const ROLE: &str = "TOKIO_LOCKFILE_TEST_IDENTITY";
+const CHECK_ROLE: &str = "TOKIO_LOCKFILE_TEST_CHECK";
+
+/// Not a real test: another process runs this. It asks whether the PID in a lock file is that of a living process.
+#[test]
+fn check_for_parent() {
+    let Ok(path) = std::env::var(CHECK_ROLE) else { return };
+    println!("\nANSWER {}", check_lock(path).unwrap());
+}
 
 /// Not a real test: another process runs this. It takes the lock of a URL, prints "held", and does what `then` says.
 #[test]
@@ -78,6 +86,16 @@ async fn containers_exclude_each_other_though_both_are_pid_1() {
         // The restarted container is PID 1 again, like the dead holder in the record.
         assert_eq!(attempt_by(&mut container(), &url), "held");
     }
+}
+
+#[test]
+fn a_holder_that_has_no_pid_here_is_alive_all_the_same() {
+    let (_dir, path) = place();
+    let check = || answer_by(&mut container(), "identity::check_for_parent", (CHECK_ROLE, path.to_str().unwrap()));
+    let outside = holder(&mut env(), "wait", &url("shlockfile", &path));
+    assert_eq!(check(), "true");
+    outside.kill();
+    assert_eq!(check(), "false");
 }
 
 #[tokio::test]

@@ -101,6 +101,11 @@ pub(super) fn is_still_held(target: &Target, last: &Contended) -> bool {
 /// Finds the holder of the lock. This takes a shared flock. A try can distinguish it from the exclusive flock of a
 /// holder.
 pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
+    Ok(look(target)?.map(|(holder, _is_alive)| holder))
+}
+
+/// The holder of the lock, and whether it is known to be alive: a living holder in another container has no PID here.
+fn look(target: &Target) -> Result<Option<(Holder, bool)>, LockError> {
     let directory = Directory::open(target)?;
     let Some(file) = directory.open_lock()? else {
         return Ok(None);
@@ -108,12 +113,13 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
     let record = directory.read(&file)?;
     let stat = directory.stat(&file)?;
     let recorded = record.pid().unwrap_or(0);
+    let mut is_flocked = false;
     let pid = match record {
         Record::Foreign(pid, _) => directory.is_alive(pid).then_some(pid),
         _ if outcome::is_locked(&file).map_err(|error| directory.lock_failed(error))? => {
             // With the breakers' name this is the lock of a process that takes over, and not of a holder.
-            let is_held = !directory.names(&directory.breaking(), &stat)?;
-            Some(if is_held { flock_holder::find_exclusive(&stat, record.pid()) } else { 0 })
+            is_flocked = !directory.names(&directory.breaking(), &stat)?;
+            Some(if is_flocked { flock_holder::find_exclusive(&stat, record.pid()) } else { 0 })
         }
         Record::Shlock(pid, Mark::NoProof) => directory.is_alive(pid).then_some(pid),
         // A try decides in the same way. If we cannot create a file to compare the ages, the lock counts as held.
@@ -123,7 +129,7 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
         _ => None,
     };
     let since = std::time::SystemTime::UNIX_EPOCH + create::since(&stat);
-    Ok(pid.map(|pid| process::holder(pid, Some(since))))
+    Ok(pid.map(|pid| (process::holder(pid, Some(since)), is_flocked || pid != 0)))
 }
 
 /// Whether the PID in this lock file belongs to a live process. This is the `check_lock` of PEAK. Unix only.
@@ -137,5 +143,5 @@ pub(super) fn holder(target: &Target) -> Result<Option<Holder>, LockError> {
 /// - [`LockError::Io`] if the file cannot be read.
 pub fn check_lock(path: impl AsRef<Path>) -> Result<bool, LockError> {
     let target = Target::file(LockKind::Shlock, path.as_ref(), Default::default())?;
-    Ok(holder(&target)?.is_some_and(|holder| holder.pid() != 0))
+    Ok(look(&target)?.is_some_and(|(_holder, is_alive)| is_alive))
 }
