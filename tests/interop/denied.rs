@@ -1,11 +1,13 @@
-//! flock(2) is refused, as by AppArmor without `k`, by SELinux without `lock`, or by a file system without locks.
+//! flock(2) is refused, as by AppArmor without `k`, by SELinux without `lock`, or by a file system without locks. Or a file
+//! may not be removed.
 
 use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::faults::attempt_by;
+use crate::faults::{attempt_as_nobody, attempt_by, set_mode};
 use crate::identity::{KINDS, url};
+use crate::place;
 
 /// What an attempt answers where each flock(2) fails with this error.
 fn attempt_where_flock_fails(error: &str, url: &str) -> String {
@@ -44,4 +46,16 @@ fn where_files_cannot_be_locked_the_advice_fits_the_place() {
         let answer = attempt_where_flock_fails("ENOLCK", &url);
         assert!(answer.contains("cannot lock"), "{kind}: {answer}");
     }
+}
+
+/// A process that takes the lock over can die before it has removed its private name. In a sticky directory another user may
+/// not remove that name.
+#[test]
+fn another_users_private_name_keeps_nobody_out() {
+    let (dir, path) = place();
+    set_mode(dir.path(), 0o1777);
+    let private = dir.path().join(".x.lock.tokio-lockfile.break");
+    std::fs::write(&private, "   4194305\t \t\n").unwrap();
+    assert_eq!(attempt_as_nobody(&url("shlockfile", &path)), "held");
+    assert!(private.exists() && !path.exists());
 }

@@ -114,7 +114,7 @@ pub(crate) fn answer_by(command: &mut Command, test: &str, (role, url): (&str, &
     answer.lines().next().unwrap().to_owned()
 }
 
-fn attempt_as_nobody(url: &str) -> String {
+pub(crate) fn attempt_as_nobody(url: &str) -> String {
     attempt_as(65534, 65534, url)
 }
 

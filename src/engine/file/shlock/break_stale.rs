@@ -7,7 +7,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::create::Cleared;
 use super::directory::Directory;
 use super::judge::Stale;
 use super::probe::Probe;
@@ -164,9 +163,9 @@ impl Directory<'_> {
         let private = self.breaking();
         match self.dir.link(file, Some(self.name), &private) {
             Ok(()) => Ok(Linked::Ours),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match self.clear(&private)? {
-                Cleared::Gone => Ok(Linked::Not(Broken::Changed)),
-                Cleared::InUse => Ok(Linked::Not(Broken::Unclear)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match self.clear_to_use(&private)? {
+                true => Ok(Linked::Not(Broken::Changed)),
+                false => Ok(Linked::Not(Broken::Unclear)),
             },
             // Another program has removed the file after we looked at it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Linked::Not(Broken::Changed)),
@@ -187,8 +186,7 @@ impl Directory<'_> {
         if self.names(&private, seen)? {
             return self.dir.unlink(&private).map_err(|error| self.failed("remove the private name of", error));
         }
-        self.clear(&private)?;
-        Ok(())
+        self.clear_to_use(&private).map(drop)
     }
 
     /// Whether the directory has so many names that the executor must not search through them.

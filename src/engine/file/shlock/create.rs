@@ -51,9 +51,11 @@ enum Naming {
     Private,
 }
 
-pub(super) enum Cleared {
+enum Cleared {
     Gone,
     InUse,
+    /// Nobody uses it, but we may not remove it: it is another user's, in a sticky directory.
+    Abandoned(io::Error),
 }
 
 /// A file that we have created and locked, and that is not the lock yet. The field order matters: the private name must
@@ -160,11 +162,12 @@ impl Directory<'_> {
     /// Its last look and its unlink are two calls. Between them, somebody else may have removed the stale file, and we
     /// may have created a new one. Every breaker has its private name before that look, and removes it after the unlink.
     /// So if we find no such name once our file has the lock's name, no breaker removes our file. This also removes the
-    /// private name that a dead breaker left: nobody else looks for it.
+    /// private name that a dead breaker left: nobody else looks for it. If that may not be removed, no breaker has locked
+    /// its file all the same, and one that locks it later looks at the lock's name after that.
     fn is_breaker_at_work(&self) -> Result<bool, LockError> {
         for _ in 0..LOOKS {
             match self.clear(&self.breaking()) {
-                Ok(Cleared::Gone) => return Ok(false),
+                Ok(Cleared::Gone | Cleared::Abandoned(_)) => return Ok(false),
                 Ok(Cleared::InUse) => std::thread::yield_now(),
                 // A breaker's file is a lock file.
                 Err(LockError::NotALockFile { .. }) => return Ok(false),
@@ -284,7 +287,7 @@ impl Directory<'_> {
         match self.dir.create_new(&name, mode) {
             Ok(file) => Ok(Some((file, PrivateName { dir: &self.dir, name, ours: true }))),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                self.clear(&name)?;
+                self.clear_to_use(&name)?;
                 Ok(None)
             }
             Err(error) => Err(self.failed("create lock file", error)),
@@ -302,7 +305,7 @@ impl Directory<'_> {
     }
 
     /// Removes a private name if the process that created it is dead.
-    pub(super) fn clear(&self, private: &OsStr) -> Result<Cleared, LockError> {
+    fn clear(&self, private: &OsStr) -> Result<Cleared, LockError> {
         let file = match self.dir.open_file(private) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Cleared::Gone),
@@ -322,10 +325,22 @@ impl Directory<'_> {
             None => return Ok(Cleared::Gone),
         };
         if self.names(private, &stat)? {
-            let removed = self.dir.unlink(private);
-            removed.map_err(|error| self.private_failed(private, "remove a private file of", error))?;
+            match self.dir.unlink(private) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(Cleared::Abandoned(error)),
+                Err(error) => return Err(self.private_failed(private, "remove a private file of", error)),
+            }
         }
         Ok(Cleared::Gone)
+    }
+
+    /// The same for a caller that needs the name: whether it is free.
+    pub(super) fn clear_to_use(&self, private: &OsStr) -> Result<bool, LockError> {
+        match self.clear(private)? {
+            Cleared::Gone => Ok(true),
+            Cleared::InUse => Ok(false),
+            Cleared::Abandoned(error) => Err(self.private_failed(private, "remove a private file of", error)),
+        }
     }
 
     /// The error when a file with a private name was not made by us.
