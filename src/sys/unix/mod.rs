@@ -139,9 +139,9 @@ impl Dir {
     /// open file link `from` instead. Then the caller must check which file got the new name. The error is `NotFound`
     /// if somebody has removed the last name of the file.
     pub(crate) fn link(&self, file: &File, from: Option<&OsStr>, to: &OsStr) -> io::Result<()> {
-        match (imp::link_open_file(&self.0, file, to), from) {
-            (Err(Errno::NOENT), Some(from)) if rustix::fs::fstat(file)?.st_nlink > 0 => {
-                Ok(rustix::fs::linkat(&self.0, from, &self.0, to, AtFlags::empty())?)
+        match (retry_on_intr(|| imp::link_open_file(&self.0, file, to)), from) {
+            (Err(Errno::NOENT), Some(from)) if stat(file)?.links > 0 => {
+                Ok(retry_on_intr(|| rustix::fs::linkat(&self.0, from, &self.0, to, AtFlags::empty()))?)
             }
             (result, _) => Ok(result?),
         }
@@ -149,7 +149,7 @@ impl Dir {
 
     /// Removes a name. It is no error if the name does not exist: somebody else may have removed it.
     pub(crate) fn unlink(&self, name: &OsStr) -> io::Result<()> {
-        match rustix::fs::unlinkat(&self.0, name, AtFlags::empty()) {
+        match retry_on_intr(|| rustix::fs::unlinkat(&self.0, name, AtFlags::empty())) {
             Err(Errno::NOENT) => Ok(()),
             result => Ok(result?),
         }
@@ -158,7 +158,7 @@ impl Dir {
     /// Whether we may remove the file's name, provided that we may write to the directory. In a sticky directory only
     /// the owner of the file or of the directory may do so (unlink(2)).
     pub(crate) fn lets_us_unlink(&self, file: &Stat) -> io::Result<bool> {
-        let dir = rustix::fs::fstat(&self.0)?;
+        let dir = retry_on_intr(|| rustix::fs::fstat(&self.0))?;
         let is_sticky = Mode::from_raw_mode(dir.st_mode).contains(Mode::SVTX);
         Ok(!is_sticky || !file.is_another_users())
     }
@@ -249,7 +249,7 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<usi
 
 /// Makes the file empty.
 pub(crate) fn truncate(file: &File) -> io::Result<()> {
-    Ok(rustix::fs::ftruncate(file, 0)?)
+    Ok(retry_on_intr(|| rustix::fs::ftruncate(file, 0))?)
 }
 
 /// Whether the file at `path` has no name any more, on a file system where this can be told: then the path is a mount point,
@@ -284,7 +284,8 @@ pub(crate) fn set_mode(file: &File, mode: u32) {
 pub(crate) fn set_modified(file: &File, time: Duration) -> io::Result<()> {
     let last_modification = Timespec { tv_sec: time.as_secs() as _, tv_nsec: time.subsec_nanos().into() };
     let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    Ok(rustix::fs::futimens(file, &Timestamps { last_access, last_modification })?)
+    let times = Timestamps { last_access, last_modification };
+    Ok(retry_on_intr(|| rustix::fs::futimens(file, &times))?)
 }
 
 /// The process that has a record lock (fcntl(2), F_SETLK; lockf(3)) on the file. A record lock is another kind of lock
@@ -350,7 +351,12 @@ pub(crate) fn try_lock_shared(file: &File) -> io::Result<bool> {
 }
 
 pub(crate) fn unlock(file: &File) -> io::Result<()> {
-    FileExt::unlock(file)
+    loop {
+        match FileExt::unlock(file) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// The time on the clock that all processes of this machine share, and that nobody sets.

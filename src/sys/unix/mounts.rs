@@ -10,13 +10,14 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use rustix::fs::{AtFlags, Statx, StatxFlags, statx};
+use rustix::io::retry_on_intr;
 
 use super::imp;
 use crate::sys::types::FileSystem;
 
 /// What file system an open file is on.
 pub(crate) fn filesystem(file: impl AsFd) -> io::Result<FileSystem> {
-    let claimed = by_magic(rustix::fs::fstatfs(&file)?.f_type as u32);
+    let claimed = by_magic(retry_on_intr(|| rustix::fs::fstatfs(&file))?.f_type as u32);
     if matches!(claimed, FileSystem::Other(_)) {
         return Ok(claimed);
     }
@@ -79,7 +80,7 @@ static TYPES: Mutex<BTreeMap<u64, String>> = Mutex::new(BTreeMap::new());
 const UNIQUE_ID: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 fn mounted_type(file: impl AsFd) -> io::Result<Mounted> {
-    let look = |flags| statx(&file, "", AtFlags::EMPTY_PATH, flags);
+    let look = |flags| retry_on_intr(|| statx(&file, "", AtFlags::EMPTY_PATH, flags));
     let found = match look(StatxFlags::BASIC_STATS | UNIQUE_ID) {
         Ok(found) => found,
         // Before Linux 4.11, or forbidden in a sandbox.

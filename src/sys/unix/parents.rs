@@ -78,7 +78,7 @@ fn steps(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
 fn enter(dir: &OwnedFd, name: &OsStr, missing: Missing) -> rustix::io::Result<OwnedFd> {
     match open(dir, name) {
         Err(Errno::NOENT) if missing == Missing::Make => {
-            match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
+            match retry_on_intr(|| rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755))) {
                 // Somebody else has just made it, or put something else there.
                 Ok(()) | Err(Errno::EXIST) => open(dir, name),
                 Err(error) => Err(error),

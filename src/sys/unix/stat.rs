@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 
 /// The identity and the state of a file.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +78,7 @@ impl Stat {
 }
 
 pub(crate) fn stat(file: &File) -> io::Result<Stat> {
-    Ok(Stat::from_raw(&rustix::fs::fstat(file)?))
+    Ok(Stat::from_raw(&retry_on_intr(|| rustix::fs::fstat(file))?))
 }
 
 /// The state of the file at a path. `None` if there is no file. This does not follow a symbolic link at the end of the
@@ -87,8 +87,8 @@ pub(crate) fn stat_path(path: &Path) -> io::Result<Option<Stat>> {
     stat_at(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
 }
 
-pub(super) fn stat_at(dir: impl AsFd, name: impl rustix::path::Arg, flags: AtFlags) -> io::Result<Option<Stat>> {
-    match rustix::fs::statat(dir, name, flags) {
+pub(super) fn stat_at(dir: impl AsFd, name: impl rustix::path::Arg + Copy, flags: AtFlags) -> io::Result<Option<Stat>> {
+    match retry_on_intr(|| rustix::fs::statat(&dir, name, flags)) {
         Ok(raw) => Ok(Some(Stat::from_raw(&raw))),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
         Err(error) => Err(error.into()),
