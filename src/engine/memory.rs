@@ -415,6 +415,19 @@ mod tests {
         assert_eq!(guards.len(), 1);
     }
 
+    /// The runtime in which a guard was dropped may stand still. It keeps its turn then, and no attempt waits for that.
+    #[test]
+    fn a_release_in_a_runtime_that_stands_still_keeps_no_attempt_waiting() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let (_dir, lock, _path) = lock();
+        let idle = runtime();
+        idle.block_on(async { drop(take(&lock).await) });
+        let attempt = async { tokio::time::timeout(HANG, lock.attempt()).await };
+        assert!(runtime().block_on(attempt).expect("it waits for the runtime").unwrap().is_none());
+        drop(idle);
+        runtime().block_on(async { take(&lock).await.release().await.unwrap() });
+    }
+
     /// The task of a release goes with its runtime. What it counted goes too.
     #[test]
     fn a_release_that_ends_with_its_runtime_keeps_no_attempt_waiting() {

@@ -93,6 +93,10 @@ impl<F> Drop for OfThisProcess<F> {
     }
 }
 
+/// How long an attempt waits for a release of this process, which may be in a runtime that stands still, or on a file system
+/// that hangs.
+const LONGEST_RELEASE: Duration = Duration::from_secs(5);
+
 /// How long an attempt waits for the try of another reader of this process, whose task may not be polled. A try for a file
 /// seldom takes a millisecond, but a server has to be connected to.
 fn patience(lock: &Lock) -> Duration {
@@ -102,7 +106,7 @@ fn patience(lock: &Lock) -> Duration {
 async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<Acquisition>, LockError> {
     let mut turn = lock.slot().try_turn(mode);
     if turn.is_none() && may_wait {
-        lock.slot().released().await;
+        let _ = timeout(LONGEST_RELEASE, pin!(lock.slot().released())).await;
         turn = lock.slot().try_turn(mode);
     }
     let Some(turn) = turn else { return Ok(None) };

@@ -70,7 +70,9 @@ pub(super) fn attempt(
             let found = if is_wanted { find_record(&file, &stat, is_new) } else { None };
             let written = found.map(|_| record::write(&file, &record::flock(owner.pid())));
             let wrote = written.is_some_and(|written| written.is_ok());
-            let held = Held { file, stat, wrote: AtomicBool::new(wrote), data: OnceLock::new(), owner: Some(owner) };
+            let is_ours = is_new || found.is_some_and(|dead| dead.is_some());
+            let held =
+                Held { file, stat, is_ours, wrote: AtomicBool::new(wrote), data: OnceLock::new(), owner: Some(owner) };
             // A holder blanks its record at release, where it can. So a record that is still there is that of a dead one.
             return Ok(Outcome::Acquired { held, taken_over: found.flatten().filter(|_| wrote) });
         }
@@ -191,6 +193,8 @@ fn find_record(file: &File, stat: &Stat, is_new: bool) -> Option<Option<u32>> {
 pub(super) struct Held {
     file: Arc<OpenFile>,
     stat: Stat,
+    /// Whether the file was made for this lock for certain: by this try, or with the record of a dead holder.
+    is_ours: bool,
     /// Whether the owner's record is in the file, as far as we know.
     wrote: AtomicBool,
     /// The file once more, for whoever asks for it, where `file` is open only for reading and may be written.
@@ -208,11 +212,15 @@ impl Held {
         self.wrote.load(Ordering::Relaxed)
     }
 
-    /// The file for its user: without our record, so that a new file is empty.
+    /// The file for its user: without our record. A file that was made for this lock is empty again. Any other one is as it
+    /// was: sixteen bytes of NUL, which may be somebody's data.
     pub(super) fn data_file(&self, path: &Path) -> &OpenFile {
         let data = self.data.get_or_init(|| {
             if self.wrote.swap(false, Ordering::Relaxed) && self.is_record_whole() {
-                let _ = sys::truncate(&self.file);
+                let _ = match self.is_ours {
+                    true => sys::truncate(&self.file),
+                    false => record::write(&self.file, &record::FLOCK_BLANK),
+                };
             }
             match sys::is_open_for_writing(&self.file) {
                 true => None,
