@@ -283,6 +283,19 @@ async fn a_url_comes_from_a_file_that_others_cannot_read() {
     }
 }
 
+/// It is no URL, and as the path of a lock file it would be shown.
+#[tokio::test]
+async fn what_libpq_takes_for_a_connection_is_no_path() {
+    let dir = TempDir::new().unwrap();
+    for text in ["host=db user=app password=S3cretPw", "S3cretPw", "//app:S3cretPw@db/app?lock=x"] {
+        let file = dir.path().join("url");
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let (code, said) = Running::with(&["--url-file", file.to_str().unwrap(), "true"]).end().await;
+        assert!(code == 64 && said.contains("scheme") && !said.contains("S3cretPw"), "{code}: {said}");
+    }
+}
+
 #[tokio::test]
 async fn a_command_does_not_get_the_variable_with_the_url() {
     let dir = TempDir::new().unwrap();

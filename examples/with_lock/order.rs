@@ -70,7 +70,8 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Opt
     if command.is_empty() {
         return Err("no command is given".into());
     }
-    let lock = open(&source.name()?)?;
+    let is_argument = matches!(source, Source::Argument(_));
+    let lock = open(&source.name()?, is_argument)?;
     let lock = if is_shared { lock.shared()? } else { lock };
     let own_variable = match source {
         Source::Variable(name) => Some(name),
@@ -130,9 +131,11 @@ fn has_password(url: &str) -> bool {
     authority.and_then(|authority| authority.rsplit_once('@')).is_some_and(|(user, _host)| user.contains(':'))
 }
 
-fn open(name: &OsStr) -> Result<LockFile> {
+/// A path begins with a slash or a dot. On the command line, it may also be a plain word.
+fn open(name: &OsStr, is_argument: bool) -> Result<LockFile> {
     let text = name.to_string_lossy();
-    if text.starts_with(['/', '.']) || !text.contains(':') {
+    let is_word = is_argument && !text.contains([':', '=', '@', ' ']);
+    if is_word || (text.starts_with(['/', '.']) && !text.starts_with("//")) {
         return Ok(LockFile::new(name)?);
     }
     // As a path it would be shown in errors, with the password that it may contain.

@@ -62,7 +62,7 @@ enum Mistake {
 
 fn mistake() -> impl Strategy<Value = Mistake> {
     use Mistake::*;
-    let schemes = ["lockfile:", "shlockfile:", "FlockFile:", "nulllockfile:", "file:", "postgress:", "mysql:", ""];
+    let schemes = ["lockfile:", "shlockfile:", "FlockFile:", "nulllockfile:", "file:", "pgsql:", "mysql:", ""];
     let more_schemes = ["jdbc:postgresql:", "postgres+tls:", "postgres", "postgres:postgres:", "etcd:", "://", "sql-"];
     prop_oneof![
         select([schemes.as_slice(), &more_schemes].concat()).prop_map(Scheme),
