@@ -54,6 +54,7 @@ fn is_safe_and_never_stuck_beside_an_owner(kinds: &[Kind]) {
 }
 
 #[test]
+#[ignore = "large"]
 fn two_of_ours_beside_an_owner_who_removes_the_stale_file() {
     is_safe_and_never_stuck_beside_an_owner(&[Ours, Ours]);
     is_safe_and_never_stuck_beside_an_owner(&[Named, Named]);
@@ -73,12 +74,14 @@ fn two_holders_beside_an_owner_if_a_new_holder_does_not_look_for_a_breaker() {
 }
 
 #[test]
+#[ignore = "large"]
 fn two_of_ours_where_files_need_names() {
     is_safe_and_never_stuck(&[Named, Named]);
     is_safe_and_never_stuck(&[Ours, Named]);
 }
 
 #[test]
+#[ignore = "large"]
 fn two_of_ours_where_files_need_names_and_are_linked_by_them() {
     is_safe_and_never_stuck(&[Portable, Portable]);
 }

@@ -1,4 +1,9 @@
 //! Finds every reachable state, and the states from which a process can still obtain the lock.
+//!
+//! A state is remembered by its fingerprint of 128 bits, because the large models would not fit into memory. Two states with
+//! the same fingerprint would count as one. With a hundred million states, the probability of that is below 10⁻²².
+
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use indexmap::IndexSet;
 
@@ -20,55 +25,74 @@ impl Model {
     /// Searches breadth first, until it finds a violation or has seen all states.
     pub(crate) fn search(&self) -> Found {
         let start = self.normal(&self.start());
-        let mut states = IndexSet::from([start]);
+        let mut seen = IndexSet::from([fingerprint(&start)]);
         let mut parents = vec![0_u32];
         // The events that will happen at some time, backwards: (to, from).
         let mut edges = Vec::new();
-        let mut next = 0;
-        while next < states.len() {
-            let state = states[next];
-            if self.is_violated(&state) {
-                return Found { states: states.len(), violation: Some(self.path(&states, &parents, next)), stuck: 0 };
-            }
-            for (successor, chance) in self.successors(&state) {
-                let (number, is_new) = states.insert_full(self.normal(&successor));
-                if is_new {
-                    parents.push(next as u32);
+        let mut holding = Vec::new();
+        let (mut level, mut number) = (vec![start], 0_u32);
+        while !level.is_empty() {
+            for state in std::mem::take(&mut level) {
+                if self.is_violated(&state) {
+                    let violation = Some(self.path(&seen, &parents, number as usize));
+                    return Found { states: seen.len(), violation, stuck: 0 };
                 }
-                if chance == Chance::Course {
-                    edges.push((number as u32, next as u32));
+                if state.processes.iter().flatten().any(|local| local.at.is_held()) {
+                    holding.push(number);
                 }
+                for (successor, chance) in self.successors(&state) {
+                    let successor = self.normal(&successor);
+                    let (to, is_new) = seen.insert_full(fingerprint(&successor));
+                    if is_new {
+                        parents.push(number);
+                        level.push(successor);
+                    }
+                    if chance == Chance::Course {
+                        edges.push((to as u32, number));
+                    }
+                }
+                number += 1;
             }
-            next += 1;
         }
-        Found { states: states.len(), violation: None, stuck: stuck(&states, edges) }
+        Found { states: seen.len(), violation: None, stuck: stuck(seen.len(), edges, holding) }
     }
 
     /// The steps that lead to a state. The numbers of the processes can change at each step.
-    fn path(&self, states: &IndexSet<State<At>>, parents: &[u32], mut number: usize) -> Vec<(Process, At)> {
-        let mut steps = Vec::new();
-        while number != 0 {
-            let parent = parents[number] as usize;
-            let mut successors = self.successors(&states[parent]).into_iter();
-            let (after, _) =
-                successors.find(|(after, _)| self.normal(after) == states[number]).expect("the parent leads to it");
-            let before = &states[parent].processes;
+    fn path(&self, seen: &IndexSet<u128>, parents: &[u32], number: usize) -> Vec<(Process, At)> {
+        let mut numbers: Vec<usize> =
+            std::iter::successors(Some(number), |&at| (at != 0).then(|| parents[at] as usize)).collect();
+        numbers.reverse();
+        let (mut steps, mut state) = (Vec::new(), self.normal(&self.start()));
+        for &number in &numbers[1..] {
+            let mut successors = self.successors(&state).into_iter();
+            let (after, _) = successors
+                .find(|(after, _)| seen.get_index(number) == Some(&fingerprint(&self.normal(after))))
+                .expect("the parent leads to it");
+            let before = &state.processes;
             steps.extend((0..PROCESSES).filter_map(|process| {
                 let (was, is) = (before[process]?.at, after.processes[process]?.at);
                 (was != is).then_some((process, is))
             }));
-            number = parent;
+            state = self.normal(&after);
         }
-        steps.reverse();
         steps
     }
 }
 
-fn stuck(states: &IndexSet<State<At>>, mut edges: Vec<(u32, u32)>) -> usize {
+fn fingerprint(state: &State<At>) -> u128 {
+    let half = |seed: u8| {
+        let mut hasher = DefaultHasher::new();
+        (seed, state).hash(&mut hasher);
+        u128::from(hasher.finish())
+    };
+    half(0) << 64 | half(1)
+}
+
+/// How many of the states lead to none of those in which a process holds the lock.
+fn stuck(states: usize, mut edges: Vec<(u32, u32)>, holding: Vec<u32>) -> usize {
     edges.sort_unstable();
-    let mut can = vec![false; states.len()];
-    let holds = |state: &State<At>| state.processes.iter().flatten().any(|local| local.at.is_held());
-    let mut pending: Vec<u32> = (0..states.len() as u32).filter(|&number| holds(&states[number as usize])).collect();
+    let mut can = vec![false; states];
+    let mut pending = holding;
     pending.iter().for_each(|&number| can[number as usize] = true);
     while let Some(to) = pending.pop() {
         let first = edges.partition_point(|&(target, _)| target < to);
