@@ -12,9 +12,10 @@ mod signals;
 use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::process::Child;
+use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile, LockGuard};
 
 use order::Order;
@@ -105,7 +106,13 @@ fn say(text: impl Display) {
 
 /// Waits for the lock, and tells who holds it: at once, and then at growing intervals.
 async fn obtain(order: &Order) -> Result<LockGuard, LockError> {
-    if let Some(guard) = order.lock.attempt().await? {
+    let began = Instant::now();
+    let attempted = match order.limit.is_zero() {
+        true => order.lock.attempt().await?,
+        // A server may answer late.
+        false => timeout(order.limit, order.lock.attempt()).await.map_err(|_| timed_out(order))??,
+    };
+    if let Some(guard) = attempted {
         return Ok(guard);
     }
     let tell = async {
@@ -116,11 +123,20 @@ async fn obtain(order: &Order) -> Result<LockGuard, LockError> {
             interval *= 2;
         }
     };
-    tokio::select! {
+    let rest = order.limit.saturating_sub(began.elapsed());
+    let obtained = tokio::select! {
         biased;
         () = tell => unreachable!("it tells for ever"),
-        obtained = order.lock.obtain_timeout(order.limit) => obtained,
-    }
+        obtained = order.lock.obtain_timeout(rest) => obtained,
+    };
+    obtained.map_err(|error| match error {
+        LockError::TimedOut { path, holder, .. } => LockError::TimedOut { path, holder, limit: order.limit },
+        error => error,
+    })
+}
+
+fn timed_out(order: &Order) -> LockError {
+    LockError::TimedOut { path: order.lock.url().to_string().into(), limit: order.limit, holder: None }
 }
 
 async fn tell_holder(lock: &LockFile) {
