@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio_lockfile::{LockError, LockFile, Restart, Singleton};
+use tokio_lockfile::{LockError, LockFile};
 use tracing::field::{Field, Visit};
 use tracing::span::Attributes;
 use tracing::subscriber::DefaultGuard;
@@ -20,13 +20,13 @@ use crate::support::{Holder, each_file_kind, in_own_process, take};
 
 /// An event or a new span.
 #[derive(Debug, Clone)]
-struct Entry {
-    level: Level,
+pub(crate) struct Entry {
+    pub(crate) level: Level,
     target: String,
     /// With `message` among them.
-    fields: BTreeMap<String, String>,
+    pub(crate) fields: BTreeMap<String, String>,
     /// Those of them that are numbers.
-    numbers: BTreeMap<String, u64>,
+    pub(crate) numbers: BTreeMap<String, u64>,
     /// The span that contains it.
     span: Option<&'static str>,
 }
@@ -43,8 +43,8 @@ impl Visit for Entry {
 }
 
 #[derive(Debug, Clone, Default)]
-struct Recorder {
-    events: Arc<Mutex<Vec<Entry>>>,
+pub(crate) struct Recorder {
+    pub(crate) events: Arc<Mutex<Vec<Entry>>>,
     spans: Arc<Mutex<Vec<(&'static str, Entry)>>>,
 }
 
@@ -71,20 +71,20 @@ fn entry(metadata: &tracing::Metadata<'_>, span: Option<&'static str>) -> Entry 
 
 impl Recorder {
     /// Records the events of this thread until the returned guard is dropped.
-    fn listen() -> (Self, DefaultGuard) {
+    pub(crate) fn listen() -> (Self, DefaultGuard) {
         let recorder = Self::default();
         let listening = tracing::subscriber::set_default(tracing_subscriber::registry().with(recorder.clone()));
         (recorder, listening)
     }
 
     /// The events of this crate that have `word` in their message.
-    fn about(&self, word: &str) -> Vec<Entry> {
+    pub(crate) fn about(&self, word: &str) -> Vec<Entry> {
         let events = self.events.lock().unwrap();
         let ours = events.iter().filter(|event| event.target.starts_with("tokio_lockfile"));
         ours.filter(|event| event.fields["message"].contains(word)).cloned().collect()
     }
 
-    fn only(&self, word: &str) -> Entry {
+    pub(crate) fn only(&self, word: &str) -> Entry {
         let [entry] = &self.about(word)[..] else { panic!("{word}: {:?}", self.events) };
         entry.clone()
     }
@@ -339,125 +339,6 @@ async fn a_subscriber_that_panics_does_not_keep_other_processes_out() {
         drop(guard);
         // `next` is not polled, so only the watchdog can release the lock for this process.
         Holder::holding(&lock).release();
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_singletons_failed_work_is_a_warning() {
-    if !in_own_process("logging::a_singletons_failed_work_is_a_warning") {
-        return;
-    }
-    let (recorder, _listening) = Recorder::listen();
-    let mut failures = ["no disk"].into_iter();
-    let work = || std::future::ready(failures.next().map_or(Ok(()), Err));
-    let done = Singleton::new(LockFile::null()).run(work, std::future::pending::<()>()).await;
-    assert!(matches!(done, Ok(Some(()))));
-    let failed = recorder.only("the work under the lock failed");
-    assert_eq!((failed.level, failed.fields["error"].as_str()), (Level::WARN, "no disk"));
-    assert!(failed.numbers.contains_key("held_ms"));
-}
-
-/// Work that fails on its way out, or cannot be stopped without a panic, and a singleton whose future is dropped.
-#[tokio::test(start_paused = true)]
-async fn however_a_leader_ends_the_log_says_that_it_steps_down() {
-    struct PanicsAtDrop;
-    impl Drop for PanicsAtDrop {
-        fn drop(&mut self) {
-            panic!("on the way out");
-        }
-    }
-    if !in_own_process("logging::however_a_leader_ends_the_log_says_that_it_steps_down") {
-        return;
-    }
-    let second = Duration::from_secs(1);
-    let (recorder, _listening) = Recorder::listen();
-    let told = |reason: &str, failure: Option<&str>| {
-        assert_eq!(recorder.only("stepped down").fields["reason"], reason);
-        let failed = recorder.about("the work under the lock failed");
-        assert_eq!(failed.len(), usize::from(failure.is_some()), "{failed:?}");
-        assert!(failed.iter().zip(failure).all(|(said, end)| said.fields["message"].ends_with(end)), "{failed:?}");
-        recorder.events.lock().unwrap().clear();
-    };
-    for restart in [Restart::OnFailure, Restart::Never] {
-        let leader = Singleton::new(LockFile::null()).grace(5 * second).restart(restart);
-        let fails = || async {
-            tokio::time::sleep(3 * second).await;
-            Err::<(), _>("no disk")
-        };
-        let ended = leader.run(fails, tokio::time::sleep(second)).await;
-        let is_told = restart == Restart::OnFailure;
-        assert_eq!(ended.is_ok(), is_told, "the caller hears of it");
-        told("shutting down", is_told.then_some("shutting down"));
-    }
-    let leader = Singleton::new(LockFile::null());
-    let panics = || async {
-        let _panics = PanicsAtDrop;
-        std::future::pending::<Result<(), String>>().await
-    };
-    assert_eq!(leader.run(panics, tokio::time::sleep(second)).await.unwrap(), None);
-    told("shutting down", Some("shutting down"));
-    let works = || std::future::pending::<Result<(), String>>();
-    let run = leader.run(works, std::future::pending::<()>());
-    assert!(tokio::time::timeout(second, run).await.is_err());
-    told("its future was dropped", None);
-    let never = leader.restart(Restart::Never);
-    assert!(never.run(|| async { Err::<(), _>("no disk") }, std::future::pending::<()>()).await.is_err());
-    told("the work failed", None);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_singletons_failed_lock_is_a_warning() {
-    if !in_own_process("logging::a_singletons_failed_lock_is_a_warning") {
-        return;
-    }
-    let (recorder, _listening) = Recorder::listen();
-    let dir = tempfile::tempdir().unwrap();
-    let lock = LockFile::native(dir.path().join("missing").join("x.lock")).unwrap();
-    let work = || std::future::ready(Ok::<_, String>(()));
-    let leader = Singleton::new(lock).pause(Duration::from_secs(60), Duration::from_secs(60));
-    let done = leader.run(work, tokio::time::sleep(Duration::from_secs(10))).await;
-    assert!(matches!(done, Ok(None)));
-    let failed = recorder.only("the lock failed");
-    assert_eq!(failed.level, Level::WARN);
-    assert!(failed.fields["error"].contains("missing"), "{failed:?}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_singleton_says_when_it_leads_and_for_how_long() {
-    if !in_own_process("logging::a_singleton_says_when_it_leads_and_for_how_long") {
-        return;
-    }
-    each_file_kind(|kind, path| async move {
-        let lock = kind(&path);
-        let guard = take(&lock).await;
-        let (recorder, _listening) = Recorder::listen();
-        let leader = Singleton::new(lock);
-        let leadership = leader.leadership();
-        let work = || async {
-            tokio::time::sleep(Duration::from_secs(7)).await;
-            leadership.step_down();
-            std::future::pending::<Result<(), String>>().await
-        };
-        // It leads from 5 s on, steps down at 12 s, and leads again a second later.
-        let others = async {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            guard.release().await.unwrap();
-            tokio::time::sleep(Duration::from_secs(10)).await;
-        };
-        assert_eq!(leader.run(work, others).await.unwrap(), None);
-
-        recorder.only("stands by");
-        let [first, _second] = &recorder.about("leads")[..] else { panic!("{recorder:?}") };
-        assert!(first.numbers["waited_ms"] >= 5_000, "{first:?}");
-        let [asked, shut_down] = &recorder.about("stepped down")[..] else { panic!("{recorder:?}") };
-        assert!(asked.numbers["held_ms"] >= 7_000 && shut_down.numbers["held_ms"] >= 1_000, "{recorder:?}");
-        assert_eq!((&*asked.fields["reason"], &*shut_down.fields["reason"]), ("asked to", "shutting down"));
-        let said = [&recorder.only("stands by"), first, asked, shut_down];
-        assert!(
-            said.iter().all(|entry| entry.level == Level::INFO && entry.fields["path"] == path.display().to_string())
-        );
-        assert!(recorder.about("").iter().all(|entry| entry.level != Level::WARN), "{recorder:?}");
     })
     .await;
 }

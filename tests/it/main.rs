@@ -20,6 +20,7 @@ mod handles;
 mod handover;
 mod kinds;
 mod logging;
+mod logging_leaders;
 #[cfg(unix)]
 mod loss;
 mod native;
