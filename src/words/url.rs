@@ -211,6 +211,7 @@ fn parse(url: &str) -> Result<LockUrl, String> {
 fn has_login(path: &[u8]) -> bool {
     let path = match path {
         [b'/', drive, b':', b'/', rest @ ..] if drive.is_ascii_alphabetic() => rest,
+        [drive, b':', b'/', rest @ ..] if cfg!(windows) && drive.is_ascii_alphabetic() => rest,
         path => path,
     };
     path.iter().rposition(|&byte| byte == b'@').is_some_and(|at| path[..at].contains(&b':'))

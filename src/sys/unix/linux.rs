@@ -141,6 +141,10 @@ pub(super) fn keeps_its_names(dir: impl AsFd) -> bool {
     statx(dir, "", AtFlags::EMPTY_PATH, StatxFlags::empty()).is_ok_and(|found| found.stx_attributes.intersects(kept))
 }
 
+pub(super) fn refresh(dir: impl AsFd) {
+    let _ = statx(dir, "", AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC, StatxFlags::BASIC_STATS);
+}
+
 /// How the kernel writes the mode of an flock(2).
 fn mode_name(mode: LockMode) -> &'static str {
     match mode {

@@ -21,7 +21,7 @@
 //! | [`Dir::link`] | linkat, `AT_EMPTY_PATH`, or of `/proc/self/fd/N` | It names the file that is open, and replaces nothing. Where a name must do, the caller looks which file has got the new name. |
 //! | [`Dir::unlink`] | unlinkat | In the open directory, of a file that is locked and was compared a moment ago. Who exchanges it in between may also remove it. In a sticky directory, nobody else may do either. |
 //! | `set_modified`, [`write_at`], [`truncate`] | futimens, pwrite, ftruncate | By descriptor, under the lock, of a file that this try has created or that holds a record. |
-//! | [`stat_path`], `Dir::stat`, [`Dir::leads_to`] | fstatat | It opens nothing. Only the last one follows a link, and tells no more than which file that is. |
+//! | [`stat_path`], `Dir::stat`, [`Dir::leads_to`], [`Dir::refresh`] | fstatat, statx | It opens nothing. Only the last one follows a link, and tells no more than which file that is. |
 //! | [`Dir::names`] | openat, `.`, `O_RDONLY`, `O_DIRECTORY` | The open directory. |
 //!
 //! *Guarded* is `O_NOFOLLOW`, `O_NONBLOCK` and `O_NOCTTY`: an open follows no link, waits for nobody, and gives no terminal
@@ -124,6 +124,12 @@ impl Dir {
     /// The state of the file with this name. `None` if there is no such file.
     pub(crate) fn stat(&self, name: &OsStr) -> io::Result<Option<Stat>> {
         stat_at(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)
+    }
+
+    /// Asks the server of a network file system for the state of the directory, so that the next look at a name is not one at
+    /// old knowledge (statx(2), `AT_STATX_FORCE_SYNC`).
+    pub(crate) fn refresh(&self) {
+        imp::refresh(&self.0);
     }
 
     /// Whether the name leads to the file, also through a symbolic link. This only looks: it opens nothing on the way.

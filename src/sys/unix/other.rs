@@ -62,6 +62,9 @@ pub(super) fn keeps_its_names(_dir: impl AsFd) -> bool {
     false
 }
 
+/// These systems have no such call.
+pub(super) fn refresh(_dir: impl AsFd) {}
+
 pub(crate) fn process_existence(pid: u32) -> Existence {
     let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return Existence::Gone;

@@ -125,6 +125,7 @@ impl Directory<'_> {
             dir: Arc::clone(&self.dir),
             name: self.name.to_owned(),
             file: Arc::new(file),
+            is_local: filesystem.flock_is_proof(),
             stat,
             owner: Some(owner),
         };

@@ -17,6 +17,8 @@ pub(in crate::engine::file) struct Held {
     pub(super) name: OsString,
     pub(super) file: Arc<OpenFile>,
     pub(super) stat: Stat,
+    /// Whether the file is on a file system of this machine.
+    pub(super) is_local: bool,
     /// `None` when the lock has been released.
     pub(super) owner: Option<Owner>,
 }
@@ -35,6 +37,7 @@ impl Held {
     }
 
     pub(in crate::engine::file) fn release(mut self, path: &Path) -> Result<(), LockError> {
+        self.refresh();
         let checked = self.identity().check(path);
         let removed = self.remove().map_err(|error| LockError::io(path, "remove lock file", error));
         checked.map_err(|reason| LockError::lost(path, reason))?;
@@ -45,6 +48,14 @@ impl Held {
     pub(super) fn abandon(mut self) {
         self.owner = None;
         let _ = sys::unlock(&self.file);
+    }
+
+    /// A client of NFS looks at what it knows of the directory. That may be a minute old, and the name may be another
+    /// process's lock by now.
+    fn refresh(&self) {
+        if !self.is_local {
+            self.dir.refresh();
+        }
     }
 
     /// Unlinks the name if it is still ours, and then unlocks the file. In the opposite order, two processes could hold
@@ -62,6 +73,7 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         if self.owner.is_some_and(Owner::is_this_process) {
+            self.refresh();
             let _ = self.remove();
         }
     }
