@@ -18,6 +18,7 @@ pub(crate) struct Order {
     pub(crate) limit: Duration,
     pub(crate) conflict: u8,
     /// Whether the command gets no descriptor of the lock.
+    #[cfg_attr(not(unix), expect(dead_code, reason = "it gets none there"))]
     pub(crate) is_closed: bool,
     pub(crate) command: Vec<OsString>,
     /// The variable that the command does not get.
