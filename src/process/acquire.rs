@@ -17,7 +17,7 @@ use super::{time_slice, writers_turn};
 use crate::engine::contract::{Answer, Attempt};
 use crate::sys::process::Owner;
 use crate::util::blocking;
-use crate::util::timer::{sleep, timeout};
+use crate::util::timer::timeout;
 use crate::words::error::LockError;
 use crate::words::mode::Mode;
 
@@ -57,9 +57,14 @@ fn read_along(lock: &Lock, mode: Mode) -> Option<Acquisition> {
     }
     let turn = lock.slot().try_turn(mode)?;
     let now = Instant::now();
-    match rest_of_writers_turn(lock, &turn, now.into_std()) {
-        None => Acquisition::join(lock, turn, Wait::begin(now), now.into_std()).ok(),
-        Some(_) => None,
+    join(lock, turn, Wait::begin(now), now.into_std()).ok()
+}
+
+/// Shares what other readers of this process hold, unless writers of other processes are to try first.
+fn join(lock: &Lock, turn: Turn<Hold>, wait: Wait, now: std::time::Instant) -> Result<Acquisition, Turn<Hold>> {
+    match turn.slot().readers().is_pausing() || rest_of_writers_turn(lock, &turn, now).is_some() {
+        true => Err(turn),
+        false => Acquisition::join(lock, turn, wait, now),
     }
 }
 
@@ -191,20 +196,13 @@ impl From<Result<Acquisition, Turn<Hold>>> for Found {
     }
 }
 
-/// What other readers of this process share, or what another task of this process has offered. Before that, other
-/// processes try first if it is their turn.
+/// What other readers of this process share, or what another task of this process has offered. If it is the turn of other
+/// processes, they try first.
 #[expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
 fn find_here(lock: &Lock, mut turn: Turn<Hold>, wait: Wait) -> impl Future<Output = Found> {
     async move {
         match turn.mode() {
-            Mode::Shared => {
-                let mut now = std::time::Instant::now();
-                if let Some(rest) = rest_of_writers_turn(lock, &turn, now) {
-                    sleep(rest).await;
-                    now = std::time::Instant::now();
-                }
-                Acquisition::join(lock, turn, wait, now).into()
-            }
+            Mode::Shared => join(lock, turn, wait, std::time::Instant::now()).into(),
             Mode::Exclusive => {
                 if let Some(hold) = turn.accept() {
                     match Acquisition::accept(lock, turn, hold, wait) {
@@ -234,7 +232,12 @@ async fn wait_for_lead(lock: &Lock, mut turn: Turn<Hold>, report: &mut Report) -
 
 /// The same as [`find_here`] for the reader that has just got the lead.
 async fn lead(lock: &Lock, turn: Turn<Hold>, wait: Wait) -> Result<Found, LockError> {
-    let turn = match Acquisition::join(lock, turn, wait, std::time::Instant::now()) {
+    let mut now = std::time::Instant::now();
+    if let Some(rest) = rest_of_writers_turn(lock, &turn, now) {
+        turn.pause(rest).await;
+        now = std::time::Instant::now();
+    }
+    let turn = match Acquisition::join(lock, turn, wait, now) {
         Ok(acquisition) => return Ok(Found::Lock(acquisition)),
         Err(turn) => turn,
     };

@@ -25,6 +25,8 @@ pub(super) struct Readers<T> {
     /// Whether the leader waits for another process.
     is_waiting: AtomicBool,
     began_to_wait: Notify,
+    /// Whether the leader lets writers of other processes try first.
+    is_pausing: AtomicBool,
 }
 
 /// The right of one reader to try for the lock. The other readers wait for the result.
@@ -43,6 +45,7 @@ impl<T> Readers<T> {
             lead: Arc::default(),
             is_waiting: AtomicBool::new(false),
             began_to_wait: Notify::new(),
+            is_pausing: AtomicBool::new(false),
         }
     }
 
@@ -96,6 +99,11 @@ impl<T> Readers<T> {
         self.since.get().is_some_and(is_recent) || self.is_reading()
     }
 
+    /// Whether a reader that came earlier lets writers of other processes try first.
+    pub(super) fn is_pausing(&self) -> bool {
+        self.is_pausing.load(Ordering::SeqCst)
+    }
+
     fn lead_with(self: &Arc<Self>, guard: OwnedMutexGuard<()>) -> Lead<T> {
         Lead { readers: Arc::clone(self), _guard: guard }
     }
@@ -131,11 +139,21 @@ impl<T> Lead<T> {
         self.readers.is_waiting.store(true, Ordering::SeqCst);
         self.readers.began_to_wait.notify_waiters();
     }
+
+    /// This reader lets writers of other processes try first, until [`end_pause`](Self::end_pause).
+    pub(super) fn begin_pause(&self) {
+        self.readers.is_pausing.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn end_pause(&self) {
+        self.readers.is_pausing.store(false, Ordering::SeqCst);
+    }
 }
 
 impl<T> Drop for Lead<T> {
     fn drop(&mut self) {
         self.readers.is_waiting.store(false, Ordering::SeqCst);
+        self.end_pause();
     }
 }
 

@@ -20,6 +20,7 @@ use super::time_slice::TimeSlice;
 use super::worker::Worker;
 use crate::sys::process::Owner;
 use crate::sys::watchdog::{self, Watched};
+use crate::util::timer::sleep;
 use crate::words::holder::Holder;
 use crate::words::kind::LockKind;
 use crate::words::mode::Mode;
@@ -327,6 +328,13 @@ impl<T: Release> Turn<T> {
     /// The task begins to wait for another process.
     pub(super) fn begin_wait(&self) {
         self.lead.iter().for_each(|lead| lead.begin_wait());
+    }
+
+    /// Lets writers of other processes try first. The readers that come meanwhile wait behind this one, which has the lead.
+    pub(super) async fn pause(&self, pause: Duration) {
+        self.lead.iter().for_each(|lead| lead.begin_pause());
+        sleep(pause).await;
+        self.lead.iter().for_each(|lead| lead.end_pause());
     }
 
     /// The readers of this process share `held` from now on.

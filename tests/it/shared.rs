@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_lockfile::{LockError, LockFile};
 
-use crate::support::{each_shared_kind, poll_once, take};
+use crate::support::{HANG, each_shared_kind, poll_once, take};
 
 /// The first reader's try may be under way on the blocking pool or on a server. Nobody polls it.
 #[tokio::test]
@@ -18,6 +18,46 @@ async fn an_attempt_does_not_wait_for_a_reader_that_is_not_polled() {
         let _ = reader.attempt().await.unwrap();
     })
     .await;
+}
+
+/// The clock of the machine, which tells the readers when it is the turn of the writers of other processes: the first
+/// millisecond of each fifty.
+#[cfg(target_os = "linux")]
+fn into_the_writers_turn() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::from_nanos(now.tv_nsec as u64 % 50_000_000)
+}
+
+/// The first of two waiting readers pauses for writers of other processes. The second one must not pass it meanwhile.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_reader_that_lets_writers_go_first_keeps_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let writer = LockFile::native(dir.path().join("x.lock")).unwrap();
+    let reader = writer.shared().unwrap();
+    let began = Instant::now();
+    loop {
+        drop(take(&reader).await);
+        let guard = take(&writer).await;
+        let (mut first, mut second) = (Box::pin(reader.obtain()), Box::pin(reader.obtain()));
+        assert!(!poll_once(first.as_mut()).await && !poll_once(second.as_mut()).await);
+        while into_the_writers_turn() > Duration::from_micros(500) {
+            std::hint::spin_loop();
+        }
+        drop(guard);
+        if poll_once(first.as_mut()).await {
+            assert!(began.elapsed() < HANG, "no reader ever pauses");
+            continue;
+        }
+        // This task is busy, and the timer does not fire.
+        while into_the_writers_turn() < Duration::from_millis(2) {
+            std::hint::spin_loop();
+        }
+        assert!(!poll_once(second.as_mut()).await, "the second reader is served before the first");
+        drop(first.await.unwrap());
+        drop(second.await.unwrap());
+        return;
+    }
 }
 
 #[tokio::test]
