@@ -246,30 +246,6 @@ async fn files_that_nobody_may_write_can_be_locked() {
     }
 }
 
-/// Whoever opens a file for writing breaks the leases of those who read it (fcntl(2), F_SETLEASE).
-#[tokio::test]
-async fn a_lease_of_a_reader_is_not_broken() {
-    const PROGRAM: &str = "
-import fcntl, os, signal, sys
-signal.signal(signal.SIGIO, signal.SIG_IGN)
-f = os.open(sys.argv[1], os.O_RDONLY)
-fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-print('held', flush=True)
-sys.stdin.read()
-sys.exit(fcntl.fcntl(f, fcntl.F_GETLEASE) != fcntl.F_RDLCK)
-";
-    let (_dir, path) = crate::place();
-    std::fs::write(&path, "data").unwrap();
-    let peer = crate::Peer::python(PROGRAM, &path);
-    let lock = LockFile::flock(&path).unwrap();
-    for lock in [lock.shared().unwrap(), lock] {
-        let guard = take(&lock).await;
-        assert!(lock.holder().await.unwrap().is_some());
-        guard.release().await.unwrap();
-    }
-    peer.finish();
-}
-
 /// chattr(1) makes a directory from which no file can be removed.
 #[tokio::test]
 async fn a_stale_file_in_an_append_only_directory_gets_no_link_that_stays() {
@@ -426,29 +402,6 @@ async fn links_that_are_refused() {
         assert!(is_named, "{error}: {answer}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "files are left");
-}
-
-/// A lease of fcntl(2), F_SETLEASE: while it is held, other processes cannot open the file.
-#[tokio::test]
-async fn a_lease_on_the_file_is_waited_out() {
-    const PROGRAM: &str = "
-import fcntl, os, signal, sys
-signal.signal(signal.SIGIO, signal.SIG_IGN)
-f = os.open(sys.argv[1], os.O_RDWR)
-fcntl.fcntl(f, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-print('held', flush=True)
-sys.stdin.read()
-";
-    for scheme in ["shlockfile", "flockfile"] {
-        let (_dir, path) = crate::place();
-        std::fs::write(&path, "   4194305\t \t\n").unwrap();
-        let lock = LockFile::open(&format!("{scheme}:{}", path.display())).unwrap();
-        let peer = crate::Peer::python(PROGRAM, &path);
-        assert!(lock.attempt().await.unwrap().is_none(), "{scheme}");
-        let waiting = tokio::spawn(async move { lock.obtain().await });
-        peer.finish();
-        waiting.await.unwrap().unwrap().release().await.unwrap();
-    }
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ mod elsewhere;
 mod faults;
 mod grace;
 mod identity;
+mod leases;
 mod names;
 mod with_lock;
 

@@ -3,10 +3,12 @@
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::task::Poll;
+use std::time::Instant;
 
 use tokio_lockfile::LockFile;
 
-use crate::support::{Holder, take};
+use crate::support::{HANG, Holder, take};
 
 /// The handles that lock a file which is there already, in every mode.
 fn handles(path: &Path) -> [LockFile; 4] {
@@ -122,6 +124,30 @@ async fn a_file_that_is_asked_for_holds_no_record() {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), text + "x");
     }
     assert_eq!(std::fs::read(&path).unwrap(), b"xxx");
+}
+
+/// The task is busy when its try on the blocking pool has created the file and got the lock. So the lock is taken back, and a
+/// later try gets it.
+#[tokio::test]
+async fn a_new_file_whose_lock_was_taken_back_once_is_empty_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("new/state.json");
+    let lock = LockFile::builder().create_dirs(true).native(&path).unwrap();
+    let mut attempt = Box::pin(lock.attempt());
+    let is_done = std::future::poll_fn(|context| Poll::Ready(attempt.as_mut().poll(context).is_ready()));
+    assert!(!is_done.await, "the directory is made on the pool");
+    let began = Instant::now();
+    while std::fs::read(&path).ok().is_none_or(|record| record != [0; 16]) {
+        assert!(began.elapsed() < HANG, "the lock is not taken back");
+        std::hint::spin_loop();
+    }
+    let guard = attempt.await.unwrap().unwrap();
+    assert!(std::fs::read(&path).unwrap().starts_with(b" "), "the holder's record");
+    let mut text = String::new();
+    guard.file().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(text, "");
+    guard.release().await.unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), b"");
 }
 
 /// Two numbers that are zero look as a release leaves a record.

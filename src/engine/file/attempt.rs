@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::execution::{Execution, TargetOnDisk};
 use super::held::FileHeld;
-use super::outcome::{Contended, Outcome, Thread};
+use super::outcome::{Contended, Identity, Outcome, Thread};
 use super::protocol;
 use super::unclaimed::Unclaimed;
 use super::wait::wake_up::WakeUp;
@@ -104,11 +104,17 @@ async fn look_again<Turn: Send + 'static>(
         };
         let outcome;
         (turn, outcome) = match lock.execution() {
-            Some(Execution::Inline) if !is_slow => (turn, Some(try_inline(&lock, mode, &last)?)),
-            _ => try_on_pool(&lock, mode, turn, last).await?,
+            Some(Execution::Inline) if !is_slow => (turn, try_inline(&lock, mode, &last)?),
+            _ => match try_on_pool(&lock, mode, turn, last).await? {
+                (turn, Ok(outcome)) => (turn, outcome),
+                (same, Err(ours)) => {
+                    // It may be free, or somebody else's by now.
+                    (turn, undecided) = (same, Undecided::Slow(Contended::default().with_ours(ours)));
+                    continue;
+                }
+            },
         };
-        // A lock that was taken back may be free, or somebody else's by now.
-        (turn, undecided) = match decided(&lock, turn, outcome.unwrap_or(Outcome::Slow)) {
+        (turn, undecided) = match decided(&lock, turn, outcome) {
             Ok(tried) => return Ok(tried),
             Err(undecided) => undecided,
         };
@@ -135,22 +141,28 @@ fn try_here(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outcome
     }
 }
 
-/// `None` if the lock was obtained, but taken back because this future was not polled in time.
+/// `Err` if the lock was obtained, but taken back because this future was not polled in time: with the file, if it was made
+/// for the lock.
 async fn try_on_pool<Turn: Send + 'static>(
     lock: &Arc<TargetOnDisk>,
     mode: Mode,
     turn: Turn,
     last: Contended,
-) -> Result<(Turn, Option<Outcome<protocol::Held>>), LockError> {
+) -> Result<(Turn, Result<Outcome<protocol::Held>, Option<Box<Identity>>>), LockError> {
     let path = &lock.target.path;
     let lock = Arc::clone(lock);
     // The turn goes along: if our caller goes away, no other task tries before this try has ended.
     let tried = blocking::run_and_tidy_up(move || {
-        let (unclaimed, watch_later) = Unclaimed::new(try_here(&lock, mode, &last));
+        let tried = try_here(&lock, mode, &last);
+        let ours = match &tried {
+            Ok(Outcome::Acquired { held, .. }) => held.ours(),
+            _ => None,
+        };
+        let (unclaimed, watch_later) = Unclaimed::new(tried);
         // In this order: if our caller has gone, the lock is released before the turn. `last` is dropped after the answer
         // is sent: whoever closes a file that was removed pays for its removal from the disk.
-        ((unclaimed, turn), (watch_later, last))
+        ((unclaimed, ours, turn), (watch_later, last))
     });
-    let (unclaimed, turn) = tried.await.map_err(|error| LockError::io(path, "try for", error))?;
-    Ok((turn, unclaimed.claim().transpose()?))
+    let (unclaimed, ours, turn) = tried.await.map_err(|error| LockError::io(path, "try for", error))?;
+    Ok((turn, unclaimed.claim().transpose()?.ok_or(ours)))
 }

@@ -9,8 +9,8 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::sync::{Arc, Once, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use super::execution::Access;
 use super::flock_holder;
@@ -25,6 +25,10 @@ use crate::words::target::Target;
 
 /// How often a try starts again when the file changes under it, before it answers that the outcome is unclear.
 const ROUNDS: u32 = 16;
+
+/// How often, and how far apart, whoever asks for the file looks whether a lease on it has gone.
+const LEASE_LOOKS: u32 = 50;
+const LEASE_LOOK: Duration = Duration::from_millis(1);
 
 /// Tries once.
 pub(super) fn attempt(
@@ -46,8 +50,10 @@ pub(super) fn attempt(
         let mut locked = try_lock(mode, &file);
         if locked.as_ref().is_err_and(sys::is_lock_for_writers) {
             let action = "get write access, which a lock needs on this file system, to";
-            let writable = sys::reopen_for_writing(&file, &target.path);
-            file = Arc::new(writable.map_err(|error| LockError::io(&target.path, action, error))?);
+            file = match sys::reopen_for_writing(&file, &target.path) {
+                Err(error) if sys::is_open_refused_for_now(&error) => return Ok(Outcome::Busy(Contended::default())),
+                writable => Arc::new(writable.map_err(|error| LockError::io(&target.path, action, error))?),
+            };
             locked = try_lock(mode, &file);
         }
         // A device may fail to be locked. So first the error for a file that is not a regular one.
@@ -63,16 +69,24 @@ pub(super) fn attempt(
                 continue;
             }
         }
+        let is_ours = is_new || last.ours.as_ref().is_some_and(|ours| ours.is_of(&stat));
         if locked {
             let owner = Owner::this_process();
             // A record has one PID, so shared holders write none.
             let is_wanted = target.options.record && mode == Mode::Exclusive;
-            let found = if is_wanted { find_record(&file, &stat, is_new) } else { None };
+            let found = if is_wanted { find_record(&file, &stat, is_ours) } else { None };
             let written = found.map(|_| record::write(&file, &record::flock(owner.pid())));
             let wrote = written.is_some_and(|written| written.is_ok());
-            let is_ours = is_new || found.is_some_and(|dead| dead.is_some());
-            let held =
-                Held { file, stat, is_ours, wrote: AtomicBool::new(wrote), data: OnceLock::new(), owner: Some(owner) };
+            let is_ours = is_ours || found.is_some_and(|dead| dead.is_some());
+            let held = Held {
+                file,
+                stat,
+                is_ours,
+                wrote: AtomicBool::new(wrote),
+                data: OnceLock::new(),
+                clearing: Once::new(),
+                owner: Some(owner),
+            };
             // A holder blanks its record at release, where it can. So a record that is still there is that of a dead one.
             return Ok(Outcome::Acquired { held, taken_over: found.flatten().filter(|_| wrote) });
         }
@@ -82,7 +96,8 @@ pub(super) fn attempt(
             && !last.is_awaited
             && !outcome::is_locked(&file).map_err(|error| outcome::lock_failed(target, error))?;
         if is_asked {
-            return Ok(Outcome::Unclear(Contended::by_lock(file)));
+            let ours = is_ours.then(|| Box::new(Identity(stat)));
+            return Ok(Outcome::Unclear(Contended::by_lock(file).with_ours(ours)));
         }
         return Ok(Outcome::Busy(Contended::by_lock(file)));
     }
@@ -177,15 +192,27 @@ fn open_failed(target: &Target, error: io::Error) -> LockError {
 
 /// Where a record may be written: the PID in the present record, if there is one. `None` where a record would harm other
 /// content.
-fn find_record(file: &File, stat: &Stat, is_new: bool) -> Option<Option<u32>> {
+fn find_record(file: &File, stat: &Stat, is_ours: bool) -> Option<Option<u32>> {
     match stat.size {
-        0 => is_new.then_some(None),
+        0 => is_ours.then_some(None),
         size if size == record::FLOCK_LEN as u64 => match Record::of_flock(file) {
             Ok(Record::Flock(pid)) => Some(pid),
             _ => None,
         },
         _ => None,
     }
+}
+
+/// Opens the file for writing, where that is permitted. An open that meets the lease of another process asks the other one
+/// to give it back, which takes a moment.
+fn reopen_after_leases(file: &File, path: &Path) -> Option<OpenFile> {
+    for _ in 0..LEASE_LOOKS {
+        match sys::reopen_for_writing(file, path) {
+            Err(error) if sys::is_open_refused_for_now(&error) => std::thread::sleep(LEASE_LOOK),
+            reopened => return reopened.ok(),
+        }
+    }
+    None
 }
 
 /// A held lock.
@@ -198,7 +225,9 @@ pub(super) struct Held {
     /// Whether the owner's record is in the file, as far as we know.
     wrote: AtomicBool,
     /// The file once more, for whoever asks for it, where `file` is open only for reading and may be written.
-    data: OnceLock<Option<OpenFile>>,
+    data: OnceLock<OpenFile>,
+    /// Takes the record out for whoever asks for the file.
+    clearing: Once,
     /// `None` when the lock has been released.
     owner: Option<Owner>,
 }
@@ -215,19 +244,24 @@ impl Held {
     /// The file for its user: without our record. A file that was made for this lock is empty again. Any other one is as it
     /// was: sixteen bytes of NUL, which may be somebody's data.
     pub(super) fn data_file(&self, path: &Path) -> &OpenFile {
-        let data = self.data.get_or_init(|| {
+        self.clearing.call_once(|| {
             if self.wrote.swap(false, Ordering::Relaxed) && self.is_record_whole() {
                 let _ = match self.is_ours {
                     true => sys::truncate(&self.file),
                     false => record::write(&self.file, &record::FLOCK_BLANK),
                 };
             }
-            match sys::is_open_for_writing(&self.file) {
-                true => None,
-                false => sys::reopen_for_writing(&self.file, path).ok(),
-            }
         });
-        data.as_ref().unwrap_or(&self.file)
+        if self.data.get().is_none() && !sys::is_open_for_writing(&self.file) {
+            // Another thread may have opened it first.
+            reopen_after_leases(&self.file, path).into_iter().for_each(|file| _ = self.data.set(file));
+        }
+        self.data.get().unwrap_or(&self.file)
+    }
+
+    /// The file, if it was made for this lock for certain.
+    pub(super) fn ours(&self) -> Option<Box<Identity>> {
+        self.is_ours.then(|| Box::new(self.identity()))
     }
 
     pub(super) fn identity(&self) -> Identity {

@@ -89,6 +89,8 @@ pub(super) struct Contended {
     /// a search through the directory finds nothing new.
     #[cfg_attr(windows, expect(dead_code, reason = "a shlock's file has links"))]
     pub(super) unexplained: Option<Duration>,
+    /// The file, if this try has made it for the lock for certain, and the lock was taken back from it.
+    pub(super) ours: Option<Box<Identity>>,
     /// Whether the try is part of a wait. Then it need not find out who is in the way: whoever it is, his end wakes the
     /// waiter.
     pub(super) is_awaited: bool,
@@ -111,6 +113,11 @@ impl Contended {
         Self { unexplained: Some(changed), ..Self::default() }
     }
 
+    /// Also with the file that this try has made for the lock.
+    pub(super) fn with_ours(self, ours: Option<Box<Identity>>) -> Self {
+        Self { ours, ..self }
+    }
+
     /// The open file of the last try; `None` in a forked child, which shares it with its parent: a lock on it would be
     /// the parent's too.
     pub(super) fn file(&self) -> Option<&Arc<OpenFile>> {
@@ -123,6 +130,10 @@ impl Contended {
 pub(super) struct Identity(pub(super) sys::Stat);
 
 impl Identity {
+    pub(super) fn is_of(&self, stat: &sys::Stat) -> bool {
+        self.0.is_same_file(stat)
+    }
+
     /// Whether `path` leads to the file; if not, what has happened.
     pub(super) fn check(&self, path: &Path) -> Result<(), LostReason> {
         match sys::stat_path(path) {

@@ -100,6 +100,15 @@ impl Held {
         }
     }
 
+    /// The file, if it was made for this lock for certain and stays when the lock is released.
+    pub(super) fn ours(&self) -> Option<Box<Identity>> {
+        match self {
+            #[cfg(unix)]
+            Self::Shlock(_) => None,
+            Self::Flock(held) => held.ours(),
+        }
+    }
+
     /// What the path must lead to as long as the lock is ours.
     pub(super) fn identity(&self) -> Identity {
         match self {
