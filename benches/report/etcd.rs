@@ -179,7 +179,7 @@ fn build(dir: &Path) -> PathBuf {
     let built = Command::new("go")
         .args(["build", "-o"])
         .arg(&program)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/benches/report/etcd.go"))
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/report/etcd.go"))
         .envs([("GO111MODULE", "off"), ("GOPATH", "/usr/share/gocode")])
         .env("GOCACHE", dir.join("cache"))
         .status()

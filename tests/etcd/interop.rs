@@ -22,7 +22,7 @@ static GO_PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     let built = Command::new("go")
         .args(["build", "-o"])
         .arg(&program)
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/etcd/mutex.go"))
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/etcd/mutex.go"))
         .env("GO111MODULE", "off")
         .env("GOPATH", "/usr/share/gocode")
         .env("GOCACHE", CLUSTER.dir().join("cache"))

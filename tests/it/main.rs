@@ -14,8 +14,6 @@ mod flock;
 mod fork;
 #[cfg(unix)]
 mod fork_files;
-#[cfg(unix)]
-mod fuzz;
 mod handles;
 mod handover;
 mod kinds;
@@ -28,8 +26,6 @@ mod native;
 mod no_write;
 #[cfg(target_os = "linux")]
 mod other_program;
-#[cfg(unix)]
-mod passwords;
 mod ports;
 mod processes;
 #[cfg(target_os = "linux")]

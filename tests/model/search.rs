@@ -3,9 +3,9 @@
 //! A state is remembered by its fingerprint of 128 bits, because the large models would not fit into memory. Two states with
 //! the same fingerprint would count as one. With a hundred million states, the probability of that is below 10⁻²².
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
-
-use indexmap::IndexSet;
 
 use super::protocol::{At, Chance, Model};
 use super::state::{PROCESSES, Process, State};
@@ -25,7 +25,8 @@ impl Model {
     /// Searches breadth first, until it finds a violation or has seen all states.
     pub(crate) fn search(&self) -> Found {
         let start = self.normal(&self.start());
-        let mut seen = IndexSet::from([fingerprint(&start)]);
+        // The number of each state.
+        let mut seen = HashMap::from([(fingerprint(&start), 0_u32)]);
         let mut parents = vec![0_u32];
         // The events that will happen at some time, backwards: (to, from).
         let mut edges = Vec::new();
@@ -42,13 +43,17 @@ impl Model {
                 }
                 for (successor, chance) in self.successors(&state) {
                     let successor = self.normal(&successor);
-                    let (to, is_new) = seen.insert_full(fingerprint(&successor));
-                    if is_new {
-                        parents.push(number);
-                        level.push(successor);
-                    }
+                    let next = parents.len() as u32;
+                    let to = match seen.entry(fingerprint(&successor)) {
+                        Entry::Occupied(old) => *old.get(),
+                        Entry::Vacant(new) => {
+                            parents.push(number);
+                            level.push(successor);
+                            *new.insert(next)
+                        }
+                    };
                     if chance == Chance::Course {
-                        edges.push((to as u32, number));
+                        edges.push((to, number));
                     }
                 }
                 number += 1;
@@ -58,7 +63,7 @@ impl Model {
     }
 
     /// The steps that lead to a state. The numbers of the processes can change at each step.
-    fn path(&self, seen: &IndexSet<u128>, parents: &[u32], number: usize) -> Vec<(Process, At)> {
+    fn path(&self, seen: &HashMap<u128, u32>, parents: &[u32], number: usize) -> Vec<(Process, At)> {
         let mut numbers: Vec<usize> =
             std::iter::successors(Some(number), |&at| (at != 0).then(|| parents[at] as usize)).collect();
         numbers.reverse();
@@ -66,7 +71,7 @@ impl Model {
         for &number in &numbers[1..] {
             let mut successors = self.successors(&state).into_iter();
             let (after, _) = successors
-                .find(|(after, _)| seen.get_index(number) == Some(&fingerprint(&self.normal(after))))
+                .find(|(after, _)| seen.get(&fingerprint(&self.normal(after))) == Some(&(number as u32)))
                 .expect("the parent leads to it");
             let before = &state.processes;
             steps.extend((0..PROCESSES).filter_map(|process| {
