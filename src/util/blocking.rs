@@ -4,14 +4,20 @@ use std::any::Any;
 use std::future::pending;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::runtime::{Handle, Id};
 use tokio::sync::oneshot;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::timer::timeout;
+
+/// Work in a box. What is generic here only boxes and unboxes: each copy of Tokio's tasks would cost every user's build.
+type Work = Box<dyn FnOnce() -> (Answer, Rest) + Send>;
+type Answer = Box<dyn Any + Send>;
+type Rest = Box<dyn Any>;
 
 /// Runs `work`, which is short, on the blocking pool.
 ///
@@ -22,43 +28,54 @@ pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
 }
 
 /// As [`run`]. `work` also returns what is left to be dropped. The pool's thread drops that while the caller goes on.
-pub(crate) async fn run_and_tidy_up<T: Send + 'static, Rest>(
-    work: impl FnOnce() -> (T, Rest) + Send + 'static,
+pub(crate) async fn run_and_tidy_up<T: Send + 'static, R: 'static>(
+    work: impl FnOnce() -> (T, R) + Send + 'static,
 ) -> io::Result<T> {
-    start(work)?.finish().await
+    start(boxed(work))?.finish().await.map(unboxed)
 }
 
 /// As [`run`], but `work` begins at once, also if the caller blocks the runtime before it polls the future.
 pub(crate) fn begin<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> impl Future<Output = io::Result<T>> + Send + 'static {
-    let started = start(|| (work(), ()));
-    async move { started?.finish().await }
+    let started = start(boxed(|| (work(), ())));
+    async move { started?.finish().await.map(unboxed) }
+}
+
+fn boxed<T: Send + 'static, R: 'static>(work: impl FnOnce() -> (T, R) + Send + 'static) -> Work {
+    Box::new(|| {
+        let (value, rest) = work();
+        (Box::new(value), Box::new(rest))
+    })
+}
+
+fn unboxed<T: 'static>(answer: Answer) -> T {
+    *answer.downcast().expect("it is what the work has returned")
 }
 
 /// Work that has begun.
-struct Started<T> {
+struct Started {
     runtime: Id,
-    job: tokio::task::JoinHandle<()>,
-    answer: oneshot::Receiver<T>,
+    job: JoinHandle<()>,
+    answer: oneshot::Receiver<Answer>,
 }
 
-fn start<T: Send + 'static, Rest>(work: impl FnOnce() -> (T, Rest) + Send + 'static) -> io::Result<Started<T>> {
+fn start(work: Work) -> io::Result<Started> {
     let (sender, answer) = oneshot::channel();
-    let job = spawn(move || {
+    let job = spawn(Box::new(move || {
         let (value, rest) = work();
         // If nobody waits for the value any more, it is dropped here.
         drop(sender.send(value));
         drop(rest);
-    })?;
+    }))?;
     Ok(Started { runtime: Handle::current().id(), job, answer })
 }
 
-impl<T> Started<T> {
-    async fn finish(self) -> io::Result<T> {
+impl Started {
+    async fn finish(self) -> io::Result<Answer> {
         match self.answer.await {
             Ok(value) => Ok(value),
-            Err(_) => match self.job.await.map_err(tokio::task::JoinError::try_into_panic) {
+            Err(_) => match self.job.await.map_err(JoinError::try_into_panic) {
                 Err(Ok(panic)) => resume_unwind(panic),
                 // The task is about to be dropped. It need not see an error first, which it would report.
                 _ if is_task_of(self.runtime) => pending().await,
@@ -76,9 +93,10 @@ fn is_task_of(runtime: Id) -> bool {
 /// Tokio panics where the system starts no thread (`RLIMIT_NPROC`, `pids.max`), and keeps the closure for the next thread
 /// that it gets. The work must not run then: our caller has been told that it failed.
 #[expect(clippy::disallowed_methods, reason = "this is the one file that may call spawn_blocking")]
-fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<tokio::task::JoinHandle<()>> {
+fn spawn(work: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
     let work = Arc::new(Mutex::new(Some(work)));
-    let take = |work: &Mutex<Option<_>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let take =
+        |work: &Mutex<Option<Box<dyn FnOnce() + Send>>>| work.lock().unwrap_or_else(PoisonError::into_inner).take();
     let job = {
         let work = Arc::clone(&work);
         move || {
@@ -107,7 +125,7 @@ fn no_thread(panic: &(dyn Any + Send)) -> io::Error {
 pub(crate) fn detach(work: impl FnOnce() + Send + 'static) {
     match Handle::try_current() {
         // If no thread can be started, the work is dropped, which does what is most needed of it.
-        Ok(_) => drop(spawn(work)),
+        Ok(_) => drop(spawn(Box::new(work))),
         Err(_) => work(),
     }
 }
@@ -124,16 +142,30 @@ pub(crate) async fn short_pause(pause: Duration) {
 /// Inside an asynchronous context.
 #[track_caller]
 pub(crate) fn outside_runtime<F: Future>(future: F) -> io::Result<F::Output> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(future))
+    let mut output = None;
+    block_on(pin!(async { output = Some(future.await) }))?;
+    Ok(output.expect("the future has ended"))
 }
 
 /// Runs `future`, which is short, also inside an asynchronous context. There it runs on a thread of its own, and the calling
 /// thread waits. So it must not need a task of the calling runtime.
 pub(crate) fn inside_runtime<F: Future<Output: Send> + Send>(future: F) -> io::Result<F::Output> {
+    let mut output = None;
+    block_on_a_thread(pin!(async { output = Some(future.await) }))?;
+    Ok(output.expect("the future has ended"))
+}
+
+#[track_caller]
+fn block_on(future: Pin<&mut dyn Future<Output = ()>>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(future);
+    Ok(())
+}
+
+fn block_on_a_thread(future: Pin<&mut (dyn Future<Output = ()> + Send)>) -> io::Result<()> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("lockfile-attempt".into());
-        let running = thread.spawn_scoped(scope, || outside_runtime(future))?;
+        let running = thread.spawn_scoped(scope, || block_on(future))?;
         running.join().unwrap_or_else(|panic| resume_unwind(panic))
     })
 }

@@ -3,9 +3,8 @@
 //! statfs(2) alone does not tell: 9P passes on what its server says, so a client sees ext4's magic number over a network.
 //! The type in /proc/self/mountinfo (proc_pid_mountinfo(5)) is what the kernel itself has mounted.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -17,11 +16,15 @@ use crate::sys::types::FileSystem;
 
 /// What file system an open file is on.
 pub(crate) fn filesystem(file: impl AsFd) -> io::Result<FileSystem> {
-    let claimed = by_magic(retry_on_intr(|| rustix::fs::fstatfs(&file))?.f_type as u32);
+    filesystem_of(file.as_fd())
+}
+
+fn filesystem_of(file: BorrowedFd<'_>) -> io::Result<FileSystem> {
+    let claimed = by_magic(retry_on_intr(|| rustix::fs::fstatfs(file))?.f_type as u32);
     if matches!(claimed, FileSystem::Other(_)) {
         return Ok(claimed);
     }
-    Ok(match mounted_type(&file)? {
+    Ok(match mounted_type(file)? {
         Mounted::Type(name) => by_name(&name),
         Mounted::Local => claimed,
         Mounted::Unknown => FileSystem::Unknown,
@@ -74,19 +77,19 @@ enum Mounted {
 }
 
 /// The types of mounts by their unique IDs, which the kernel never uses again. Empty before Linux 6.8.
-static TYPES: Mutex<BTreeMap<u64, String>> = Mutex::new(BTreeMap::new());
+static TYPES: Mutex<Vec<(u64, String)>> = Mutex::new(Vec::new());
 
 /// `STATX_MNT_ID_UNIQUE` (statx(2)).
 const UNIQUE_ID: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
-fn mounted_type(file: impl AsFd) -> io::Result<Mounted> {
-    let look = |flags| retry_on_intr(|| statx(&file, "", AtFlags::EMPTY_PATH, flags));
+fn mounted_type(file: BorrowedFd<'_>) -> io::Result<Mounted> {
+    let look = |flags| retry_on_intr(|| statx(file, "", AtFlags::EMPTY_PATH, flags));
     let found = match look(StatxFlags::BASIC_STATS | UNIQUE_ID) {
         Ok(found) => found,
         // Before Linux 4.11, or forbidden in a sandbox.
         Err(_) => {
-            let device = rustix::fs::fstat(&file)?.st_dev;
-            return Ok(read_type(|mount| mount.device == (rustix::fs::major(device), rustix::fs::minor(device))));
+            let device = rustix::fs::fstat(file)?.st_dev;
+            return Ok(read_type(&|mount| mount.device == (rustix::fs::major(device), rustix::fs::minor(device))));
         }
     };
     // A disk has a major number of its own. Everything that is not on a disk of this machine has 0.
@@ -96,22 +99,22 @@ fn mounted_type(file: impl AsFd) -> io::Result<Mounted> {
     // qemu-user sets the flag and answers 0; the kernel's unique IDs begin at 2³¹.
     let unique = Some(found.stx_mnt_id).filter(|&id| found.stx_mask & UNIQUE_ID.bits() != 0 && id >= 1 << 31);
     // Another thread may have had the mutex when this process was forked, so nobody waits for it.
-    let known = |id: &u64| TYPES.try_lock().ok()?.get(id).cloned();
+    let known = |id: &u64| TYPES.try_lock().ok()?.iter().find(|(known, _)| known == id).map(|(_, name)| name.clone());
     if let Some(name) = unique.as_ref().and_then(known) {
         return Ok(Mounted::Type(name));
     }
     let by_id = match look(StatxFlags::MNT_ID) {
         Ok(Statx { stx_mask, stx_mnt_id, .. }) if stx_mask & StatxFlags::MNT_ID.bits() != 0 => {
-            read_type(|mount| mount.id == stx_mnt_id)
+            read_type(&|mount| mount.id == stx_mnt_id)
         }
         _ => Mounted::Unknown,
     };
     let mounted = match by_id {
-        Mounted::Unknown => read_type(|mount| mount.device == (found.stx_dev_major, found.stx_dev_minor)),
+        Mounted::Unknown => read_type(&|mount| mount.device == (found.stx_dev_major, found.stx_dev_minor)),
         by_id => by_id,
     };
     if let (Some(id), Mounted::Type(name), Ok(mut types)) = (unique, &mounted, TYPES.try_lock()) {
-        types.insert(id, name.clone());
+        types.push((id, name.clone()));
     }
     Ok(mounted)
 }
@@ -139,7 +142,7 @@ impl<'a> Mount<'a> {
     }
 }
 
-fn read_type(is_it: impl Fn(&Mount) -> bool) -> Mounted {
+fn read_type(is_it: &dyn Fn(&Mount) -> bool) -> Mounted {
     let Some(mounts) = imp::read_lossy("/proc/self/mountinfo") else { return Mounted::Unknown };
     match mounts.lines().filter_map(Mount::parse).find(is_it) {
         Some(mount) => Mounted::Type(mount.kind.to_owned()),
@@ -192,7 +195,7 @@ mod tests {
         let memory = tempfile::tempdir_in("/dev/shm").unwrap();
         let open = super::super::Dir::open(memory.path()).unwrap();
         for _first_read_then_remembered in 0..2 {
-            assert!(matches!(mounted_type(&open), Ok(Mounted::Type(name)) if name == "tmpfs"));
+            assert!(matches!(mounted_type(open.as_fd()), Ok(Mounted::Type(name)) if name == "tmpfs"));
         }
         assert_eq!(filesystem(&open).unwrap(), FileSystem::Memory);
     }
