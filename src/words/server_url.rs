@@ -93,6 +93,12 @@ const POSTGRES_PARAMETERS: &[&str] = &[
 ];
 const ETCD_PARAMETERS: &[&str] = &["ttl", "tls", "cacert", "cert", "key", "connect_timeout"];
 
+/// What such URLs have elsewhere: libpq, chapter 34.1.2 of the manual of PostgreSQL 17, and clients of etcd.
+const PARAMETERS_OF_OTHERS: &str = "host hostaddr port dbname user username password passfile options client_encoding \
+    fallback_application_name keepalives keepalives_idle keepalives_interval keepalives_count tcp_user_timeout gssencmode \
+    krbsrvname load_balance_hosts service sslcert sslkey sslpassword sslcrl sslcrldir sslnegotiation \
+    ssl_min_protocol_version ssl_max_protocol_version timeout lease endpoints prefix";
+
 pub(super) const SCHEMES: [&str; 3] = ["postgres", "postgresql", "etcd"];
 
 /// The scheme of a server that is written so.
@@ -223,7 +229,7 @@ fn parse_query(query: &str, known: &[&str]) -> Result<(Vec<(String, String)>, Mo
             Some((name, value)) if known.contains(&name) => (name, value),
             None if known.contains(&parameter) => return Err(format!("the parameter {parameter} has no value")),
             Some((SHARED, _)) => return Err(format!("the parameter {SHARED} has a value")),
-            _ => return Err(format!("its parameter number {} is none of {} and {SHARED}", at + 1, known.join(", "))),
+            _ => return Err(unknown_parameter(parameter, at + 1, known)),
         };
         if parameters.iter().any(|(other, _)| other == name) {
             return Err(format!("it has the parameter {name} twice"));
@@ -231,6 +237,23 @@ fn parse_query(query: &str, known: &[&str]) -> Result<(Vec<(String, String)>, Mo
         parameters.push((name.to_owned(), decode(value, name)?));
     }
     Ok((parameters, mode))
+}
+
+/// Names the parameter only if it is one of another program or engine. Anything else may be a part of a password.
+fn unknown_parameter(parameter: &str, number: usize, known: &[&str]) -> String {
+    let name = parameter.split('=').next().unwrap_or_default();
+    let ours = POSTGRES_PARAMETERS.iter().chain(ETCD_PARAMETERS).copied();
+    let subject = match ours.chain(PARAMETERS_OF_OTHERS.split_whitespace()).find(|other| *other == name) {
+        Some(name) => format!("the parameter {name}"),
+        None => format!("its parameter number {number}"),
+    };
+    let hint = match name {
+        "user" | "password" => "; write user:password@ in front of the host",
+        "host" | "hostaddr" | "port" => "; write host:port behind the //",
+        "dbname" => "; write /dbname behind the host",
+        _ => "",
+    };
+    format!("{subject} is none of {} and {SHARED}{hint}", known.join(", "))
 }
 
 fn decode(text: &str, what: &str) -> Result<String, String> {
@@ -368,12 +391,15 @@ mod tests {
         assert!(reason("postgres://user=app%20password=S3cretPw/app").contains("host's name"));
         assert!(reason("postgres://[::1%25S3cretPw:x]/app").contains("IPv6"));
         assert!(reason("postgres://host=db password=S3cretPw").contains("blank"));
-        assert!(reason("postgres://db/app?password=S3cretPw").contains("parameter number 1 is none of lock, "));
+        assert!(reason("postgres://db/app?password=S3cretPw").starts_with("the parameter password is none of lock, "));
+        assert!(reason("postgres://db/app?password=S3cretPw").contains("in front of the host"));
+        assert!(reason("postgres://db/app?tls=on").starts_with("the parameter tls is none of lock, "));
+        assert!(reason("postgres://db/app?S3cretPw=x").starts_with("its parameter number 1 is none of lock, "));
         assert!(reason("postgres://db/app?lock").contains("no value"));
         assert!(reason("postgres://db/app?lock=x&lock=y").contains("twice"));
         assert!(reason("postgres://db/app?lock=x&").contains("parameter number 2"));
         assert!(reason("postgres://db/app?shared=1").contains("has a value"));
-        assert!(reason("etcd://db/app?ttl=3s&lock=x").contains("parameter number 2 is none of ttl, "));
+        assert!(reason("etcd://db/app?ttl=3s&lock=x").starts_with("the parameter lock is none of ttl, "));
         assert!(reason("etcd://db/%ff").contains("UTF-8"));
         assert!(reason("etcd://db/%zz").contains("hexadecimal"));
         assert!(reason("etcd://db/%00").contains("NUL"));

@@ -142,7 +142,8 @@ impl FromStr for LockUrl {
 /// The parts of a text with a mistake that are no part of a password, whatever the author meant.
 ///
 /// Such a text does not tell where its password begins or ends. So of the URL of a server this is only the scheme. It is
-/// also the path of a file, if nothing behind it can set off a password from a user or a host.
+/// also the path of a file, if nothing behind it can set off a password from a user or a host. Of another URL it is a scheme
+/// of small letters in front of `//`, where nobody writes a password, or one that was meant as ours.
 fn harmless(text: &str) -> String {
     let (scheme, rest) = match text.split_once(':') {
         Some((scheme, rest)) => (&text[..=scheme.len()], rest),
@@ -151,7 +152,10 @@ fn harmless(text: &str) -> String {
     };
     let is = |known: &str| scheme.strip_suffix(':').is_none_or(|scheme| scheme.eq_ignore_ascii_case(known));
     if !SCHEMES.iter().map(|(name, _)| *name).chain(["file"]).any(is) {
-        let scheme = if server_url::SCHEMES.into_iter().any(is) { scheme } else { "" };
+        let name = scheme.trim_end_matches(':');
+        let is_word = name.len() <= 12 && name.bytes().all(|byte| byte.is_ascii_lowercase()) && rest.starts_with("//");
+        let is_known = is_word || server_url::SCHEMES.into_iter().any(is) || meant(name).is_some();
+        let scheme = if is_known { scheme } else { "" };
         return format!("{scheme}{HIDDEN}");
     }
     let (path, query) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
@@ -166,14 +170,15 @@ fn harmless(text: &str) -> String {
 /// A reason repeats nothing of the text, for the same reason.
 fn parse(url: &str) -> Result<LockUrl, String> {
     let Some((scheme, rest)) = url.split_once(':').filter(|(scheme, _)| !scheme.contains('/')) else {
-        return Err("it has no scheme, such as lockfile:".into());
+        return Err("it has no scheme; write lockfile: in front of a path".into());
     };
     if let Some(parsed) = server_url::parse(scheme, rest) {
         return parsed.map(|(server, mode)| LockUrl { address: Address::Server(server.into()), mode });
     }
     let Some(&(_, scheme)) = SCHEMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(scheme)) else {
         let known: Vec<&str> = SCHEMES.iter().map(|&(name, _)| name).chain(server_url::SCHEMES).collect();
-        return Err(format!("its scheme is none of {}", known.join(", ")));
+        let hint = meant(scheme).map(|meant| format!("; perhaps {meant}: is meant"));
+        return Err(format!("its scheme is none of {}{}", known.join(", "), hint.unwrap_or_default()));
     };
     if rest.contains('#') {
         return Err("it has a fragment; write a # in a path as %23".into());
@@ -204,6 +209,19 @@ fn parse(url: &str) -> Result<LockUrl, String> {
         return Err("its path is empty".into());
     }
     Ok(LockUrl { address: Address::File { scheme, path: path.into() }, mode })
+}
+
+/// The scheme that somebody means who writes the name of a kind, as in `shlock:`.
+fn meant(scheme: &str) -> Option<&'static str> {
+    if scheme.eq_ignore_ascii_case("file") {
+        return Some("lockfile");
+    }
+    let is_short_for = |name: &str| {
+        ["file", "lockfile"]
+            .iter()
+            .any(|end| name.strip_suffix(end).is_some_and(|short| scheme.eq_ignore_ascii_case(short)))
+    };
+    SCHEMES.iter().map(|(name, _)| *name).find(|name| !scheme.is_empty() && is_short_for(name))
 }
 
 /// Whether the path has a colon and behind it an @, as the URL of a server with another scheme has. The colon behind the
@@ -333,7 +351,16 @@ mod tests {
     fn each_mistake_has_its_own_answer() {
         assert!(reason("/run/app.lock").contains("no scheme"));
         assert!(reason("/run/a:b.lock").contains("no scheme"));
-        assert!(reason("file:/run/app.lock").contains("scheme is none of lockfile, "));
+        assert!(reason("redis://db").contains("scheme is none of lockfile, "));
+        for (url, meant) in [
+            ("shlock:/x", "shlockfile:"),
+            ("FLOCK:/x", "flockfile:"),
+            ("lock:/x", "lockfile:"),
+            ("null:", "nulllockfile:"),
+        ] {
+            assert!(reason(url).ends_with(&format!("; perhaps {meant} is meant")), "{}", reason(url));
+        }
+        assert!(reason("file:/run/app.lock").ends_with("; perhaps lockfile: is meant"));
         assert!(reason("lockfile://example.org/run/x").contains("another host"));
         for url in ["lockfile:/x?y", "lockfile:/x?", "lockfile:/x?Shared", "lockfile:/x?shared=1", "lockfile:?shared?"]
         {
@@ -367,7 +394,11 @@ mod tests {
             ("postgresql://db/app?lock", "postgresql:***"),
             ("etcd:db", "etcd:***"),
             ("app.lock", "***"),
-            ("redis://db", "***"),
+            ("redis://db", "redis:***"),
+            ("Redis-1://db", "***"),
+            ("correct-horse-battery://db", "***"),
+            ("shlock:/run/app.lock", "shlock:***"),
+            ("db:S3cretPw", "***"),
             ("/run/app lock", "***"),
             ("", "***"),
         ] {
