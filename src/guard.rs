@@ -1,5 +1,6 @@
 //! The guard of a held lock.
 
+use std::fmt;
 use std::fs::File;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
@@ -21,7 +22,6 @@ use crate::words::url::LockUrl;
 /// forked child closes the child's descriptor and does not release the parent's lock.
 #[must_use = "the lock is released as soon as the guard is dropped"]
 #[clippy::has_significant_drop]
-#[derive(Debug)]
 pub struct LockGuard {
     /// `None` only between the release of the lock and the end of the guard.
     acquisition: Option<Acquisition>,
@@ -253,6 +253,16 @@ impl Drop for LockGuard {
         if let Some(acquisition) = self.acquisition.take() {
             acquisition.release_now();
         }
+    }
+}
+
+impl fmt::Debug for LockGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockGuard")
+            .field("kind", &self.kind())
+            .field("path", &self.acquisition().target().path)
+            .field("shared", &self.is_shared())
+            .finish_non_exhaustive()
     }
 }
 

@@ -157,7 +157,7 @@ impl LockFile {
     pub fn shared(&self) -> Result<Self, LockError> {
         let target = self.target();
         if !target.kind.can_be_shared() {
-            let reason = "readers cannot share it, because its file names one holder; use the flock kind";
+            let reason = "readers cannot share it, because its file names one holder; use the flock kind (flockfile:)";
             return Err(LockError::unsupported(&target.path, target.kind, reason));
         }
         Ok(Self { lock: Arc::clone(&self.lock), mode: Mode::Shared })

@@ -1,7 +1,7 @@
 //! Runs a task in only one process at a time. The other processes wait, and one of them takes over.
 
 use std::any::Any;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
@@ -34,15 +34,27 @@ pub enum Restart {
 }
 
 /// Why [`Singleton::run`] ended without a result.
-#[derive(Debug, thiserror::Error)]
+///
+/// Its text says the cause. [`Debug`](fmt::Debug) shows the text of a failed lock, and what `Debug` shows of a failure of the
+/// work, because a `main` that returns an error prints that.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SingletonError<E> {
     /// The lock cannot work, or it failed and the restart policy is [`Restart::Never`].
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The work failed, and the restart policy is [`Restart::Never`].
-    #[error("the work under the lock failed: {0}")]
+    #[error("the work under the lock failed: {0:#}")]
     Work(E),
+}
+
+impl<E: fmt::Debug> fmt::Debug for SingletonError<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lock(error) => fmt::Display::fmt(error, f),
+            Self::Work(error) => write!(f, "the work under the lock failed: {error:?}"),
+        }
+    }
 }
 
 /// Runs a service with many replicas, of which only one works at a time. Each replica waits for the lock and works

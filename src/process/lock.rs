@@ -67,6 +67,7 @@ impl Lock {
             return holder;
         }
         let holder = self.holders().await.unwrap_or_default().into_iter().next();
+        let holder = holder.map(|holder| holder.or_us(self.is_held_here()));
         self.slot().remember_look(holder.clone());
         holder
     }

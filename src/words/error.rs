@@ -16,7 +16,8 @@ use super::server_url::ServerUrl;
 /// In that case, and only then, [`attempt`](crate::LockFile::attempt) returns `Ok(None)`.
 ///
 /// The text of an error includes its cause. So [`source`](std::error::Error::source) does not return the cause again.
-/// [`io_error`](Self::io_error) returns the error of the system call.
+/// [`io_error`](Self::io_error) returns the error of the system call. [`Debug`](fmt::Debug) shows the same text, because a
+/// `main` that returns an error prints that.
 ///
 /// End each pattern with `..`: then a later version with more fields needs no change of your code.
 ///
@@ -31,7 +32,7 @@ use super::server_url::ServerUrl;
 /// }
 /// # }
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
     /// The text is not a lock URL.
@@ -55,7 +56,7 @@ pub enum LockError {
 
     /// This platform, this file system or this server does not support the requested kind of lock, or the feature of
     /// this kind is not enabled.
-    #[error("a {kind} lock is not possible at {path:?}: {reason}")]
+    #[error("{} lock is not possible at {path:?}: {reason}", kind.with_article())]
     Unsupported {
         /// Path of the lock file, or URL of the lock on a server.
         path: PathBuf,
@@ -68,11 +69,13 @@ pub enum LockError {
     },
 
     /// The file at the path is not a lock file of this kind. It was not changed.
-    #[error("{path:?} is not a lock file of this kind: {found}")]
+    #[error("{path:?} is not a lock file of kind {kind}: {found}")]
     NotALockFile {
         /// The path.
         path: PathBuf,
-        /// What is at the path.
+        /// The requested kind.
+        kind: LockKind,
+        /// What is at the path, and what to do.
         found: String,
     },
 
@@ -88,8 +91,8 @@ pub enum LockError {
         reason: String,
     },
 
-    /// The lock was not free in time.
-    #[error("timed out after {limit:?} waiting for {}{}", Subject(path), Brief(holder.as_deref()))]
+    /// The lock was not free in time. With a limit of zero: it was held.
+    #[error("{}", Late { subject: Subject(path), limit: *limit, holder: holder.as_deref() })]
     TimedOut {
         /// Path of the lock file, URL of the lock on a server, or name of the null lock. The name may be empty.
         path: PathBuf,
@@ -110,7 +113,7 @@ pub enum LockError {
     },
 
     /// A system call failed. A lock that somebody else holds never causes this error.
-    #[error("cannot {action} {path:?}: {error}")]
+    #[error("cannot {action} {path:?}: {error}{}", advice(action, error))]
     Io {
         /// Path of the lock file, or URL of the lock on a server.
         path: PathBuf,
@@ -147,6 +150,34 @@ impl fmt::Display for Subject<'_> {
     }
 }
 
+/// That a lock was not free in time.
+struct Late<'a> {
+    subject: Subject<'a>,
+    limit: Duration,
+    holder: Option<&'a Holder>,
+}
+
+impl fmt::Display for Late<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { subject, limit, holder } = self;
+        match holder {
+            _ if !limit.is_zero() => write!(f, "timed out after {limit:?} waiting for {subject}{}", Brief(*holder)),
+            Some(holder) => write!(f, "{subject} is held by {}", holder.to_a_person()),
+            None => write!(f, "{subject} is held"),
+        }
+    }
+}
+
+/// What to do about a failed call. Both actions create the lock file, so it is the directory that is missing.
+fn advice(action: &str, error: &io::Error) -> &'static str {
+    match action {
+        OPEN_DIRECTORY | OPEN_FILE if error.kind() == io::ErrorKind::NotFound => {
+            "; its directory has to exist, unless LockFileBuilder::create_dirs makes it"
+        }
+        _ => "",
+    }
+}
+
 /// The process that left a lock behind, as an error message names it.
 struct Left(u32);
 
@@ -159,9 +190,19 @@ impl fmt::Display for Left {
     }
 }
 
+impl fmt::Debug for LockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 fn is_url(text: &str) -> bool {
     text.split_once("://").is_some_and(|(scheme, _)| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
+
+/// Actions that have an advice.
+pub(crate) const OPEN_DIRECTORY: &str = "open the directory of lock file";
+pub(crate) const OPEN_FILE: &str = "open lock file";
 
 impl LockError {
     /// The path that this error concerns. `None` for [`InvalidUrl`](Self::InvalidUrl), for null locks, and for locks on a
@@ -193,8 +234,8 @@ impl LockError {
         Self::Io { path: path.to_owned(), action, error: error.into() }
     }
 
-    pub(crate) fn not_a_lock_file(path: &Path, found: impl Into<String>) -> Self {
-        Self::NotALockFile { path: path.to_owned(), found: found.into() }
+    pub(crate) fn not_a_lock_file(path: &Path, kind: LockKind, found: impl Into<String>) -> Self {
+        Self::NotALockFile { path: path.to_owned(), kind, found: found.into() }
     }
 
     pub(crate) fn unsupported(path: &Path, kind: LockKind, reason: impl Into<String>) -> Self {
@@ -299,6 +340,13 @@ mod tests {
         assert_eq!(path_of("postgres://db/app?lock=x"), None);
         assert_eq!(path_of("/run/app://x"), Some("/run/app://x".into()));
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn the_article_fits() {
+        let said = |kind| LockError::unsupported(Path::new("x"), kind, "no").to_string();
+        assert!(said(LockKind::Etcd).starts_with("an etcd lock "), "{}", said(LockKind::Etcd));
+        assert!(said(LockKind::Shlock).starts_with("a shlock lock "), "{}", said(LockKind::Shlock));
     }
 
     #[test]

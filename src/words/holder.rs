@@ -21,6 +21,8 @@ pub struct Holder {
     name: Option<String>,
     host: Option<String>,
     since: Option<SystemTime>,
+    /// Whether it is known to be this process.
+    is_us: bool,
 }
 
 /// The longest file name and DNS name. No system gives a process or a host a longer name, but a server may tell one.
@@ -35,13 +37,26 @@ fn cut_off(mut name: String) -> String {
 
 impl Holder {
     pub(crate) fn new(pid: u32, name: Option<String>, since: Option<SystemTime>) -> Self {
-        Self { pid, name: name.map(cut_off), host: None, since }
+        Self { pid, name: name.map(cut_off), host: None, since, is_us: false }
     }
 
     /// The same on the host of this name or address, as a server tells it.
     #[allow(dead_code, reason = "for the engines, which are features")]
     pub(crate) fn on_host(self, host: Option<String>) -> Self {
         Self { host: host.map(cut_off), ..self }
+    }
+
+    /// The same if this process is known to hold the lock, and the PID is its own.
+    pub(crate) fn or_us(self, is_held_here: bool) -> Self {
+        Self { is_us: is_held_here && self.pid == std::process::id(), ..self }
+    }
+
+    /// `pid 4321 (backupd) for 3m 12s`, or `this process (pid 4321) for 3m 12s`.
+    pub(crate) fn to_a_person(&self) -> impl fmt::Display {
+        match self.is_us {
+            false => self.to_string(),
+            true => format!("this process (pid {}){}", self.pid, ForTime(self.since)),
+        }
     }
 
     /// PID of the holder. 0 if somebody holds the lock but nothing tells who it is, as in another container.
@@ -81,7 +96,16 @@ impl fmt::Display for Holder {
         if let Some(host) = &self.host {
             write!(f, " on {}", Escaped(&**host))?;
         }
-        match self.since.and_then(|since| since.elapsed().ok()) {
+        ForTime(self.since).fmt(f)
+    }
+}
+
+/// ` for 3m 12s`, or nothing.
+struct ForTime(Option<SystemTime>);
+
+impl fmt::Display for ForTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.and_then(|since| since.elapsed().ok()) {
             Some(held) if held >= Duration::from_secs(1) => write!(f, " for {}", Span(held)),
             _ => Ok(()),
         }
@@ -94,7 +118,7 @@ pub(crate) struct Brief<'a>(pub(crate) Option<&'a Holder>);
 impl fmt::Display for Brief<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            Some(holder) => write!(f, ", held by {holder}"),
+            Some(holder) => write!(f, ", held by {}", holder.to_a_person()),
             None => Ok(()),
         }
     }

@@ -37,6 +37,12 @@ impl LockKind {
         !matches!(self, Self::Shlock)
     }
 
+    /// As in "an etcd".
+    pub(crate) fn with_article(self) -> String {
+        let article = if self == Self::Etcd { "an" } else { "a" };
+        format!("{article} {self}")
+    }
+
     pub(crate) const fn is_supported(self) -> bool {
         match self {
             Self::Shlock | Self::Flock => cfg!(unix),

@@ -181,7 +181,7 @@ pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Disp
         target: TARGET,
         path = %Escaped(&*target.path),
         held_ms = millis(held),
-        %error,
+        error = %format_args!("{error:#}"),
         "the work under the lock failed; {}", if goes_on { "standing by again" } else { "shutting down" },
     );
 }

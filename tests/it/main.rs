@@ -37,6 +37,7 @@ mod shared_files;
 mod shlock;
 mod singleton;
 mod support;
+mod texts;
 #[cfg(target_os = "linux")]
 mod waiting;
 #[cfg(windows)]

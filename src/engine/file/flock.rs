@@ -18,7 +18,7 @@ use super::outcome::{self, Contended, Identity, Outcome};
 use super::record::{self, Record};
 use crate::sys::process::{self, Owner};
 use crate::sys::{self, OpenFile, Stat};
-use crate::words::error::LockError;
+use crate::words::error::{LockError, OPEN_FILE};
 use crate::words::holder::Holder;
 use crate::words::mode::Mode;
 use crate::words::target::Target;
@@ -136,7 +136,7 @@ pub(super) fn holders(target: &Target) -> Result<Vec<Holder>, LockError> {
 fn stat(target: &Target, file: &File) -> Result<Stat, LockError> {
     let stat = sys::stat(file).map_err(|error| LockError::io(&target.path, "look at lock file", error))?;
     match stat.irregular() {
-        Some(what) => Err(LockError::not_a_lock_file(&target.path, format!("it is {what}"))),
+        Some(what) => Err(LockError::not_a_lock_file(&target.path, target.kind, format!("it is {what}"))),
         None => Ok(stat),
     }
 }
@@ -185,8 +185,8 @@ fn open_failed(target: &Target, error: io::Error) -> LockError {
     // The error may be about the directory.
     let is_there = !matches!(sys::stat_path(&target.path), Ok(None) | Err(_));
     match sys::irregular_from_open(&error).filter(|_| is_there) {
-        Some(what) => LockError::not_a_lock_file(&target.path, format!("it is {what}")),
-        None => LockError::io(&target.path, "open lock file", error),
+        Some(what) => LockError::not_a_lock_file(&target.path, target.kind, format!("it is {what}")),
+        None => LockError::io(&target.path, OPEN_FILE, error),
     }
 }
 

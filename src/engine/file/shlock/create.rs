@@ -13,7 +13,7 @@ use crate::engine::file::outcome;
 use crate::engine::file::record::{self, Mark};
 use crate::sys::process::Owner;
 use crate::sys::{self, Dir, OpenFile};
-use crate::words::error::LockError;
+use crate::words::error::{LockError, OPEN_FILE};
 
 /// Another process may still work on a blank file or on a file with unexplained links until the file is this old. This
 /// is the rule of INN.
@@ -195,7 +195,7 @@ impl Directory<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             // Somebody has put something else in the place of our file.
             Err(error) if sys::irregular_from_open(&error).is_some() => return Ok(false),
-            Err(error) => return Err(self.failed("open lock file", error)),
+            Err(error) => return Err(self.failed(OPEN_FILE, error)),
         };
         // If the file belongs to another holder, that holder has an flock on it.
         let is_ours = record::starts_with(&file, record)
@@ -347,7 +347,11 @@ impl Directory<'_> {
     /// The error when a file with a private name was not made by us.
     fn is_in_the_way(&self, private: &OsStr) -> LockError {
         let path = self.target.path.with_file_name(private);
-        LockError::not_a_lock_file(&path, "it has the name of a private lock file, but is something else")
+        LockError::not_a_lock_file(
+            &path,
+            self.target.kind,
+            "it has the name of a private lock file, but is something else",
+        )
     }
 
     /// The error when a call for a private file failed. It names that file only if the file itself is in the way.

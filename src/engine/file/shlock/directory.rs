@@ -10,7 +10,7 @@ use crate::engine::file::outcome;
 use crate::engine::file::record::Record;
 use crate::sys::{self, Dir, OpenFile, Stat};
 use crate::util::random;
-use crate::words::error::LockError;
+use crate::words::error::{LockError, OPEN_DIRECTORY, OPEN_FILE};
 use crate::words::target::Target;
 
 /// The open directory of one lock file.
@@ -28,7 +28,7 @@ impl<'a> Directory<'a> {
             true => Dir::open_safely(parent),
             false => Dir::open(parent),
         };
-        let dir = opened.map_err(|error| LockError::io(&target.path, "open the directory of lock file", error))?;
+        let dir = opened.map_err(|error| LockError::io(&target.path, OPEN_DIRECTORY, error))?;
         Ok(Self { target, dir: Arc::new(dir), name })
     }
 
@@ -57,24 +57,28 @@ impl<'a> Directory<'a> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => {
                 return Err(match sys::irregular_from_open(&error) {
-                    Some(what) => LockError::not_a_lock_file(&self.target.path, format!("it is {what}")),
-                    None => self.failed("open lock file", error),
+                    Some(what) => {
+                        LockError::not_a_lock_file(&self.target.path, self.target.kind, format!("it is {what}"))
+                    }
+                    None => self.failed(OPEN_FILE, error),
                 });
             }
         };
         match self.stat(&file)?.irregular() {
-            Some(what) => Err(LockError::not_a_lock_file(&self.target.path, format!("it is {what}"))),
+            Some(what) => Err(LockError::not_a_lock_file(&self.target.path, self.target.kind, format!("it is {what}"))),
             None => Ok(Some(file)),
         }
     }
 
     pub(super) fn read(&self, file: &File) -> Result<Record, LockError> {
         let found = match Record::of_lock(file).map_err(|error| self.failed("read lock file", error))? {
-            Record::Garbage => "its content is no lock record; choose another path",
+            Record::Garbage => {
+                "its content is no lock record; choose another path, or the flock kind to lock a file of data"
+            }
             Record::Flock(_) => "it is the file of an flock lock; open it as that kind, or choose another path",
             record => return Ok(record),
         };
-        Err(LockError::not_a_lock_file(&self.target.path, found))
+        Err(LockError::not_a_lock_file(&self.target.path, self.target.kind, found))
     }
 
     /// Whether `name` is a name of this file.
