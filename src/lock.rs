@@ -12,9 +12,9 @@ use tracing::Instrument;
 
 use crate::guard::LockGuard;
 use crate::process::acquire;
+use crate::process::limit;
 use crate::process::lock::Lock;
 use crate::util::blocking;
-use crate::util::timer::timeout;
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::kind::LockKind;
@@ -275,7 +275,7 @@ impl LockFile {
         let holder = tokio::select! {
             biased;
             obtained = &mut wait => return obtained,
-            holder = self.describe_holder() => holder,
+            holder = limit::describe_holder(&self.lock) => holder,
         };
         held(holder.as_ref().filter(|holder| holder.pid() != 0));
         wait.await
@@ -285,7 +285,8 @@ impl LockFile {
     /// ever.
     ///
     /// # Errors
-    /// The errors of [`attempt`](Self::attempt), and [`LockError::TimedOut`], which names the holder.
+    /// The errors of [`attempt`](Self::attempt), and [`LockError::TimedOut`], which names the holder. If the holder is not
+    /// found in time, because a file system hangs or a server does not answer, the error says so instead.
     ///
     /// # Cancel safety
     /// This is cancel safe in the same way as [`obtain`](Self::obtain).
@@ -309,14 +310,13 @@ impl LockFile {
     /// # Ok(()) }
     /// ```
     pub async fn obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
-        let obtained = match limit.is_zero() {
-            true => self.attempt().await?,
-            false => timeout(limit, pin!(self.obtain())).await.transpose()?,
-        };
-        if let Some(guard) = obtained {
-            return Ok(guard);
+        match limit.is_zero() {
+            true => match self.attempt().await? {
+                Some(guard) => Ok(guard),
+                None => Err(Box::pin(limit::held(&self.lock)).await),
+            },
+            false => limit::within(limit, &self.lock, pin!(self.obtain())).await,
         }
-        Err(Box::pin(self.timed_out(limit)).await)
     }
 
     /// Does the same as [`attempt`](Self::attempt) without an `await`, for example in `main` before the runtime starts, or
@@ -392,20 +392,6 @@ impl LockFile {
     pub fn blocking_obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
         let obtained = blocking::outside_runtime(self.obtain_timeout(limit));
         obtained.map_err(|error| LockError::io(&self.target().path, "wait for", error))?
-    }
-
-    pub(crate) async fn timed_out(&self, limit: Duration) -> LockError {
-        let holder = self.describe_holder().await;
-        LockError::TimedOut { path: self.target().path.to_path_buf(), limit, holder: holder.map(Box::new) }
-    }
-
-    /// Who holds the lock now, for a message to people.
-    async fn describe_holder(&self) -> Option<Holder> {
-        // The query usually takes a fraction of a millisecond. A file system that hangs must not delay the message for
-        // ever.
-        const PATIENCE: Duration = Duration::from_millis(500);
-        const FRESHNESS: Duration = Duration::from_millis(10);
-        timeout(PATIENCE, pin!(self.lock.describe_holder(FRESHNESS))).await.flatten()
     }
 
     /// Whether a task *of this process* holds the lock, exclusively or shared, through any handle. This never blocks.
@@ -518,6 +504,10 @@ impl LockFile {
     /// password of a server, but never shows it.
     pub fn url(&self) -> LockUrl {
         LockUrl::new(self.target(), self.mode)
+    }
+
+    pub(crate) fn lock(&self) -> &Lock {
+        &self.lock
     }
 
     pub(crate) fn target(&self) -> &Target {

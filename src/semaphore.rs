@@ -15,9 +15,10 @@ use tokio::sync::Mutex;
 
 use crate::guard::LockGuard;
 use crate::lock::LockFile;
+use crate::process::limit;
 use crate::sys::per_process::PerProcess;
 use crate::util::random;
-use crate::util::timer::timeout;
+use crate::util::timer::{sleep, timeout};
 use crate::words::error::LockError;
 
 /// How long a lock has for its answer before the next one is tried beside it.
@@ -202,16 +203,16 @@ impl Semaphore {
     /// # Panics
     /// This panics under the same condition as [`attempt`](Self::attempt).
     pub async fn obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
-        let obtained = match limit.is_zero() {
-            true => self.attempt().await?,
-            false => timeout(limit, pin!(self.obtain())).await.transpose()?,
+        let Some(first) = self.locks.first() else {
+            sleep(limit).await;
+            return Err(LockError::TimedOut { path: PathBuf::new(), limit, holder: None, trouble: None });
         };
-        if let Some(guard) = obtained {
-            return Ok(guard);
-        }
-        match self.locks.first() {
-            Some(lock) => Err(Box::pin(lock.timed_out(limit)).await),
-            None => Err(LockError::TimedOut { path: PathBuf::new(), limit, holder: None }),
+        match limit.is_zero() {
+            true => match self.attempt().await? {
+                Some(guard) => Ok(guard),
+                None => Err(Box::pin(limit::held(first.lock())).await),
+            },
+            false => limit::within(limit, first.lock(), pin!(self.obtain())).await,
         }
     }
 

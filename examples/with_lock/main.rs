@@ -12,11 +12,10 @@ mod signals;
 use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::process::Child;
-use tokio::time::timeout;
-use tokio_lockfile::{LockError, LockFile, LockGuard};
+use tokio_lockfile::{LockError, LockGuard};
 
 use order::Order;
 use signals::{Signal, Signals, send};
@@ -104,45 +103,22 @@ fn say(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "with_lock: {text}");
 }
 
-/// Waits for the lock, and tells who holds it: at once, and then at growing intervals.
+/// Waits for the lock, and tells who holds it: soon, and then at growing intervals.
 async fn obtain(order: &Order) -> Result<LockGuard, LockError> {
-    let began = Instant::now();
-    let attempted = match order.limit.is_zero() {
-        true => order.lock.attempt().await?,
-        // A server may answer late.
-        false => timeout(order.limit, order.lock.attempt()).await.map_err(|_| timed_out(order))??,
-    };
-    if let Some(guard) = attempted {
-        return Ok(guard);
-    }
     let tell = async {
-        let mut interval = Duration::from_secs(10);
+        let mut interval = Duration::from_millis(50);
         loop {
-            tell_holder(&order.lock).await;
             tokio::time::sleep(interval).await;
-            interval *= 2;
+            if let Ok(Some(holder)) = order.lock.holder().await {
+                say(format_args!("{} is held by {holder}", order.lock.url()));
+            }
+            interval = (interval * 2).max(Duration::from_secs(10));
         }
     };
-    let rest = order.limit.saturating_sub(began.elapsed());
-    let obtained = tokio::select! {
+    tokio::select! {
         biased;
+        obtained = order.lock.obtain_timeout(order.limit) => obtained,
         () = tell => unreachable!("it tells for ever"),
-        obtained = order.lock.obtain_timeout(rest) => obtained,
-    };
-    obtained.map_err(|error| match error {
-        LockError::TimedOut { path, holder, .. } => LockError::TimedOut { path, holder, limit: order.limit },
-        error => error,
-    })
-}
-
-fn timed_out(order: &Order) -> LockError {
-    LockError::TimedOut { path: order.lock.url().to_string().into(), limit: order.limit, holder: None }
-}
-
-async fn tell_holder(lock: &LockFile) {
-    match lock.holder().await {
-        Ok(Some(holder)) => say(format_args!("{} is held by {holder}", lock.url())),
-        _ => say(format_args!("{} is held", lock.url())),
     }
 }
 

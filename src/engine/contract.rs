@@ -64,6 +64,11 @@ pub(crate) trait Engine<Turn>: fmt::Debug + Send + Sync {
 
     /// Who holds the lock, in any process; empty if nobody does. This only looks: it makes no try fail.
     fn holders(&self) -> BoxFuture<'static, Result<Vec<Holder>, LockError>>;
+
+    /// What has failed last, while the engine goes on trying to reach its server. For people.
+    fn last_failure(&self) -> Option<String> {
+        None
+    }
 }
 
 /// The outcome of one try.

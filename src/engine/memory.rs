@@ -178,6 +178,9 @@ impl<Turn: std::fmt::Debug + Send + 'static> Engine<Turn> for Memory {
         let path = Arc::clone(&self.0);
         Box::pin(async move {
             travel().await;
+            if with_entry(&path, |entry| entry.is_silent) {
+                std::future::pending::<()>().await;
+            }
             Ok((0..fault::holders(&path)).map(|_| process::holder(0, None)).collect())
         })
     }
@@ -282,7 +285,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::support::{HANG, poll_once, take};
+    use crate::support::{HANG, in_own_process, poll_once, take};
     use crate::{LockFile, LockGuard, Semaphore};
 
     /// A lock on the server that no other test uses.
@@ -445,6 +448,27 @@ mod tests {
             assert!(attempt.await.expect("it waits behind the other task").unwrap().is_none());
             drop(other_process);
         });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_is_kept_and_the_error_says_that_nobody_has_answered() {
+        if !in_own_process("engine::memory::tests::a_limit_is_kept_and_the_error_says_that_nobody_has_answered") {
+            return;
+        }
+        let (_dir, lock, path) = lock();
+        fault::silence(&path);
+        let permits = Semaphore::new([lock.clone()]);
+        for (limit, asked) in [(300, "150ms"), (5_000, "500ms")] {
+            let limit = Duration::from_millis(limit);
+            let began = tokio::time::Instant::now();
+            let errors = tokio::join!(lock.obtain_timeout(limit), permits.obtain_timeout(limit));
+            assert_eq!(began.elapsed(), limit);
+            for error in [errors.0.unwrap_err(), errors.1.unwrap_err()] {
+                let said = error.to_string();
+                assert!(said.starts_with(&format!("timed out after {limit:?} waiting for ")), "{said}");
+                assert!(said.ends_with(&format!("has not answered for {asked}")), "{said}");
+            }
+        }
     }
 
     /// Wherever it stands in the order of the tries.

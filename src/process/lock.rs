@@ -60,16 +60,30 @@ impl Lock {
     }
 
     /// Who holds the lock, for a message to people; `None` if nothing tells. Thousands of waits may ask at the same moment,
-    /// so they ask one after another, and one look not older than `freshness` serves all waits for the same lock.
-    pub(crate) async fn describe_holder(&self, freshness: Duration) -> Option<Holder> {
-        let _permit = LOOKS.get_or_init(|| Semaphore::new(LOOKS_AT_ONCE)).acquire().await.ok()?;
+    /// so they ask one after another, and one look not older than `freshness` serves all waits for the same lock. `begin` is
+    /// called when this one begins.
+    pub(super) async fn look_for_holder(
+        &self,
+        freshness: Duration,
+        begin: impl FnOnce(),
+    ) -> Result<Option<Holder>, LockError> {
+        let _permit = LOOKS.get_or_init(|| Semaphore::new(LOOKS_AT_ONCE)).acquire().await;
         if let Some(holder) = self.slot().last_look(freshness) {
-            return holder;
+            return Ok(holder);
         }
-        let holder = self.holders().await.unwrap_or_default().into_iter().next();
+        begin();
+        let holder = self.holders().await?.into_iter().next();
         let holder = holder.map(|holder| holder.or_us(self.is_held_here()));
         self.slot().remember_look(holder.clone());
-        holder
+        Ok(holder)
+    }
+
+    /// That a look has had no answer for so long, and what has failed last, if anything has.
+    pub(super) fn no_answer(&self, waited: Duration) -> String {
+        let who = if self.target.server.is_some() { "server" } else { "file system" };
+        let failure = self.engine.last_failure().map(|failure| format!(": {failure}"));
+        let waited = Duration::from_millis(waited.as_millis() as u64);
+        format!("the {who} has not answered for {waited:?}{}", failure.unwrap_or_default())
     }
 
     /// Who holds the lock, in any process. More than one if it is shared.

@@ -6,6 +6,7 @@ pub(crate) mod acquire;
 pub(crate) mod acquisition;
 mod hand_off;
 mod hold;
+pub(crate) mod limit;
 pub(crate) mod lock;
 mod moment;
 mod queue;

@@ -77,7 +77,7 @@ impl Report {
         sleep(self.due.saturating_sub(self.wait.started.elapsed())).await;
         if trace::waiting_is_heard() {
             // It is boxed, because the future is large and every wait has this one.
-            let holder = Box::pin(lock.describe_holder(FRESHNESS)).await;
+            let holder = Box::pin(lock.look_for_holder(FRESHNESS, || ())).await.ok().flatten();
             trace::waiting(lock.target(), self.wait.started.elapsed(), holder.as_ref());
             self.wait.is_reported = true;
         }

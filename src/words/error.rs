@@ -92,7 +92,7 @@ pub enum LockError {
     },
 
     /// The lock was not free in time. With a limit of zero: it was held.
-    #[error("{}", Late { subject: Subject(path), limit: *limit, holder: holder.as_deref() })]
+    #[error("{}", Late { subject: Subject(path), limit: *limit, holder: holder.as_deref(), trouble: trouble.as_deref() })]
     TimedOut {
         /// Path of the lock file, URL of the lock on a server, or name of the null lock. The name may be empty.
         path: PathBuf,
@@ -100,6 +100,8 @@ pub enum LockError {
         limit: Duration,
         /// The holder of the lock at the end of the wait, if it is known.
         holder: Option<Box<Holder>>,
+        /// Why the holder is not known, if the look for it failed or had no answer in time.
+        trouble: Option<String>,
     },
 
     /// The lock was lost while it was held: somebody removed or replaced the lock file, or the server ended the session
@@ -155,16 +157,18 @@ struct Late<'a> {
     subject: Subject<'a>,
     limit: Duration,
     holder: Option<&'a Holder>,
+    trouble: Option<&'a str>,
 }
 
 impl fmt::Display for Late<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { subject, limit, holder } = self;
+        let Self { subject, limit, holder, trouble } = self;
         match holder {
-            _ if !limit.is_zero() => write!(f, "timed out after {limit:?} waiting for {subject}{}", Brief(*holder)),
-            Some(holder) => write!(f, "{subject} is held by {}", holder.to_a_person()),
-            None => write!(f, "{subject} is held"),
+            _ if !limit.is_zero() => write!(f, "timed out after {limit:?} waiting for {subject}{}", Brief(*holder))?,
+            Some(holder) => write!(f, "{subject} is held by {}", holder.to_a_person())?,
+            None => write!(f, "{subject} is held")?,
         }
+        trouble.map_or(Ok(()), |trouble| write!(f, ": {trouble}"))
     }
 }
 
@@ -227,6 +231,15 @@ impl LockError {
             Self::Unsupported { error, .. } => error.as_ref(),
             Self::Engine { source, .. } => source.downcast_ref(),
             _ => None,
+        }
+    }
+
+    /// The text of the cause alone, if there is one.
+    pub(crate) fn cause(&self) -> String {
+        match self {
+            Self::Engine { source, .. } => source.to_string(),
+            Self::Io { error, .. } => error.to_string(),
+            other => other.to_string(),
         }
     }
 
@@ -361,7 +374,7 @@ mod tests {
         let system = LockError::engine(url, "try for", io::Error::from_raw_os_error(2));
         assert_eq!(system.io_error().unwrap().raw_os_error(), Some(2));
         for name in ["a\n", "a://\n"] {
-            let error = LockError::TimedOut { path: name.into(), limit: Duration::ZERO, holder: None };
+            let error = LockError::TimedOut { path: name.into(), limit: Duration::ZERO, holder: None, trouble: None };
             assert!(!error.to_string().contains('\n'), "{error}");
         }
     }

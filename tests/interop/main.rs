@@ -218,7 +218,7 @@ async fn a_shared_holder_is_named() {
     let (_dir, path) = place();
     let peer = Peer::start(Command::new("flock").arg("-s").arg(&path).args(["-c", "echo held; cat"]));
     let lock = LockFile::flock(&path).unwrap();
-    let error = lock.obtain_timeout(Duration::from_millis(20)).await.unwrap_err();
+    let error = lock.obtain_timeout(Duration::from_millis(300)).await.unwrap_err();
     let LockError::TimedOut { holder: Some(holder), .. } = &error else { panic!("{error:?}") };
     assert!(["flock", "sh", "cat"].contains(&holder.name().unwrap()), "{holder}");
     peer.finish();

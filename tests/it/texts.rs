@@ -6,7 +6,7 @@ use tokio_lockfile::{LockFile, Restart, Singleton, SingletonError};
 
 use crate::support::{Holder, each_file_kind, each_kind, take};
 
-const SHORT: Duration = Duration::from_millis(10);
+const SHORT: Duration = Duration::from_millis(300);
 
 #[tokio::test]
 async fn a_limit_of_zero_does_not_speak_of_a_time() {
@@ -41,7 +41,7 @@ async fn the_debug_text_of_an_error_is_its_text() {
     let error = lock.obtain_timeout(SHORT).await.unwrap_err();
     assert_eq!(format!("{error:?}"), error.to_string());
     let said = format!("{:?}", SingletonError::<String>::from(error));
-    assert!(said.starts_with("timed out after 10ms waiting for a null lock"), "{said}");
+    assert!(said.starts_with("timed out after 300ms waiting for a null lock"), "{said}");
     drop(guard);
     let leader = Singleton::new(lock).restart(Restart::Never);
     let failed = leader.run(|| async { Err::<(), _>("no disk") }, std::future::pending::<()>()).await;
@@ -104,4 +104,20 @@ async fn a_missing_directory_is_told_with_the_option_that_makes_it() {
 async fn a_shared_shlock_is_refused_with_the_kind_that_can_be_shared() {
     let said = LockFile::open("shlockfile:/run/x.lock?shared").unwrap_err().to_string();
     assert!(said.contains("flockfile:"), "{said}");
+}
+
+/// A port at which nobody listens, and one where somebody accepts and says nothing.
+#[cfg(feature = "etcd")]
+#[tokio::test]
+async fn a_timeout_says_that_the_server_has_not_answered_and_the_last_failure() {
+    let port = |listener: &std::net::TcpListener| listener.local_addr().unwrap().port();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let closed = port(&std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    for (port, cause) in [(port(&silent), ""), (closed, ": Connection refused")] {
+        let lock = LockFile::open(&format!("etcd://127.0.0.1:{port}/x")).unwrap();
+        let error = lock.obtain_timeout(Duration::from_millis(600)).await.unwrap_err();
+        let said = error.to_string();
+        assert!(said.starts_with(&format!("timed out after 600ms waiting for etcd://127.0.0.1:{port}/x: ")), "{said}");
+        assert!(said.contains("the server has not answered for ") && said.contains(cause), "{said}");
+    }
 }

@@ -17,6 +17,7 @@ use super::value::Owner;
 use super::watches::Watches;
 use crate::engine::server::driver;
 use crate::sys::per_process::PerProcess;
+use crate::words::escape::said;
 
 /// How long a connection stays when nobody uses it.
 const IDLE: Duration = Duration::from_secs(10);
@@ -56,6 +57,13 @@ impl Client {
         let client = Arc::new(Self { cluster, sessions, watches, looks, owner: Owner::this_process(), names });
         clients.insert(config.clone(), Arc::clone(&client));
         Ok(client)
+    }
+
+    /// Why the cluster cannot be reached, as far as the present tries have shown. For any thread: it keeps no client.
+    pub(super) fn last_failure(config: &Config) -> Option<String> {
+        let clients = clients();
+        let failure = clients.get(config)?.cluster.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        failure.map(|failure| said(&failure.to_string()))
     }
 
     /// The right to have a key for the lock of this name. It is kept until nothing is left of the key.

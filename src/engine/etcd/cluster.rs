@@ -1,6 +1,7 @@
 //! A cluster as this process sees it: one connection, to a member that answers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
@@ -22,6 +23,8 @@ pub(super) struct Cluster {
     channel: AsyncMutex<Option<Channel>>,
     /// The member that the next connection tries first.
     next: AtomicUsize,
+    /// What the present tries to connect have failed with last.
+    pub(super) last_failure: Arc<Mutex<Option<Failure>>>,
 }
 
 /// What a member has answered.
@@ -35,7 +38,7 @@ pub(super) struct Answered<T> {
 
 impl Cluster {
     pub(super) fn new(config: Config) -> Self {
-        Self { config, channel: AsyncMutex::default(), next: AtomicUsize::default() }
+        Self { config, channel: AsyncMutex::default(), next: AtomicUsize::default(), last_failure: Arc::default() }
     }
 
     /// The time by which an operation that begins now must have its answer.
@@ -125,7 +128,8 @@ impl Cluster {
         if let Some(channel) = &*current {
             return Ok(channel.clone());
         }
-        let channel = connect::to_any(&self.config, self.next.load(Ordering::Relaxed), deadline).await?;
+        let channel =
+            connect::to_any(&self.config, self.next.load(Ordering::Relaxed), &self.last_failure, deadline).await?;
         Ok(current.insert(channel).clone())
     }
 

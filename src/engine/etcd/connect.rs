@@ -28,17 +28,22 @@ const STAGGER: Duration = Duration::from_millis(250);
 /// The pause before a member is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Connects to the first member that answers, by `deadline`. The first try is for the member with the number `first`.
-pub(super) async fn to_any(config: &Config, first: usize, deadline: Instant) -> Result<Channel, Failure> {
+/// Connects to the first member that answers, by `deadline`. The first try is for the member with the number `first`. `last`
+/// is what has failed last, until a member answers.
+pub(super) async fn to_any(
+    config: &Config,
+    first: usize,
+    last: &Arc<Mutex<Option<Failure>>>,
+    deadline: Instant,
+) -> Result<Channel, Failure> {
     let members = config.endpoints.len();
-    let last = Arc::new(Mutex::new(None));
     let tries = (0..members).map(|number| {
         let member = config.endpoints[(first + number) % members].clone();
-        again_and_again(config.clone(), member, Arc::clone(&last))
+        again_and_again(config.clone(), member, Arc::clone(last))
     });
     let connected = timeout_at(deadline, race(tries)).await;
-    let last = || last.lock().unwrap_or_else(PoisonError::into_inner).take();
-    connected.unwrap_or_else(|_| Err(last().unwrap_or_else(Failure::no_connection)))
+    let last = last.lock().unwrap_or_else(PoisonError::into_inner).take();
+    connected.unwrap_or_else(|_| Err(last.unwrap_or_else(Failure::no_connection)))
 }
 
 /// Connects to the member as soon as it answers. Fails only if no later try can be better.

@@ -88,6 +88,10 @@ impl<Turn: std::fmt::Debug + Send + 'static> Engine<Turn> for Etcd {
             looked.map_err(|failure| failure.into_error(&lock.target, "look at"))
         })
     }
+
+    fn last_failure(&self) -> Option<String> {
+        Client::last_failure(&self.lock.config)
+    }
 }
 
 /// The first of the queue; if it reads, all readers that no writer is in front of.
