@@ -54,36 +54,38 @@
 //!
 //! # What is logged
 //!
-//! Events and spans of [`tracing`](https://docs.rs/tracing) have the target `tokio_lockfile`.
+//! Events and spans of [`tracing`](https://docs.rs/tracing) have the target `tokio_lockfile`. An event is known by its name
+//! (`metadata().name()`). The names and the fields stay; the messages are for people and may change. The example `metrics`
+//! counts events by their names.
 //!
-//! | Level and message | Fields besides `path` |
-//! |---|---|
-//! | DEBUG acquired. INFO if the log has reported the wait | `kind`, `waited_ms` |
-//! | WARN acquired by takeover: the last holder died with the lock | `kind`, `waited_ms`, `holder.pid` |
-//! | INFO waiting for the lock: after 1 s, 3 s, 7 s, … | `kind`, `waited_ms`, `holder.pid`, `holder.name` |
-//! | WARN this very task has obtained the lock it waits for | `waited_ms` |
-//! | WARN another process has a record lock (fcntl) on the lock file | `holder.pid` |
-//! | DEBUG released | `held_ms` |
-//! | WARN lost the lock while it was held | `held_ms`, `reason` |
-//! | WARN the lock could not be released properly | `error` |
-//! | WARN no events from inotify: once for the process, without `path` | `error` |
+//! | Name | Level | Message | Fields besides `path` |
+//! |---|---|---|---|
+//! | `acquired` | DEBUG; INFO if the log has reported the wait | acquired | `kind`, `waited_ms` |
+//! | `taken_over` | WARN | acquired by takeover: the last holder died with the lock | `kind`, `waited_ms`, `holder.pid` |
+//! | `waiting` | INFO, after 1 s, 3 s, 7 s, … | waiting for the lock, held by … | `kind`, `waited_ms`, `holder.pid`, `holder.name` |
+//! | `waits_for_itself` | WARN | this very task has obtained the lock it waits for | `waited_ms` |
+//! | `record_lock` | WARN | another process has a record lock (fcntl) on the lock file | `holder.pid` |
+//! | `released` | DEBUG | released | `held_ms` |
+//! | `lost` | WARN | lost the lock while it was held | `held_ms`, `reason` |
+//! | `release_failed` | WARN | the lock could not be released properly | `error` |
+//! | `no_events` | WARN, once for the process, without `path` | no events from inotify | `error` |
 //!
 //! A [`Singleton`] adds these:
 //!
-//! | Level and message | Fields besides `path` |
-//! |---|---|
-//! | INFO stands by | `kind` |
-//! | INFO leads | `kind`, `waited_ms` |
-//! | INFO stepped down | `held_ms`, `reason` |
-//! | WARN the work under the lock failed; standing by again. At a shutdown: shutting down | `held_ms`, `error` |
-//! | WARN the lock failed; standing by again | `error` |
+//! | Name | Level | Message | Fields besides `path` |
+//! |---|---|---|---|
+//! | `stands_by` | INFO | stands by | `kind` |
+//! | `leads` | INFO | leads | `kind`, `waited_ms` |
+//! | `stepped_down` | INFO | stepped down | `held_ms`, `reason` |
+//! | `work_failed` | WARN | the work under the lock failed; standing by again, or shutting down | `held_ms`, `error` |
+//! | `lock_failed` | WARN | the lock failed; standing by again | `error` |
 //!
 //! Locks on servers add these, once for each file or cluster:
 //!
-//! | Level and message | Fields |
-//! |---|---|
-//! | WARN password file "…" has group or world access, or is not a plain file: it is not used | none |
-//! | WARN the password goes to etcd without encryption | `path`: the cluster |
+//! | Name | Level | Message | Fields |
+//! |---|---|---|---|
+//! | `password_file_ignored` | WARN | password file "…" has group or world access, or is not a plain file: it is not used | none |
+//! | `password_in_clear` | WARN | the password goes to etcd without encryption | `path`: the cluster |
 //!
 //! For a lock on a server, `path` is its URL without the password. Times are whole milliseconds. The span `obtain`
 //! (DEBUG; `path`, `kind`) covers a wait. An event inside that span does not repeat the fields of the span. The crate

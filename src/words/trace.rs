@@ -1,4 +1,5 @@
-//! What is logged. The names of spans, events and fields are only here. The crate's front page lists them.
+//! What is logged. The names of spans, events and fields are only here. The crate's front page lists them, and a test
+//! compares the two. A name and its fields stay; a message is for people.
 
 use std::fmt;
 use std::path::Path;
@@ -55,6 +56,7 @@ fn millis(duration: Duration) -> u64 {
 
 pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>) {
     info!(
+        name: "waiting",
         target: TARGET,
         path = path(target),
         kind = kind(target),
@@ -67,6 +69,7 @@ pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>
 
 pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
     warn!(
+        name: "waits_for_itself",
         target: TARGET,
         path = path(target),
         waited_ms = millis(waited),
@@ -76,6 +79,7 @@ pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
 
 pub(crate) fn record_lock(target: &Target, pid: u32) {
     warn!(
+        name: "record_lock",
         target: TARGET,
         path = path(target),
         holder.pid = pid,
@@ -94,6 +98,7 @@ pub(crate) fn no_events(error: &std::io::Error) {
         _ => "",
     };
     warn!(
+        name: "no_events",
         target: TARGET,
         %error,
         "no events from inotify: waits poll, and the loss of a lock is noticed only within a second{what_to_do}",
@@ -105,6 +110,7 @@ pub(crate) fn acquired(target: &Target, started: Instant, is_reported: bool) {
     macro_rules! acquired {
         ($level:ident) => {
             $level!(
+                name: "acquired",
                 target: TARGET,
                 path = path(target),
                 kind = kind(target),
@@ -121,6 +127,7 @@ pub(crate) fn acquired(target: &Target, started: Instant, is_reported: bool) {
 
 pub(crate) fn taken_over(target: &Target, pid: u32, started: Instant) {
     warn!(
+        name: "taken_over",
         target: TARGET,
         path = path(target),
         kind = kind(target),
@@ -131,12 +138,19 @@ pub(crate) fn taken_over(target: &Target, pid: u32, started: Instant) {
 }
 
 pub(crate) fn released(target: &Target, since: std::time::Instant) {
-    debug!(target: TARGET, path = %Escaped(&*target.path), held_ms = millis(since.elapsed()), "released");
+    debug!(
+        name: "released",
+        target: TARGET,
+        path = %Escaped(&*target.path),
+        held_ms = millis(since.elapsed()),
+        "released",
+    );
 }
 
 /// `held`: how long, if that is known.
 pub(crate) fn lost(target: &Target, reason: LostReason, held: Option<Duration>) {
     warn!(
+        name: "lost",
         target: TARGET,
         path = %Escaped(&*target.path),
         held_ms = held.map(millis),
@@ -154,15 +168,28 @@ pub(crate) fn not_released(target: &Target, error: &LockError, held: Option<Dura
 }
 
 fn release_failed(target: &Target, error: &LockError) {
-    warn!(target: TARGET, path = %Escaped(&*target.path), error = %error, "the lock could not be released properly");
+    warn!(
+        name: "release_failed",
+        target: TARGET,
+        path = %Escaped(&*target.path),
+        error = %error,
+        "the lock could not be released properly",
+    );
 }
 
 pub(crate) fn stands_by(target: &Target) {
-    info!(target: TARGET, path = %Escaped(&*target.path), kind = %target.kind, "stands by");
+    info!(
+        name: "stands_by",
+        target: TARGET,
+        path = %Escaped(&*target.path),
+        kind = %target.kind,
+        "stands by",
+    );
 }
 
 pub(crate) fn leads(target: &Target, waited: Duration) {
     info!(
+        name: "leads",
         target: TARGET,
         path = %Escaped(&*target.path),
         kind = %target.kind,
@@ -172,12 +199,20 @@ pub(crate) fn leads(target: &Target, waited: Duration) {
 }
 
 pub(crate) fn stepped_down(target: &Target, held: Duration, reason: &str) {
-    info!(target: TARGET, path = %Escaped(&*target.path), held_ms = millis(held), %reason, "stepped down");
+    info!(
+        name: "stepped_down",
+        target: TARGET,
+        path = %Escaped(&*target.path),
+        held_ms = millis(held),
+        %reason,
+        "stepped down",
+    );
 }
 
 /// `goes_on`: whether this process will stand by again.
 pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Display, goes_on: bool) {
     warn!(
+        name: "work_failed",
         target: TARGET,
         path = %Escaped(&*target.path),
         held_ms = millis(held),
@@ -187,20 +222,129 @@ pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Disp
 }
 
 pub(crate) fn lock_failed(target: &Target, error: &LockError) {
-    warn!(target: TARGET, path = %Escaped(&*target.path), %error, "the lock failed; standing by again");
+    warn!(
+        name: "lock_failed",
+        target: TARGET,
+        path = %Escaped(&*target.path),
+        %error,
+        "the lock failed; standing by again",
+    );
 }
 
 /// In the words of libpq. `fault`: what is wrong with the file.
 #[cfg(feature = "postgres")]
 pub(crate) fn password_file_passed_over(file: &Path, fault: &str) {
-    warn!(target: TARGET, "password file \"{}\" {fault}", Escaped(file));
+    warn!(
+        name: "password_file_ignored",
+        target: TARGET,
+        "password file \"{}\" {fault}",
+        Escaped(file),
+    );
 }
 
 #[cfg(feature = "etcd")]
 pub(crate) fn password_in_clear(cluster: &Path) {
     warn!(
+        name: "password_in_clear",
         target: TARGET,
         path = %Escaped(cluster),
         "the password goes to etcd without encryption; add tls=on to the URL",
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Mutex;
+
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber};
+
+    use super::*;
+    use crate::support::in_own_process;
+    use crate::words::options::Options;
+
+    /// The levels and the fields of the events with each name.
+    type Events = BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)>;
+
+    #[derive(Default)]
+    struct Names(Mutex<Events>);
+
+    impl Subscriber for &'static Names {
+        fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn event(&self, event: &Event<'_>) {
+            let metadata = event.metadata();
+            let mut events = self.0.lock().unwrap();
+            let (levels, fields) = events.entry(metadata.name().into()).or_default();
+            levels.insert(metadata.level().to_string());
+            fields.extend(metadata.fields().iter().map(|field| field.name().into()));
+            fields.remove("message");
+        }
+
+        fn new_span(&self, _span: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+
+        fn record(&self, _span: &Id, _values: &Record<'_>) {}
+        fn record_follows_from(&self, _span: &Id, _follows: &Id) {}
+        fn enter(&self, _span: &Id) {}
+        fn exit(&self, _span: &Id) {}
+    }
+
+    /// `| `name` | LEVEL, LEVEL … | message | `field`, … |`
+    fn told_by_the_front_page() -> Events {
+        let page = include_str!("../lib.rs").lines().skip_while(|line| !line.contains("# What is logged"));
+        let rows = page.take_while(|line| !line.contains("# Features")).filter(|line| line.starts_with("//! | `"));
+        let cells = |row: &str| row.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+        let codes = |cell: &str| cell.split('`').skip(1).step_by(2).map(str::to_owned).collect::<BTreeSet<_>>();
+        let levels = |cell: &str| {
+            let words = cell.split(|char: char| !char.is_alphabetic());
+            words.filter(|word| ["DEBUG", "INFO", "WARN"].contains(word)).map(str::to_owned).collect()
+        };
+        rows.map(cells).map(|row| (row[1].replace('`', ""), (levels(&row[2]), codes(&row[4])))).collect()
+    }
+
+    #[tokio::test]
+    async fn the_front_page_names_every_event_with_its_level_and_fields() {
+        if !in_own_process("words::trace::tests::the_front_page_names_every_event_with_its_level_and_fields") {
+            return;
+        }
+        let names: &'static Names = Box::leak(Box::default());
+        let _listening = tracing::subscriber::set_default(names);
+        let target = Target::null(Path::new("x"), Options::default());
+        let (second, now, error) = (Duration::from_secs(1), Instant::now(), std::io::Error::from_raw_os_error(EMFILE));
+        waiting(&target, second, None);
+        waits_for_itself(&target, second);
+        record_lock(&target, 7);
+        no_events(&error);
+        acquired(&target, now, true);
+        acquired(&target, now, false);
+        taken_over(&target, 7, now);
+        released(&target, now.into_std());
+        lost(&target, LostReason::Removed, Some(second));
+        not_released(&target, &LockError::io(Path::new("/x"), "unlock", error), Some(second));
+        stands_by(&target);
+        leads(&target, second);
+        stepped_down(&target, second, "asked to");
+        work_failed(&target, second, &"no disk", true);
+        lock_failed(&target, &LockError::lost(Path::new("/x"), LostReason::Removed));
+        #[cfg(feature = "postgres")]
+        password_file_passed_over(Path::new("/x"), "is not used");
+        #[cfg(feature = "etcd")]
+        password_in_clear(Path::new("x"));
+
+        let mut told = told_by_the_front_page();
+        told.retain(|name, _| cfg!(feature = "postgres") || name != "password_file_ignored");
+        told.retain(|name, _| cfg!(feature = "etcd") || name != "password_in_clear");
+        let mut seen = names.0.lock().unwrap().clone();
+        for (name, (_, fields)) in &mut seen {
+            let is_always_there = |field: &str| field == "path" && !name.starts_with("password");
+            fields.retain(|field| !is_always_there(field));
+        }
+        assert_eq!(seen, told);
+        assert_eq!(seen.len(), include_str!("trace.rs").matches("        name: \"").count());
+    }
 }
