@@ -1,11 +1,14 @@
 //! Whether this process leads, for the other tasks of this process.
 
+use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
 
 use crate::sys::process::Owner;
+use crate::words::error::LockError;
+use crate::words::holder::ForTime;
 
 /// Shows whether a [`Singleton`](crate::Singleton) of this process leads: whether it holds its lock and works. It can also
 /// make the singleton step down.
@@ -13,6 +16,9 @@ use crate::sys::process::Owner;
 /// This is a cheap handle for health checks, metrics and administration. It comes from
 /// [`Singleton::leadership`](crate::Singleton::leadership), and all handles of one singleton and of its clones show the
 /// same.
+///
+/// Its text is for people, as on a status page: `leads for 3m 12s`, `stands by`, or `cannot get its lock: …`. The last one
+/// says that the lock does not work, so that nobody takes this process for a healthy standby.
 ///
 /// ```
 /// # use tokio_lockfile::{LockFile, Singleton};
@@ -30,7 +36,7 @@ use crate::sys::process::Owner;
 /// # leader.run(work, async {}).await.unwrap();
 /// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Leadership {
     state: watch::Sender<State>,
     /// What [`changed`](Self::changed) told last.
@@ -47,6 +53,8 @@ struct State {
     since: Option<SystemTime>,
     /// How often somebody has called `step_down`.
     step_downs: u64,
+    /// The last answer of the lock: held or free, or the text of an error.
+    lock: Option<Result<(), String>>,
 }
 
 impl State {
@@ -124,6 +132,15 @@ impl Leadership {
         })
     }
 
+    /// Notes the last answer of the lock.
+    pub(crate) fn note(&self, answer: Result<(), &LockError>) {
+        let answer = answer.map_err(LockError::to_string);
+        self.state.send_if_modified(|state| {
+            state.lock = Some(answer);
+            false
+        });
+    }
+
     pub(crate) fn begin(&self, token: Option<u64>) -> Term {
         let mut step_downs = 0;
         self.state.send_modify(|state| {
@@ -133,6 +150,24 @@ impl Leadership {
             step_downs = state.step_downs;
         });
         Term { state: self.state.clone(), step_downs, owner: Owner::this_process() }
+    }
+}
+
+impl fmt::Display for Leadership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.borrow();
+        match &state.lock {
+            _ if state.is_leader() => write!(f, "leads{}", ForTime(state.since)),
+            Some(Ok(())) => f.write_str("stands by"),
+            Some(Err(error)) => write!(f, "cannot get its lock: {error}"),
+            None => f.write_str("has no answer from its lock yet"),
+        }
+    }
+}
+
+impl fmt::Debug for Leadership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Leadership({self})")
     }
 }
 

@@ -244,7 +244,10 @@ impl Singleton {
                     began = Instant::now();
                     self.lead(guard, async { work().await }, shutdown.as_mut()).await
                 }
-                Err(error) => Ended::Failed(Failure::Lock(error)),
+                Err(error) => {
+                    self.leadership.note(Err(&error));
+                    Ended::Failed(Failure::Lock(error))
+                }
             };
             let is_fresh = match ended {
                 Ended::Done(result) => return Ok(Some(result)),
@@ -274,6 +277,7 @@ impl Singleton {
         let began = Instant::now();
         let attempted = self.lock.attempt().await?;
         *has_worked = true;
+        self.leadership.note(Ok(()));
         let guard = match attempted {
             Some(guard) => guard,
             None => {

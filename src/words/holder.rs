@@ -101,7 +101,7 @@ impl fmt::Display for Holder {
 }
 
 /// ` for 3m 12s`, or nothing.
-struct ForTime(Option<SystemTime>);
+pub(crate) struct ForTime(pub(crate) Option<SystemTime>);
 
 impl fmt::Display for ForTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -252,7 +252,7 @@ pub(crate) fn password_in_clear(cluster: &Path) {
     );
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Mutex;

@@ -412,3 +412,30 @@ async fn the_work_and_the_shutdown_may_come_from_a_generic_caller() {
     let work = async || Ok::<_, String>(name.len());
     assert_eq!(singleton(&LockFile::null()).run(work, pending::<()>()).await.unwrap(), Some(8));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_text_of_a_leadership_tells_a_standby_from_a_lock_that_does_not_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing");
+    let lock = LockFile::native(missing.join("x.lock")).unwrap();
+    let leader = singleton(&lock);
+    let leadership = leader.leadership();
+    assert_eq!(leadership.to_string(), "has no answer from its lock yet");
+    let running = tokio::spawn(async move {
+        let work = || pending::<Result<(), String>>();
+        leader.run(work, pending::<()>()).await
+    });
+    let tells = async |text: &str| {
+        while !leadership.to_string().starts_with(text) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tells("cannot get its lock: cannot open lock file ").await;
+    assert!(format!("{leadership:?}").contains("missing"), "{leadership:?}");
+    std::fs::create_dir(&missing).unwrap();
+    let guard = take(&lock).await;
+    tells("stands by").await;
+    guard.release().await.unwrap();
+    tells("leads").await;
+    running.abort();
+}
