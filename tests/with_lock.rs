@@ -121,6 +121,65 @@ async fn its_exit_codes_are_those_of_flock() {
 }
 
 #[tokio::test]
+async fn an_option_may_have_its_value_behind_an_equals_sign() {
+    let dir = TempDir::new().unwrap();
+    let held = LockFile::new(dir.path().join("held")).unwrap();
+    let guard = held.attempt().await.unwrap().unwrap();
+    let url = held.url().to_string();
+    let (code, said) = Running::with(&["--timeout=10ms", "--conflict-exit-code=9", &url, "true"]).end().await;
+    assert_eq!(code, 9, "{said}");
+    for short in [&["-w10ms", "-E9"], &["-w=10ms", "-E=9"]] {
+        let (code, said) = Running::with(&[short[0], short[1], &url, "true"]).end().await;
+        assert_eq!(code, 9, "{short:?}: {said}");
+    }
+    let variable = format!("TOKIO_LOCKFILE_URL={url}");
+    let mut command = Command::new("env");
+    command.arg(variable).arg(program()).args(["-n", "--url-env=TOKIO_LOCKFILE_URL", "true"]);
+    assert_eq!(Running::run(&mut command).end().await.0, 1);
+    for wrong in ["--shared=yes", "--nonblock=1", "--bogus=S3cretPw"] {
+        let (code, said) = Running::with(&[wrong, &url, "true"]).end().await;
+        assert!(code == 64 && said.contains(wrong.split('=').next().unwrap()), "{code}: {said}");
+        assert!(!said.contains("S3cretPw"), "{said}");
+    }
+    guard.release().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_value_is_told_with_its_option_and_what_is_right() {
+    for (option, value, told) in [
+        ("-E", "300", "-E 300: it is a number from 0 to 255"),
+        ("--conflict-exit-code", "x", "--conflict-exit-code x: it is a number from 0 to 255"),
+        ("-w", "5d", "-w 5d: it is a time, such as 5s or 500ms"),
+        ("--timeout", "-1", "--timeout -1: it is a time, such as 5s or 500ms"),
+    ] {
+        let (code, said) = Running::with(&[option, value, "/x", "true"]).end().await;
+        assert!(code == 64 && said.contains(told), "{code}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_url_file_that_is_no_plain_file_or_has_more_than_a_url_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let path = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+    let fifo = path("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let lines = path("lines");
+    std::fs::write(&lines, "lockfile:/tmp/x.lock\nlockfile:/tmp/y.lock\n").unwrap();
+    for (file, told) in
+        [(&fifo, "is not a plain file"), (&lines, "more than one line"), (&path(""), "is not a plain file")]
+    {
+        let (code, said) = Running::with(&["--url-file", file, "true"]).end().await;
+        assert!(code == 64 && said.contains(told), "{code}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn a_lock_for_tasks_of_one_process_is_warned_of() {
+    let (code, said) = Running::with(&["nulllockfile:x", "true"]).end().await;
+    assert!(code == 0 && said.contains("warning: a null lock excludes no other process"), "{code}: {said}");
+}
+
+#[tokio::test]
 async fn it_tells_who_holds_the_lock_while_it_waits() {
     let dir = TempDir::new().unwrap();
     for lock in file_kinds(dir.path()) {

@@ -29,14 +29,15 @@ LOCK is a URL, such as lockfile:/run/app/x.lock or flockfile:/run/app/x.lock,
 or the path of a lock file of the platform's default kind. A path with a colon
 begins with / or a dot.
 
-Options, before or after LOCK:
+Options, before or after LOCK. A value may be behind an equals sign, as in
+--timeout=5s:
   -s, --shared        take the lock shared
   -n, --nonblock      do not wait
   -w, --timeout TIME  wait at most for TIME: 5, 0.5, 500ms, 5s, 2m, 1h
   -E, --conflict-exit-code N
                       exit code if the lock is not free in time (default 1)
   -o, --close         COMMAND does not get the descriptor of an flock, see below
-  --url-file FILE     LOCK is the content of FILE
+  --url-file FILE     LOCK is the only line of FILE
   --url-env NAME      LOCK is the value of the variable NAME; COMMAND does not
                       get this variable
   -h, --help          show this help

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio_lockfile::LockFile;
+use tokio_lockfile::{LockFile, LockKind};
 
 use super::say;
 
@@ -38,28 +38,31 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Opt
     let mut sources = Vec::new();
     let mut command: Vec<OsString> = Vec::new();
     while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().ok_or("a value is missing");
-        let text = |value: OsString| value.into_string().map_err(|_| "a value is not UTF-8");
-        match argument.to_str() {
-            Some("--") => break,
-            Some("-h" | "--help") => return Ok(None),
-            Some("-s" | "--shared") => is_shared = true,
-            Some("-o" | "--close") => is_closed = true,
-            Some("-n" | "--nonblock") => limit = Duration::ZERO,
-            Some("-w" | "--timeout") => limit = time(&text(value()?)?)?,
-            Some("-E" | "--conflict-exit-code") => conflict = text(value()?)?.parse()?,
-            Some("--url-file") => sources.push(Source::File(value()?.into())),
-            Some("--url-env") => sources.push(Source::Variable(value()?)),
-            Some(option) if option.starts_with('-') => {
-                // Behind the name there may be a password.
-                let name = option.split('=').next().unwrap_or_default();
-                return Err(format!("unknown option {name}").into());
+        let (option, mut inline) = argument.to_str().map(split).unwrap_or_default();
+        let mut value =
+            || inline.take().map(OsString::from).or_else(|| arguments.next()).ok_or(format!("{option} needs a value"));
+        match option {
+            "--" => break,
+            "-h" | "--help" => return Ok(None),
+            "-s" | "--shared" => is_shared = true,
+            "-o" | "--close" => is_closed = true,
+            "-n" | "--nonblock" => limit = Duration::ZERO,
+            "-w" | "--timeout" => limit = read_value(option, &value()?, time, "a time, such as 5s or 500ms")?,
+            "-E" | "--conflict-exit-code" => {
+                conflict = read_value(option, &value()?, |text| text.parse().ok(), "a number from 0 to 255")?;
             }
-            _ if sources.is_empty() => sources.push(Source::Argument(argument)),
+            "--url-file" => sources.push(Source::File(value()?.into())),
+            "--url-env" => sources.push(Source::Variable(value()?)),
+            // Behind the name there may be a password.
+            _ if option.starts_with('-') => return Err(format!("unknown option {option}").into()),
+            _ if sources.is_empty() => sources.push(Source::Argument(argument.clone())),
             _ => {
-                command.push(argument);
+                command.push(argument.clone());
                 break;
             }
+        }
+        if inline.is_some() && option.starts_with('-') {
+            return Err(format!("{option} has no value").into());
         }
     }
     command.extend(arguments);
@@ -74,11 +77,31 @@ pub(crate) fn parse(mut arguments: impl Iterator<Item = OsString>) -> Result<Opt
     let is_argument = matches!(source, Source::Argument(_));
     let lock = open(&source.name()?, is_argument)?;
     let lock = if is_shared { lock.shared()? } else { lock };
+    if lock.kind() == LockKind::Null {
+        say("warning: a null lock excludes no other process");
+    }
     let own_variable = match source {
         Source::Variable(name) => Some(name),
         _ => None,
     };
     Ok(Some(Order { lock, limit, conflict, is_closed, command, own_variable }))
+}
+
+/// An option, and its value if that is in the same argument: `--timeout=5s`, `-w5s`, `-w=5s`.
+fn split(argument: &str) -> (&str, Option<&str>) {
+    let takes_value = ["-w", "-E"].into_iter().find(|short| argument.len() > 2 && argument.starts_with(short));
+    match takes_value {
+        Some(short) => (short, Some(argument[2..].trim_start_matches('='))),
+        None if argument.starts_with("--") => {
+            argument.split_once('=').map_or((argument, None), |(option, value)| (option, Some(value)))
+        }
+        None => (argument, None),
+    }
+}
+
+fn read_value<T>(option: &str, value: &OsStr, read: impl Fn(&str) -> Option<T>, what: &str) -> Result<T> {
+    let read = value.to_str().and_then(read);
+    read.ok_or_else(|| format!("{option} {}: it is {what}", value.display()).into())
 }
 
 impl Source {
@@ -102,11 +125,18 @@ impl Source {
 }
 
 fn read(path: &Path) -> Result<String> {
+    // A FIFO may have no writer.
+    if !path.metadata()?.is_file() {
+        return Err("it is not a plain file; --url-env takes the URL from a variable".into());
+    }
     let mut file = File::open(path)?;
     let mut text = String::new();
     file.read_to_string(&mut text)?;
     if has_password(&text) && is_open_to_others(&file)? {
         return Err("it has a password, and other users may read it; chmod it to 600".into());
+    }
+    if text.trim().contains('\n') {
+        return Err("it has more than one line".into());
     }
     Ok(text)
 }
@@ -145,15 +175,15 @@ fn open(name: &OsStr, is_argument: bool) -> Result<LockFile> {
 }
 
 /// `5s`, `500ms`, `2m`, `1h`, or seconds without a unit.
-fn time(text: &str) -> Result<Duration> {
+fn time(text: &str) -> Option<Duration> {
     let unit = text.trim_start_matches(|char: char| char.is_ascii_digit() || char == '.');
     let seconds = match unit {
         "" | "s" => 1.0,
         "ms" => 0.001,
         "m" => 60.0,
         "h" => 3600.0,
-        _ => return Err(format!("{text:?} is not a time such as 5s or 500ms").into()),
+        _ => return None,
     };
-    let number: f64 = text[..text.len() - unit.len()].parse()?;
-    Ok(Duration::try_from_secs_f64(number * seconds)?)
+    let number: f64 = text[..text.len() - unit.len()].parse().ok()?;
+    Duration::try_from_secs_f64(number * seconds).ok()
 }
