@@ -16,12 +16,20 @@ use tokio_lockfile::Semaphore;
 const JOBS: usize = 6;
 const AT_MOST: usize = 2;
 
+const USAGE: &str = "usage: at_most [job PATH NAME]";
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args_os().skip(1);
-    match (arguments.next(), arguments.next()) {
-        (Some(path), Some(name)) => job(Path::new(&path), &name.to_string_lossy()).await,
-        _ => several_jobs(),
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => several_jobs(),
+        ["--help"] => Ok(println!("{USAGE}")),
+        ["job", path, name] => job(Path::new(path), name).await,
+        _ => {
+            eprintln!("{USAGE}");
+            std::process::exit(2)
+        }
     }
 }
 
@@ -40,7 +48,7 @@ fn several_jobs() -> Result<(), Box<dyn Error>> {
     let path = dir.path().join("jobs.lock");
     println!("{JOBS} jobs, at most {AT_MOST} at a time");
     let program = std::env::current_exe()?;
-    let start = |number: usize| Command::new(&program).arg(&path).arg(number.to_string()).spawn();
+    let start = |number: usize| Command::new(&program).arg("job").arg(&path).arg(number.to_string()).spawn();
     let jobs = (1..=JOBS).map(start).collect::<Result<Vec<_>, _>>()?;
     for mut job in jobs {
         if !job.wait()?.success() {

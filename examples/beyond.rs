@@ -6,17 +6,29 @@
 //! ```
 //!
 //! With a lock on a server, start it on two machines. One of them works and the other one stands by. The program ends
-//! when its stdin closes. Without a URL it uses a lock file.
+//! when its stdin closes. Without a URL it uses a lock file. The log on stderr says why the lock does not work, if it does
+//! not.
 
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
 use tokio_lockfile::{LockFile, Singleton};
 
+const USAGE: &str = "usage: beyond [URL]";
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let default = || format!("lockfile:{}", std::env::temp_dir().join("tokio-lockfile-beyond.lock").display());
-    let lock = LockFile::open(&std::env::args().nth(1).unwrap_or_else(default))?;
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let lock = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => LockFile::new(std::env::temp_dir().join("tokio-lockfile-beyond.lock"))?,
+        ["--help"] => return Ok(println!("{USAGE}")),
+        [url] if !url.starts_with('-') => LockFile::open(url)?,
+        _ => {
+            eprintln!("{USAGE}");
+            std::process::exit(2)
+        }
+    };
     println!("waits for {}", lock.url());
     let leader = Singleton::new(lock);
     leader.run(lead, stdin_closes()).await?;

@@ -19,14 +19,20 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 use tokio_lockfile::{LockFile, Singleton};
 
+const USAGE: &str = "usage: service [replica PATH]";
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    match std::env::args().nth(1).as_deref() {
-        Some("replica") => {
-            let path = std::env::args().nth(2).ok_or("usage: service replica PATH")?;
-            replica(Path::new(&path)).await
+    tracing_subscriber::fmt().with_writer(io::stderr).init();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => rolling_update().await,
+        ["--help"] => Ok(println!("{USAGE}")),
+        ["replica", path] => replica(Path::new(path)).await,
+        _ => {
+            eprintln!("{USAGE}");
+            std::process::exit(2)
         }
-        _ => rolling_update().await,
     }
 }
 

@@ -10,6 +10,15 @@ use tokio_lockfile::LockFile;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    match std::env::args().nth(1).as_deref() {
+        None => {}
+        Some("--help") => return Ok(println!("usage: shutdown")),
+        Some(_) => {
+            eprintln!("usage: shutdown");
+            std::process::exit(2);
+        }
+    }
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("shutdown.lock");
     let lock = LockFile::new(&path)?;

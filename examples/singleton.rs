@@ -20,14 +20,20 @@ use tokio_lockfile::LockFile;
 const WORKERS: usize = 3;
 const WORK: Duration = Duration::from_millis(800);
 
+const USAGE: &str = "usage: singleton [worker PATH]";
+
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    match std::env::args().nth(1).as_deref() {
-        Some("worker") => {
-            let path = std::env::args().nth(2).ok_or("usage: singleton worker PATH")?;
-            worker(Path::new(&path)).await
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => parent().await,
+        ["--help"] => Ok(println!("{USAGE}")),
+        ["worker", path] => worker(Path::new(path)).await,
+        _ => {
+            eprintln!("{USAGE}");
+            std::process::exit(2)
         }
-        _ => parent().await,
     }
 }
 

@@ -10,6 +10,15 @@ use tokio_lockfile::{LockError, LockFile};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    match std::env::args().nth(1).as_deref() {
+        None => {}
+        Some("--help") => return Ok(println!("usage: timeout")),
+        Some(_) => {
+            eprintln!("usage: timeout");
+            std::process::exit(2);
+        }
+    }
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let dir = tempfile::tempdir()?;
     let lock = LockFile::new(dir.path().join("nightly.lock"))?;
 

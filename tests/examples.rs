@@ -1,0 +1,94 @@
+//! The examples, as a new user runs them. `cargo test` builds the examples before it runs the tests.
+#![cfg(unix)]
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+const EXAMPLES: [&str; 9] =
+    ["at_most", "beyond", "metrics", "service", "shutdown", "singleton", "state_file", "timeout", "with_lock"];
+
+/// The command that runs an example in this directory, without input.
+fn example(name: &str, dir: &TempDir) -> Command {
+    let test = std::env::current_exe().unwrap();
+    let program: PathBuf = test.parent().unwrap().parent().unwrap().join("examples").join(name);
+    assert!(program.exists(), "no {program:?}: run `cargo build --examples` first");
+    let mut command = Command::new(program);
+    command.current_dir(dir.path()).stdin(Stdio::null());
+    command
+}
+
+fn texts(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+#[test]
+fn each_example_tells_its_use_and_touches_nothing() {
+    for name in EXAMPLES {
+        let dir = TempDir::new().unwrap();
+        let output = example(name, &dir).arg("--help").output().unwrap();
+        let (said, _) = texts(&output);
+        assert!(output.status.success() && said.to_lowercase().starts_with("usage: "), "{name}: {output:?}");
+        for wrong in [&["--bogus", "x", "y", "z"][..], &["--Help"]] {
+            let output = example(name, &dir).args(wrong).output().unwrap();
+            let (_, told) = texts(&output);
+            let is_usage = told.contains("usage: ") || told.contains("see --help");
+            assert!(is_usage && !output.status.success(), "{name} {wrong:?}: {output:?}");
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "{name} has made a file");
+    }
+}
+
+#[test]
+fn a_lock_that_does_not_work_is_not_silent() {
+    let dir = TempDir::new().unwrap();
+    for (name, arguments) in [("beyond", &["lockfile:/nonexistent/x"][..]), ("service", &["replica", "/nonexistent/x"])]
+    {
+        let mut running =
+            example(name, &dir).args(arguments).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let said = BufReader::new(running.stderr.take().unwrap()).lines().next().unwrap().unwrap();
+        assert!(said.contains("WARN") && said.contains("/nonexistent/x"), "{name}: {said}");
+        drop(running.stdin.take());
+        assert!(running.wait().unwrap().success());
+    }
+}
+
+/// The shell's `ulimit -f 0` is a disk without space.
+#[test]
+fn a_full_disk_does_not_cost_the_state() {
+    let dir = TempDir::new().unwrap();
+    let run = |limit: &str| {
+        let program = example("state_file", &dir).get_program().to_owned();
+        let script = format!("trap '' XFSZ; {limit}exec \"$0\" state.json 2>/dev/null");
+        Command::new("sh").arg("-c").arg(script).arg(program).current_dir(dir.path()).output().unwrap().status
+    };
+    let state = || std::fs::read_to_string(dir.path().join("state.json")).unwrap();
+    assert!(run("").success());
+    let before = state();
+    assert!(before.contains("\"runs\": 1"), "{before}");
+    assert!(!run("ulimit -f 0; ").success());
+    assert_eq!(state(), before);
+    assert!(run("").success());
+    assert!(state().contains("\"runs\": 2"), "{}", state());
+}
+
+#[test]
+fn metrics_are_counted_by_the_names_of_the_events() {
+    let dir = TempDir::new().unwrap();
+    let output = example("metrics", &dir).output().unwrap();
+    let (said, _) = texts(&output);
+    for line in [
+        "lock_events_total{name=\"acquired\"} 3",
+        "lock_events_total{name=\"released\"} 3",
+        "lock_wait_seconds_count 3",
+        "lock_wait_seconds_bucket{le=\"+Inf\"} 3",
+        "lock_held_seconds_count 3",
+    ] {
+        assert!(said.contains(line), "{line} is not in {said}");
+    }
+    let series = said.lines().filter(|line| line.starts_with("lock_events_total")).count();
+    assert!(series < 8, "{said}");
+}
