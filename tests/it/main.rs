@@ -42,3 +42,5 @@ mod texts;
 mod waiting;
 #[cfg(windows)]
 mod windows;
+#[cfg(any(feature = "postgres", feature = "etcd"))]
+mod wrong_servers;

@@ -30,6 +30,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::words::error::LockError;
+use crate::words::server_url::ServerUrl;
 use crate::words::target::Target;
 
 /// A status code of gRPC.
@@ -162,7 +163,31 @@ impl Failure {
             Kind::Io(error) | Kind::Unusable(error) => error.kind(),
             Kind::Refused(..) => io::ErrorKind::Other,
         };
-        LockError::engine(url, action, io::Error::new(kind, self.to_string()))
+        LockError::engine(url, action, io::Error::new(kind, format!("{self}{}", self.advice(url))))
+    }
+
+    /// What to do if nobody answers as etcd does. The texts of the libraries below do not say it.
+    fn advice(&self, url: &ServerUrl) -> &'static str {
+        let Kind::Io(error) = &self.kind else { return "" };
+        let has_tls = ["cacert", "cert", "key"].iter().any(|name| url.parameter(name).is_some());
+        let has_tls = url.parameter("tls").map_or(has_tls, |tls| tls == "on");
+        match (error.kind(), error.to_string()) {
+            (io::ErrorKind::ConnectionRefused, _) => "; does etcd run there?",
+            (_, text) if text.contains("UnknownIssuer") => "; cacert names the authorities to trust",
+            (_, text) if text.contains("certificate") => "",
+            (
+                io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::InvalidData
+                | io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::Other,
+                _,
+            ) => match has_tls {
+                true => "; is it the port of etcd? If the cluster has no TLS, write tls=off",
+                false => "; is it the port of etcd? If the cluster has TLS, write tls=on",
+            },
+            _ => "",
+        }
     }
 }
 

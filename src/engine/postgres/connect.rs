@@ -171,7 +171,9 @@ impl Way {
                 encrypted => return encrypted,
             }
         } else if is_demanded {
-            return Err(io::Error::other("the server has no TLS, but TLS is required"));
+            return Err(io::Error::other(
+                "the server has no TLS, but TLS is required; turn it on there, or see sslmode",
+            ));
         }
         self.tls_host = None;
         Ok(Wire::plain(socket))

@@ -72,6 +72,36 @@ impl Failure {
         }
     }
 
+    /// What to do about it, if it has come from a try to connect. The texts of the libraries below do not say it.
+    fn advice(&self) -> &'static str {
+        const ANOTHER_SERVER: &str = "; is it the port of PostgreSQL?";
+        let text = self.to_string();
+        let is = |start: &[&str]| start.iter().any(|start| text.starts_with(start));
+        match self {
+            Self::NoAnswer(_) => ANOTHER_SERVER,
+            Self::Postgres(error) if error.as_db_error().is_some() => "",
+            Self::Postgres(_) if text.ends_with("password missing") => {
+                "; set PGPASSWORD, use a password file, or write user:password@ in the URL"
+            }
+            Self::Postgres(_)
+                if is(&["error communicating", "error parsing", "unexpected message", "connection closed"]) =>
+            {
+                ANOTHER_SERVER
+            }
+            Self::Io(_) if text.contains("UnknownIssuer") => "; sslrootcert names the authorities to trust",
+            Self::Io(_) if text.contains("certificate") => "",
+            Self::Io(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => "; does PostgreSQL run there?",
+                io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::InvalidData
+                | io::ErrorKind::UnexpectedEof => ANOTHER_SERVER,
+                _ => "",
+            },
+            _ => "",
+        }
+    }
+
     pub(super) fn into_error(self, target: &Target, action: &'static str) -> LockError {
         let url = target.server.as_deref().expect("a lock on a server has its URL");
         match self {
@@ -82,7 +112,13 @@ impl Failure {
             }
             Self::Unreachable(mut tried) if tried.len() == 1 => {
                 let (_, failure) = tried.remove(0);
-                failure.into_error(target, action)
+                match (failure.advice(), failure) {
+                    ("", failure) => failure.into_error(target, action),
+                    (advice, Self::Io(error)) => {
+                        LockError::engine(url, action, io::Error::new(error.kind(), format!("{error}{advice}")))
+                    }
+                    (advice, failure) => LockError::engine(url, action, format!("{failure}{advice}")),
+                }
             }
             other => LockError::engine(url, action, other.to_string()),
         }
@@ -95,7 +131,7 @@ impl fmt::Display for Failure {
             Self::Unreachable(tried) => {
                 for (at, (host, failure)) in tried.iter().enumerate() {
                     let separator = if at == 0 { "" } else { "; " };
-                    write!(f, "{separator}{} port {}: {failure}", host.name, host.port)?;
+                    write!(f, "{separator}{} port {}: {failure}{}", host.name, host.port, failure.advice())?;
                 }
                 Ok(())
             }
