@@ -39,7 +39,7 @@ async fn a_balancer_of_reads_moves_no_statement() {
         guard.release().await.unwrap();
         let holder = Holder::holding(&other);
         let (wait, ()) = tokio::join!(timeout(HANG, lock.obtain()), async {
-            until(&primary.client().await, &crate::server::sessions("x", false), "1").await;
+            until(&primary.client().await, &crate::server::waiters("x"), "1").await;
             holder.release();
         });
         wait.expect("hangs").unwrap().release().await.unwrap();

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockFile, LockGuard};
 
-use crate::server::{Server, key, sessions, until, value};
+use crate::server::{Server, key, sessions, until, value, waiters};
 use crate::support::{HANG, Holder, poll_once, take};
 
 fn lock(name: &str) -> LockFile {
@@ -80,7 +80,7 @@ async fn four_hundred_cancelled_waits_leave_nothing() {
         assert!(is_cancelled.unwrap());
     }
     // The last one is out of the queue, too.
-    until(&client, &sessions("cancelled", false), "0").await;
+    until(&client, &waiters("cancelled"), "0").await;
     holder.release();
     timeout(HANG, lock.obtain()).await.unwrap().unwrap().release().await.unwrap();
     until(&client, &sessions("cancelled", true), "0").await;
@@ -94,8 +94,7 @@ async fn a_cancelled_wait_is_out_of_the_queue_at_once() {
     let wait = waiting(&lock, "queue").await;
     wait.abort();
     let dropped = std::time::Instant::now();
-    until(&client, &sessions("queue", false), "0").await;
-    // A slice of this wait lasts 5 s.
+    until(&client, &waiters("queue"), "0").await;
     println!("out of the queue after {:?}", dropped.elapsed());
     assert!(dropped.elapsed() < Duration::from_secs(4));
     holder.release();
@@ -174,31 +173,6 @@ async fn readers_of_many_processes_share_and_all_are_named() {
     let writer = got(wait).await;
     assert!(reader.attempt().await.unwrap().is_none());
     drop(writer);
-}
-
-/// The holder releases in the instant in which a slice of the wait ends. Then the server may have given the lock to a
-/// statement that it ends.
-#[tokio::test]
-async fn a_release_at_the_end_of_a_slice_counts_once() {
-    let server = Server::shared();
-    let (lock, client, other) = (server.lock("lock=slice&ttl=1s"), server.client().await, server.client().await);
-    // A slice lasts a third of the lease.
-    let unlock_at_its_end = |early: i32| {
-        format!(
-            "SELECT pg_sleep_until(max(query_start) + interval '333 ms' - interval '{early} us') FROM pg_stat_activity \
-             JOIN pg_locks USING (pid) WHERE locktype = 'advisory' AND NOT granted \
-             AND (classid::bigint << 32 | objid::bigint) = {key}; SELECT pg_advisory_unlock({key})",
-            key = key("slice")
-        )
-    };
-    for round in 0..24 {
-        client.simple_query(&format!("SELECT pg_advisory_lock({})", key("slice"))).await.unwrap();
-        let wait = server.waiting(&lock, "slice").await;
-        client.simple_query(&unlock_at_its_end(round * 50 - 400)).await.unwrap();
-        got(wait).await.release().await.unwrap();
-        // At once, not when the session ends.
-        assert_eq!(value(&other, &sessions("slice", true)).await, "0", "round {round}");
-    }
 }
 
 /// One task leaves the lock to the next, and readers share it. But who has asked for a token, or for another lease, gets it.

@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
 use tokio_lockfile::{LockError, LockGuard, LostReason};
 
-use crate::server::{Server, key, until, until_stdin_ends};
+use crate::server::{Server, key, until, until_stdin_ends, value, waiters};
 use crate::support::{HANG, Holder, take};
 
 async fn lost(guard: &LockGuard) -> LostReason {
@@ -218,21 +218,17 @@ async fn the_defaults_of_a_role_change_nothing() {
     let lock = tokio_lockfile::LockFile::open(&url).unwrap();
     let guard = take(&lock).await;
     assert!(guard.fencing_token().is_some());
-    let set = format!(
-        "SELECT count(*) FROM pg_stat_activity WHERE usename = 'hostile' AND pid IN (SELECT pid FROM pg_locks \
-         WHERE locktype = 'advisory' AND (classid::bigint << 32 | objid::bigint) = {})",
-        key("hostile")
-    );
     let wait = {
         // Another process has to wait at the server.
         let mut process = Holder::start(&lock);
-        until(&client, &set, "2").await;
-        // The wait is not cut short by a timeout of the role.
-        let lasts = set.replace("count(*)", "bool_or(now() - query_start > interval '300 ms' AND state = 'active')");
-        until(&client, &lasts, "t").await;
+        until(&client, &waiters("hostile"), "1").await;
+        let place = waiters("hostile").replace("count(*)", "max(pid)");
+        let first = value(&client, &place).await;
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(2) {
             assert!(guard.is_held());
+            // No timeout of the role ends its session.
+            assert_eq!(value(&client, &place).await, first);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         guard.release().await.unwrap();

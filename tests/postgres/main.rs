@@ -35,6 +35,7 @@ mod stopped_driver;
 #[allow(dead_code, reason = "other tests use the rest")]
 mod support;
 mod tls;
+mod waiting;
 #[path = "../servers/whole_log.rs"]
 mod whole_log;
 mod words;

@@ -2,20 +2,16 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-
-use crate::support::HANG;
 
 /// Length and code of an SSLRequest.
-pub(crate) const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 /// AuthenticationCleartextPassword.
 pub(crate) const CLEARTEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
@@ -105,64 +101,6 @@ fn read(client: &mut impl Read, length: &[u8], had: u64) -> io::Result<Vec<u8>> 
     let mut rest = Vec::new();
     client.take(u64::from(length) - had).read_to_end(&mut rest)?;
     Ok(rest)
-}
-
-/// Stands between clients and a server, and passes everything on, until it is told to act.
-pub(crate) struct Relay {
-    pub(crate) port: u16,
-    acts: Arc<AtomicBool>,
-    heard: UnboundedReceiver<Vec<u8>>,
-}
-
-impl Relay {
-    pub(crate) fn to(server: u16) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (acts, (says, heard)) = (Arc::<AtomicBool>::default(), unbounded_channel());
-        let this = Self { port: listener.local_addr().unwrap().port(), acts: Arc::clone(&acts), heard };
-        std::thread::spawn(move || {
-            for client in listener.incoming() {
-                let (client, says) = (client.unwrap(), says.clone());
-                match acts.load(Ordering::SeqCst) {
-                    true => std::thread::spawn(move || says.send(deny_tls(client).unwrap()).unwrap()),
-                    false => std::thread::spawn(move || pass_on(client, server).unwrap()),
-                };
-            }
-        });
-        this
-    }
-
-    /// From now on he tells new clients that he has no TLS, and listens.
-    pub(crate) fn act(&self) {
-        self.acts.store(true, Ordering::SeqCst);
-    }
-
-    /// All that the next client has sent.
-    pub(crate) async fn heard(&mut self) -> Vec<u8> {
-        tokio::time::timeout(HANG, self.heard.recv()).await.expect("nobody came").unwrap()
-    }
-}
-
-fn deny_tls(mut client: TcpStream) -> io::Result<Vec<u8>> {
-    let mut heard = vec![0; 8];
-    client.read_exact(&mut heard)?;
-    if heard == SSL_REQUEST {
-        client.write_all(b"N")?;
-    }
-    client.read_to_end(&mut heard)?;
-    Ok(heard)
-}
-
-fn pass_on(client: TcpStream, server: u16) -> io::Result<()> {
-    let server = TcpStream::connect(("127.0.0.1", server))?;
-    let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
-    // A connection that breaks is no failure of the relay.
-    std::thread::spawn(move || {
-        let _ = io::copy(&mut from_client, &mut to_server);
-        to_server.shutdown(Shutdown::Write)
-    });
-    let _ = io::copy(&mut &server, &mut &client);
-    let _ = client.shutdown(Shutdown::Write);
-    Ok(())
 }
 
 /// For programs that read an authority's certificate from a home directory.

@@ -169,7 +169,7 @@ async fn a_wait_reports_a_server_that_went_away() {
     command.args(["partition::wait_and_tell", "--exact", "--nocapture"]);
     let mut waiter = Holder::spawn(&mut command, WAITER, &remote);
     waiter.says("WAITING");
-    crate::server::until(&server.client().await, &crate::server::sessions("x", false), "1").await;
+    crate::server::until(&server.client().await, &crate::server::waiters("x"), "1").await;
     namespaces.cut(Way::Both);
     let cut = Instant::now();
     let line = waiter.says("ENDED");

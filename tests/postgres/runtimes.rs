@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::runtime::Runtime;
 
-use crate::server::{Server, sessions, until};
+use crate::server::{Server, sessions, until, waiters};
 use crate::stopped_driver;
 use crate::support::{HANG, Holder, in_own_process, take};
 
@@ -49,7 +49,7 @@ fn a_dropped_runtime_leaves_no_wait_behind() {
     runtime.block_on(async { drop(server.waiting(&lock, "ends").await) });
     drop(runtime);
     Runtime::new().unwrap().block_on(async {
-        until(&server.client().await, &sessions("ends", false), "0").await;
+        until(&server.client().await, &waiters("ends"), "0").await;
         holder.release();
         lock.obtain().await.unwrap().release().await.unwrap();
     });

@@ -295,9 +295,19 @@ impl Server {
 
     /// A task that waits for the lock with this name, and is in the queue of the server.
     pub(crate) async fn waiting(&self, lock: &LockFile, name: &str) -> JoinHandle<Result<LockGuard, LockError>> {
+        self.waiting_as(lock, name, 1).await
+    }
+
+    /// The same where others wait already, so that they are `number` then.
+    pub(crate) async fn waiting_as(
+        &self,
+        lock: &LockFile,
+        name: &str,
+        number: usize,
+    ) -> JoinHandle<Result<LockGuard, LockError>> {
         let lock = lock.clone();
         let wait = tokio::spawn(async move { lock.obtain().await });
-        until(&self.client().await, &sessions(name, false), "1").await;
+        until(&self.client().await, &waiters(name), &number.to_string()).await;
         wait
     }
 }
@@ -313,6 +323,18 @@ pub(crate) fn sessions(name: &str, is_granted: bool) -> String {
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted = {is_granted} \
          AND (classid::bigint << 32 | objid::bigint) = {}",
         key(name)
+    )
+}
+
+/// How many processes wait in the queue of this lock.
+pub(crate) fn waiters(name: &str) -> String {
+    let places = format!(
+        "('x' || encode(sha256(('tokio_lockfile ' || {})::bytea), 'hex'))::bit(64)::bigint & ~1048575::bigint",
+        key(name)
+    );
+    format!(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' \
+         AND (classid::bigint << 32 | objid::bigint) BETWEEN ({places}) AND ({places}) + 1048575"
     )
 }
 

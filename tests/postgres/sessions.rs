@@ -9,19 +9,19 @@ use tokio::time::timeout;
 use crate::server::{Server, key, until, value};
 use crate::support::{HANG, take};
 
-/// Both wait for every transaction that is older than themselves. A wait for the lock that was one long statement would keep
-/// them waiting as long as the lock is held.
+/// Both wait for every transaction that is older than themselves, here the holder of the lock itself. A wait that was one long
+/// statement would keep them waiting as long as the lock is held: a deadlock.
 #[tokio::test]
 async fn waiters_keep_no_index_and_no_vacuum_waiting() {
     let server = Server::start("autovacuum = off");
     let client = server.client().await;
     client.simple_query("CREATE TABLE t (n int); INSERT INTO t SELECT generate_series(1, 1000)").await.unwrap();
     client.simple_query(&format!("SELECT pg_advisory_lock({})", key("x"))).await.unwrap();
-    let lock = server.lock("lock=x&ttl=3s");
+    let lock = server.lock("lock=x&ttl=30s");
     let wait = server.waiting(&lock, "x").await;
     timeout(HANG, client.simple_query("CREATE INDEX CONCURRENTLY i ON t (n)")).await.expect("hangs").unwrap();
     client.simple_query("DELETE FROM t").await.unwrap();
-    // A slice later, VACUUM removes the rows.
+    // Once no statement is as old as the rows, VACUUM removes the rows.
     let began = Instant::now();
     loop {
         client.simple_query("VACUUM t").await.unwrap();

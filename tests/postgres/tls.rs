@@ -6,7 +6,7 @@ use std::process::Command;
 use tempfile::TempDir;
 use tokio_lockfile::LockFile;
 
-use crate::middle::{self, Middle, Relay};
+use crate::middle::{self, Middle};
 use crate::server::{Server, succeed, value, write_for_unprivileged};
 use crate::support::take;
 
@@ -125,13 +125,6 @@ async fn each_mode_gives_what_it_promises() {
             assert!(error.contains("certificate"), "{error}");
         }
     }
-    // A wait that is cancelled sends its request over TLS, too.
-    let verified = lock(&server, name, "verify-full", Some(&ca));
-    let holder = crate::support::Holder::holding(&verified);
-    let wait = server.waiting(&verified, "x").await;
-    wait.abort();
-    crate::server::until(&server.client().await, &crate::server::sessions("x", false), "0").await;
-    holder.release();
     // The password is bound to the channel of TLS.
     let client = server.client().await;
     client.simple_query("CREATE ROLE app LOGIN PASSWORD 'S3cretPw'").await.unwrap();
@@ -160,24 +153,6 @@ async fn is_encrypted_alone(server: &Server, mode: &str) -> Result<bool, String>
     let guard = lock(server, "127.0.0.1", mode, None).attempt().await.map_err(|error| error.to_string())?;
     guard.expect("it is free").release().await.map_err(|error| error.to_string())?;
     Ok(false)
-}
-
-/// A key that is heard lets anybody end the statements of the session.
-#[tokio::test]
-async fn a_request_to_cancel_is_never_less_encrypted_than_its_session() {
-    let certificates = Certificates::new();
-    let mut server = Server::prepare("127.0.0.1");
-    certificates.give_to(&server);
-    server.configure("ssl = on");
-    server.run();
-    let mut relay = Relay::to(server.port);
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres?lock=x&sslmode=prefer", relay.port);
-    let holder = crate::support::Holder::holding(&server.lock("lock=x"));
-    let wait = server.waiting(&LockFile::open(&url).unwrap(), "x").await;
-    relay.act();
-    wait.abort();
-    assert_eq!(relay.heard().await, middle::SSL_REQUEST);
-    holder.release();
 }
 
 const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];

@@ -3,11 +3,14 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::config::Lock;
 use super::failure::Failure;
 use super::held::PostgresHeld;
 use super::server::Server;
 use super::session::{Session, Tried};
+use super::watch::Waiting;
 use crate::engine::contract::{BoxFuture, Contention, Grant, Waiter};
 use crate::engine::server::offer::{self, Offer, Outcome};
 use crate::words::error::LockError;
@@ -53,6 +56,47 @@ impl Request {
 
     /// `None` if the task has gone. Then nothing is left at the server.
     async fn ask<T>(&self, server: &Arc<Server>, offer: &mut Offer<T>) -> Option<Result<(Session, Tried), Failure>> {
+        match self.waits {
+            false => self.try_once(server, offer).await,
+            true => {
+                let mut waiting = Waiting::begin(server, self.lock.number, self.mode);
+                let got = self.wait(server, &mut waiting, offer).await;
+                waiting.end().await;
+                got
+            }
+        }
+    }
+
+    /// Tries whenever the lock may be free, until it is there.
+    async fn wait<T>(
+        &self,
+        server: &Arc<Server>,
+        waiting: &mut Waiting,
+        offer: &mut Offer<T>,
+    ) -> Option<Result<(Session, Tried), Failure>> {
+        let mut failing = None;
+        loop {
+            if let Err(failure) = offer.while_wanted(waiting.turn()).await? {
+                return Some(Err(failure));
+            }
+            let began = Instant::now();
+            match self.try_once(server, offer).await? {
+                Ok((session, Tried::Busy)) => {
+                    failing = None;
+                    server.keep_warm(session);
+                }
+                // It may be about to restart. Then its holders have lost the lock, too.
+                Err(_) if failing.get_or_insert(began).elapsed() < self.lock.settings.connect_timeout => {}
+                tried => return Some(tried),
+            }
+        }
+    }
+
+    async fn try_once<T>(
+        &self,
+        server: &Arc<Server>,
+        offer: &mut Offer<T>,
+    ) -> Option<Result<(Session, Tried), Failure>> {
         loop {
             let session = async {
                 server.released(self.lock.number.key).await;
@@ -62,49 +106,14 @@ impl Request {
                 Ok(session) => session,
                 Err(failure) => return Some(Err(failure)),
             };
-            let tried = match self.waits {
-                true => self.wait(&mut session, offer).await,
-                false => Some(session.try_lock(self.lock.number, self.mode).await),
-            };
-            let nothing = match tried {
-                Some(Ok(tried)) => return Some(Ok((session, tried))),
-                Some(Err(failure)) if failure.is_end_of_session() && is_warm => continue,
-                Some(Err(failure)) => Some(Err(failure)),
-                None => None,
-            };
-            session.give_up().await;
-            return nothing;
-        }
-    }
-
-    /// Waits for one slice of time after another, until the lock is there. `None` if the task has gone.
-    async fn wait<T>(&self, session: &mut Session, offer: &mut Offer<T>) -> Option<Result<Tried, Failure>> {
-        loop {
-            match self.wait_for_slice(session, offer).await? {
-                Ok(Tried::Busy) => {}
-                Ok(Tried::Granted(grant)) => return Some(self.confirm(session).await.map(|()| Tried::Granted(grant))),
-                Err(failure) => return Some(Err(failure)),
+            match session.try_lock(self.lock.number, self.mode, self.waits).await {
+                Ok(tried) => return Some(Ok((session, tried))),
+                Err(failure) if failure.is_end_of_session() && is_warm => {}
+                Err(failure) => {
+                    session.give_up().await;
+                    return Some(Err(failure));
+                }
             }
-        }
-    }
-
-    async fn wait_for_slice<T>(&self, session: &mut Session, offer: &mut Offer<T>) -> Option<Result<Tried, Failure>> {
-        let canceler = session.canceler();
-        let mut slice = std::pin::pin!(session.wait(self.lock.number, self.mode));
-        let tried = offer.while_wanted(&mut slice).await;
-        if tried.is_none() {
-            // If the server cannot be asked to end the slice, the slice ends by itself.
-            let _ = canceler.cancel().await;
-            let _ = slice.await;
-        }
-        tried
-    }
-
-    /// Makes the lease long enough: it counts from the beginning of the slice, which may be long ago.
-    async fn confirm(&self, session: &mut Session) -> Result<(), Failure> {
-        match session.sent().elapsed() < self.lock.settings.beat() / 2 {
-            true => Ok(()),
-            false => session.beat(self.lock.settings.connect_timeout).await,
         }
     }
 }

@@ -3,12 +3,14 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::{SslMode, SslNegotiation};
-use tokio_postgres::{CancelToken, Client, Config};
+use tokio_postgres::{AsyncMessage, Client, Config};
 
 use super::config::{Host, Settings};
 use super::environment::variable;
@@ -24,16 +26,41 @@ use crate::engine::server::steps;
 pub(super) struct Connection {
     pub(super) client: Client,
     pub(super) moving: JoinHandle<Result<(), tokio_postgres::Error>>,
-    pub(super) way: Way,
+    pub(super) bell: Arc<Bell>,
     /// To be renewed before each question.
     pub(super) allowance: Allowance,
     /// The number of the server's process, as the login said it.
     pub(super) process: Option<i32>,
 }
 
-/// How the connection was made. A request to cancel goes the same way.
-#[derive(Debug, Clone)]
-pub(super) struct Way {
+/// Rings when another session wakes this one. Anybody in the database can ring it.
+#[derive(Debug, Default)]
+pub(super) struct Bell {
+    /// The number of the server's process, which a notification for this session has as its payload.
+    process: OnceLock<String>,
+    rung: Notify,
+}
+
+impl Bell {
+    pub(super) fn set_process(&self, process: u32) {
+        let _ = self.process.set(process.to_string());
+    }
+
+    fn hear(&self, payload: &str) {
+        if self.process.get().is_some_and(|process| process == payload) {
+            self.rung.notify_one();
+        }
+    }
+
+    /// Resolves when the bell has rung since this last resolved. Cancel safe.
+    pub(super) async fn rung(&self) {
+        self.rung.notified().await;
+    }
+}
+
+/// How a connection is made.
+#[derive(Debug)]
+struct Way {
     address: Address,
     /// The name of the host that the certificate is for; `None` without TLS.
     tls_host: Option<String>,
@@ -66,17 +93,20 @@ impl Address {
     }
 }
 
-/// Moves the bytes of a connection until it ends. What the server notes beside its answers is dropped: as a future, the
+/// Moves the bytes of a connection until it ends. What else the server notes beside its answers is dropped: as a future, the
 /// connection would log it as it is.
 pub(super) async fn keep_moving<S, T>(
     mut connection: tokio_postgres::Connection<S, T>,
+    bell: Arc<Bell>,
 ) -> Result<(), tokio_postgres::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     T: AsyncRead + AsyncWrite + Unpin,
 {
     while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
-        message?;
+        if let AsyncMessage::Notification(notification) = message? {
+            bell.hear(notification.payload());
+        }
     }
     Ok(())
 }
@@ -144,7 +174,7 @@ impl Way {
     }
 
     async fn open(&mut self, settings: &Settings, config: &Config) -> Result<Connection, Failure> {
-        let mut wire = self.wire(settings, settings.tls.is_demanded()).await?;
+        let mut wire = self.wire(settings).await?;
         if settings.channel_binding == ChannelBinding::Require && !wire.is_encrypted() {
             return Err(io::Error::other("channel binding required, but SSL not in use").into());
         }
@@ -155,12 +185,14 @@ impl Way {
         let config = config.clone();
         let login = async move { config.connect_raw(wire, AsItIs).await };
         let (client, connection) = steps::run(self.address.server(), login).await??;
-        let (moving, process) = (tokio::spawn(keep_moving(connection)), process.get().copied());
-        Ok(Connection { client, moving, way: self.clone(), allowance, process })
+        let (bell, process) = (Arc::<Bell>::default(), process.get().copied());
+        let moving = tokio::spawn(keep_moving(connection, Arc::clone(&bell)));
+        Ok(Connection { client, moving, bell, allowance, process })
     }
 
     /// Connects. If TLS is not demanded and does not come about, this is a way without TLS from then on.
-    async fn wire(&mut self, settings: &Settings, is_demanded: bool) -> io::Result<Wire> {
+    async fn wire(&mut self, settings: &Settings) -> io::Result<Wire> {
+        let is_demanded = settings.tls.is_demanded();
         let mut socket = self.address.connect().await?;
         let Some(host) = &self.tls_host else { return Ok(Wire::plain(socket)) };
         if wire::offers_tls(&mut socket).await? {
@@ -177,14 +209,6 @@ impl Way {
         }
         self.tls_host = None;
         Ok(Wire::plain(socket))
-    }
-
-    /// Asks the server to end the statement that the session is at. Whether it did is in the answer to that statement.
-    ///
-    /// The request contains a key, with which anybody could do the same. If the session has TLS, so must the request.
-    pub(super) async fn cancel(&self, settings: &Settings, token: &CancelToken) -> Result<(), Failure> {
-        let wire = self.clone().wire(settings, true).await?;
-        Ok(token.cancel_query_raw(wire, AsItIs).await?)
     }
 }
 

@@ -21,7 +21,7 @@ pub(crate) fn answer(bytes: &[u8]) {
             theirs.write_all(WELCOME).await?;
             let (client, connection) =
                 Config::new().user("app").connect_raw(ours, NoTls).await.map_err(io::Error::other)?;
-            tokio::spawn(connect::keep_moving(connection));
+            tokio::spawn(connect::keep_moving(connection, Default::default()));
             let asking = tokio::spawn(async move { client.simple_query("").await });
             theirs.write_all(bytes).await?;
             theirs.shutdown().await?;

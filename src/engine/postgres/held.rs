@@ -169,7 +169,7 @@ impl Keeper {
             let kept = tokio::select! {
                 biased;
                 () = lease.expired() => Err(LostReason::Expired),
-                () = self.session.ended() => Err(LostReason::Disconnected),
+                _ = self.session.ended() => Err(LostReason::Disconnected),
                 order = &mut ordered => return self.release(order.ok()).await,
                 // The server may be silent for long.
                 () = tokio::time::sleep(until_beat) => tokio::select! {

@@ -1,7 +1,7 @@
 //! Advisory locks of sessions in a PostgreSQL database.
 //!
-//! Each lock that is held or waited for has a server session of its own (`session.rs`). The driver's thread keeps the
-//! session alive. If the server does not hear of a session for the time of the lease, it ends the session and frees its
+//! Each lock that is held has a server session of its own (`session.rs`), and all that this process waits for at a server
+//! have one session together (`watch.rs`). The driver's thread keeps them alive. If the server does not hear of a session for the time of the lease, it ends the session and frees its
 //! lock. `held.rs` counts the same time and gives the lock up earlier. `sql.rs` has the statements. `connect.rs` and
 //! `wire.rs` see to TLS and to the login.
 
@@ -21,11 +21,13 @@ mod key;
 mod login;
 mod passfile;
 mod probe;
+mod queue;
 mod server;
 mod session;
 mod sql;
 mod tls;
 mod token;
+mod watch;
 mod wire;
 
 use std::fmt::Debug;

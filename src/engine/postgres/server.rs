@@ -174,7 +174,7 @@ impl Server {
 
 impl Settings {
     /// How long a session without a lock stays open.
-    fn warmth(&self) -> Duration {
+    pub(super) fn warmth(&self) -> Duration {
         (self.ttl / 3).min(LONGEST_WARMTH)
     }
 
@@ -186,10 +186,5 @@ impl Settings {
     /// How often a session shows that its holder lives, also to proxies that end silent connections.
     pub(super) fn beat(&self) -> Duration {
         (self.ttl / 3).min(LONGEST_BEAT)
-    }
-
-    /// How long one statement of a wait waits. Its answer also shows each side that the other one still lives.
-    pub(super) fn slice(&self) -> Duration {
-        (self.ttl / 3).min(Duration::from_secs(5)).min(self.connect_timeout / 2)
     }
 }

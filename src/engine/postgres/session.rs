@@ -2,15 +2,17 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio_postgres::{CancelToken, Client, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use super::application;
 use super::config::{Host, LockNumber, Settings};
-use super::connect::{self, Address, Connection, Way, within};
+use super::connect::{self, Address, Bell, Connection, within};
 use super::failure::{self, Failure};
+use super::queue::Queue;
 use super::sql;
 use crate::engine::server::lease::Moment;
 use crate::engine::server::socket::Allowance;
@@ -21,7 +23,7 @@ use crate::words::mode::Mode;
 pub(super) struct Session {
     client: Client,
     moving: JoinHandle<Result<(), tokio_postgres::Error>>,
-    way: Way,
+    bell: Arc<Bell>,
     allowance: Allowance,
     /// The number of the server's process, as the login said it.
     process: Option<i32>,
@@ -42,6 +44,16 @@ pub(super) struct Session {
 pub(super) enum Tried {
     Granted(String),
     Busy,
+}
+
+/// What became of a step in a queue.
+#[derive(Debug)]
+pub(super) enum Advanced {
+    ToTurnstile,
+    /// This place before is taken.
+    Behind(i64),
+    /// Nobody is before, but somebody looks at the turnstile just now.
+    Not,
 }
 
 impl Session {
@@ -80,12 +92,12 @@ impl Session {
 
     async fn at_address(settings: &Settings, host: &Host, address: Address) -> Result<Self, Failure> {
         let connecting = connect::to_address(settings, host, address);
-        let Connection { client, moving, way, allowance, process } =
+        let Connection { client, moving, bell, allowance, process } =
             within(settings.connect_timeout, connecting).await?;
         let mut session = Self {
             client,
             moving,
-            way,
+            bell,
             allowance,
             process,
             who: String::new(),
@@ -199,8 +211,9 @@ impl Session {
     }
 
     /// Resolves when the session has ended.
-    pub(super) async fn ended(&mut self) {
-        self.end().await;
+    pub(super) async fn ended(&mut self) -> Failure {
+        let closed = || io::Error::from(io::ErrorKind::ConnectionReset).into();
+        self.end().await.map_or_else(closed, Failure::from)
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -215,17 +228,52 @@ impl Session {
         self.ask(&sql::beat(), limit).await.map(drop)
     }
 
-    pub(super) async fn try_lock(&mut self, lock: LockNumber, mode: Mode) -> Result<Tried, Failure> {
-        let statement = sql::try_lock(lock, mode, &self.application);
-        let row = self.ask(&statement, self.settings.connect_timeout).await?;
-        read_try(&row)
+    /// `is_at_turnstile`: for a waiter whom nobody may overtake.
+    pub(super) async fn try_lock(
+        &mut self,
+        lock: LockNumber,
+        mode: Mode,
+        is_at_turnstile: bool,
+    ) -> Result<Tried, Failure> {
+        let statement = sql::try_lock(lock, mode, is_at_turnstile, &self.application);
+        read_try(&self.ask(&statement, self.settings.connect_timeout).await?)
     }
 
-    /// Waits for up to [`Settings::slice`].
-    pub(super) async fn wait(&mut self, lock: LockNumber, mode: Mode) -> Result<Tried, Failure> {
-        let statement = sql::wait(lock, mode, &self.application, self.settings.slice());
-        let row = self.ask(&statement, self.settings.connect_timeout).await?;
-        read_try(&row)
+    /// Takes the last place in a queue, if there is one.
+    pub(super) async fn enter(&mut self, queue: Queue) -> Result<Option<i64>, Failure> {
+        let row = self.ask(&sql::enter(queue), self.settings.connect_timeout).await?;
+        place(&row)
+    }
+
+    /// Goes to the turnstile if nobody is before.
+    pub(super) async fn advance(&mut self, queue: Queue, from: i64) -> Result<Advanced, Failure> {
+        let row = self.ask(&sql::advance(queue, from), self.settings.connect_timeout).await?;
+        Ok(match (place(&row)?, column(&row, 3)?) {
+            (_, Some("t")) => Advanced::ToTurnstile,
+            (Some(before), _) => Advanced::Behind(before),
+            (None, _) => Advanced::Not,
+        })
+    }
+
+    pub(super) async fn leave(&mut self, queue: Queue, place: i64) -> Result<(), Failure> {
+        self.ask(&sql::leave(queue, place), self.settings.connect_timeout).await.map(drop)
+    }
+
+    /// Which of these locks nobody has, as their places in the list.
+    pub(super) async fn free(&mut self, locks: &[(i64, bool)]) -> Result<Vec<usize>, Failure> {
+        let free = self.value(&sql::free(locks)).await?;
+        let place = |text: &str| text.parse().ok().filter(|place| (1..=locks.len()).contains(place));
+        let places = free.split(' ').filter(|text| !text.is_empty()).map(place);
+        places.map(|place| place.map(|place| place - 1).ok_or_else(Failure::no_such_answer)).collect()
+    }
+
+    /// From now on, the bell rings when somebody wakes this session.
+    pub(super) async fn listen(&mut self) -> Result<Arc<Bell>, Failure> {
+        let process = self.who.split(' ').next().and_then(|process| process.parse().ok());
+        let process = process.ok_or_else(Failure::no_such_answer)?;
+        self.bell.set_process(process);
+        self.ask(&sql::listen(process), self.settings.connect_timeout).await?;
+        Ok(Arc::clone(&self.bell))
     }
 
     /// Whether the session had the lock.
@@ -244,24 +292,11 @@ impl Session {
         self.ask_for_all(statement, self.settings.connect_timeout).await
     }
 
-    /// Makes a request to the server to end the statement that this session is running.
-    pub(super) fn canceler(&self) -> Canceler {
-        Canceler { way: self.way.clone(), token: self.client.cancel_token(), settings: self.settings.clone() }
-    }
-
-    /// Gives up everything that the session may hold, and ends it. A request to cancel may come late and hit a later
-    /// statement, so the session is not used again.
+    /// Gives up everything that the session may hold, and ends it.
     pub(super) async fn give_up(mut self) {
-        if self.is_asked {
-            // It does not answer.
-            return;
-        }
-        // A late request to cancel can hit only one of these two statements.
-        for _ in 0..2 {
-            match self.ask(&sql::unlock_all(), self.settings.connect_timeout).await {
-                Err(failure) if failure.is_canceled() => {}
-                _ => return,
-            }
+        // A session that owes an answer gives none to this.
+        if !self.is_asked {
+            let _ = self.ask(&sql::unlock_all(), self.settings.connect_timeout).await;
         }
     }
 }
@@ -275,19 +310,6 @@ impl Drop for Session {
     }
 }
 
-/// Ends a statement of another task.
-pub(super) struct Canceler {
-    way: Way,
-    token: CancelToken,
-    settings: Settings,
-}
-
-impl Canceler {
-    pub(super) async fn cancel(self) -> Result<(), Failure> {
-        within(self.settings.connect_timeout, self.way.cancel(&self.settings, &self.token)).await
-    }
-}
-
 fn last(mut rows: Vec<SimpleQueryRow>) -> Result<SimpleQueryRow, Failure> {
     rows.pop().ok_or_else(Failure::no_such_answer)
 }
@@ -295,6 +317,11 @@ fn last(mut rows: Vec<SimpleQueryRow>) -> Result<SimpleQueryRow, Failure> {
 /// The text in a column; `None` for NULL. What a server sends may have fewer columns, and be no text.
 pub(super) fn column(row: &SimpleQueryRow, at: usize) -> Result<Option<&str>, Failure> {
     row.try_get(at).map_err(|_| Failure::no_such_answer())
+}
+
+/// The number in the third column; `None` for NULL.
+fn place(row: &SimpleQueryRow) -> Result<Option<i64>, Failure> {
+    column(row, 2)?.map(|place| place.parse().map_err(|_| Failure::no_such_answer())).transpose()
 }
 
 pub(super) fn read_try(row: &SimpleQueryRow) -> Result<Tried, Failure> {

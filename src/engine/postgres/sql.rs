@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use super::config::LockNumber;
+use super::queue::{self, Queue};
 use crate::words::mode::Mode;
 
 const WHO: &str = "pg_catalog.concat_ws(' ', pg_catalog.pg_backend_pid(), \
@@ -149,48 +150,75 @@ fn suffix(mode: Mode) -> &'static str {
     }
 }
 
-/// The third column is the grant, or NULL if somebody else holds the lock.
-pub(super) fn try_lock(lock: LockNumber, mode: Mode, application: &str) -> String {
+/// The third column is the grant, or NULL if somebody else holds the lock. Unless this waiter stands at the turnstile,
+/// nobody may stand there either.
+pub(super) fn try_lock(lock: LockNumber, mode: Mode, is_at_turnstile: bool, application: &str) -> String {
     let (suffix, key, grant, announce) = (suffix(mode), lock.key, grant(lock), announce(&format!("'{application}'")));
+    let passes = if is_at_turnstile { "true".into() } else { lock.queue().is_open() };
     format!(
-        "SELECT {WHO}, CASE WHEN NOT pg_catalog.pg_is_in_recovery() \
-         AND pg_catalog.pg_try_advisory_lock{suffix}({key}) THEN pg_catalog.concat_ws(' ', {grant}, {announce}) END"
+        "SELECT {WHO}, CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL WHEN {passes} THEN \
+         CASE WHEN pg_catalog.pg_try_advisory_lock{suffix}({key}) THEN pg_catalog.concat_ws(' ', {grant}, {announce}) END \
+         END"
     )
 }
 
-/// Waits for up to `slice`. The answer is that of [`try_lock`], with an empty text for NULL.
-///
-/// A server may cancel the wait, or end it at its limit, in the instant in which it has got the lock. So the handler unlocks.
-/// Each slice has a snapshot of its own: a longer one would keep VACUUM and CREATE INDEX CONCURRENTLY waiting.
-pub(super) fn wait(lock: LockNumber, mode: Mode, application: &str, slice: Duration) -> String {
-    let (suffix, key, grant) = (suffix(mode), lock.key, grant(lock));
-    let announce = announce("pg_catalog.current_setting('tokio_lockfile.application')");
-    let slice_ms = slice.as_millis();
-    // DO takes no parameters, and the server counts each text of it.
-    format!(
-        "SELECT {WHO}, pg_catalog.set_config('tokio_lockfile.grant', '', true), \
-         pg_catalog.set_config('tokio_lockfile.key', '{key}', true), \
-         pg_catalog.set_config('tokio_lockfile.application', '{application}', true), \
-         pg_catalog.set_config('lock_timeout', '{slice_ms}', true); \
-         DO $tokio_lockfile$ BEGIN \
-         IF pg_catalog.pg_is_in_recovery() THEN RETURN; END IF; \
-         BEGIN \
-         PERFORM pg_catalog.pg_advisory_lock{suffix}(pg_catalog.current_setting('tokio_lockfile.key')::pg_catalog.int8); \
-         PERFORM pg_catalog.set_config('tokio_lockfile.grant', {grant}, true); \
-         PERFORM {announce}; \
-         EXCEPTION WHEN lock_not_available OR query_canceled THEN \
-         PERFORM pg_catalog.pg_advisory_unlock_all(); \
-         END; END $tokio_lockfile$; \
-         SELECT {WHO}, pg_catalog.current_setting('tokio_lockfile.grant', true)"
-    )
-}
-
-/// The third column is whether the session had the lock.
+/// The third column is whether the session had the lock. Wakes who stands at the turnstile.
 pub(super) fn unlock(lock: LockNumber, mode: Mode, application: &str) -> String {
-    let (suffix, key) = (suffix(mode), lock.key);
+    let (suffix, key, queue) = (suffix(mode), lock.key, lock.queue());
     format!(
-        "SELECT {WHO}, pg_catalog.pg_advisory_unlock{suffix}({key}), \
-         pg_catalog.set_config('application_name', '{application}', false)"
+        "SELECT {WHO}, had, pg_catalog.set_config('application_name', '{application}', false), \
+         CASE WHEN {} THEN NULL ELSE {} END \
+         FROM (SELECT pg_catalog.pg_advisory_unlock{suffix}({key}) AS had OFFSET 0) AS unlocked",
+        queue.is_open(),
+        queue.wake_first(0)
+    )
+}
+
+/// Takes the place behind the last one. The third column is that place; NULL if there is none.
+pub(super) fn enter(queue: Queue) -> String {
+    let (taken, first, last) = (queue.taken(), queue.place(0), queue::LAST);
+    format!(
+        "SELECT {WHO}, (SELECT place FROM (SELECT pg_catalog.generate_series(\
+         (SELECT coalesce(pg_catalog.max(place) + 1, 0) FROM {taken}), {last}) AS place) AS places \
+         WHERE pg_catalog.pg_try_advisory_lock({first} + place) LIMIT 1)"
+    )
+}
+
+/// Goes from a place to the turnstile if nobody is before. The third column is the next place before that is taken; the
+/// fourth is true at the turnstile.
+pub(super) fn advance(queue: Queue, place: i64) -> String {
+    let (taken, turnstile, lock) = (queue.taken(), queue.place(0), queue.place(place));
+    format!(
+        "SELECT {WHO}, before, CASE WHEN before IS NULL THEN \
+         CASE WHEN pg_catalog.pg_try_advisory_lock({turnstile}) THEN pg_catalog.pg_advisory_unlock({lock}) END END \
+         FROM (SELECT pg_catalog.max(place) AS before FROM {taken} WHERE place < {place}) AS places"
+    )
+}
+
+/// Leaves a place, and wakes who is the first now but not at the turnstile yet.
+pub(super) fn leave(queue: Queue, place: i64) -> String {
+    let (wake, lock) = (queue.wake_first(1), queue.place(place));
+    format!("SELECT {WHO}, had, {wake} FROM (SELECT pg_catalog.pg_advisory_unlock({lock}) AS had OFFSET 0) AS unlocked")
+}
+
+/// From now on, the server tells the session of this process when somebody wakes it.
+pub(super) fn listen(process: u32) -> String {
+    format!("LISTEN tokio_lockfile_{}; SELECT {WHO}", process % queue::CHANNELS)
+}
+
+/// Which of these locks nobody has, by a try of each. What it gets ends with the statement. The third column has the places
+/// in the list, from 1 on. Beside each number: whether to try for the shared lock.
+pub(super) fn free(locks: &[(i64, bool)]) -> String {
+    let keys: Vec<String> = locks.iter().map(|(key, _)| key.to_string()).collect();
+    let shared: Vec<&str> = locks.iter().map(|(_, is_shared)| if *is_shared { "t" } else { "f" }).collect();
+    format!(
+        "SELECT {WHO}, (SELECT pg_catalog.string_agg(at::pg_catalog.text, ' ') FROM ROWS FROM \
+         (pg_catalog.unnest('{{{}}}'::pg_catalog.int8[]), pg_catalog.unnest('{{{}}}'::pg_catalog.bool[])) \
+         WITH ORDINALITY AS locks (key, is_shared, at) \
+         WHERE CASE WHEN is_shared THEN pg_catalog.pg_try_advisory_xact_lock_shared(key) \
+         ELSE pg_catalog.pg_try_advisory_xact_lock(key) END)",
+        keys.join(","),
+        shared.join(",")
     )
 }
 

@@ -1,0 +1,62 @@
+//! The queue of a lock, in SQL. Its places are numbers of locks as well, and whoever waits at a place has its lock.
+//!
+//! The first place is the turnstile: only who stands there, or finds nobody there, tries for the lock. So nobody overtakes a
+//! writer. A newcomer takes the place behind the last one. No place is waited for in the server: a request that is older
+//! than a second is noticed by CREATE INDEX CONCURRENTLY, by the search for deadlocks and by the log.
+
+use super::config::LockNumber;
+use super::key;
+
+/// How many bits of a number are the place in a queue.
+const BITS: u32 = 20;
+pub(super) const LAST: i64 = (1 << BITS) - 1;
+
+/// Sessions listen on so many channels. The name of a channel is a text of its own in pg_stat_statements.
+pub(super) const CHANNELS: u32 = 64;
+
+/// The places of a queue: the turnstile and those after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Queue(i64);
+
+impl LockNumber {
+    pub(super) fn queue(self) -> Queue {
+        Queue(key::of_name(&format!("tokio_lockfile {}", self.key)) & !LAST)
+    }
+}
+
+impl Queue {
+    /// The number of the lock that who stands there has.
+    pub(super) fn place(self, place: i64) -> i64 {
+        self.0 + place
+    }
+
+    /// The places that are taken, as a table. Who only looks whether one is free has it in the other mode.
+    pub(super) fn taken(self) -> String {
+        let (class, first, last) = ((self.0 >> 32) as u32, self.0 as u32, (self.0 + LAST) as u32);
+        format!(
+            "(SELECT objid::pg_catalog.int8 & {LAST} AS place, pid FROM pg_catalog.pg_locks \
+             WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock' AND objsubid = 1 \
+             AND classid = '{class}'::pg_catalog.oid \
+             AND objid >= '{first}'::pg_catalog.oid AND objid <= '{last}'::pg_catalog.oid \
+             AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) AS taken"
+        )
+    }
+
+    /// Whether nobody stands at the turnstile. Nobody is kept out meanwhile for longer than this expression takes.
+    pub(super) fn is_open(self) -> String {
+        let turnstile = self.place(0);
+        format!(
+            "CASE WHEN pg_catalog.pg_try_advisory_lock_shared({turnstile}) \
+             THEN pg_catalog.pg_advisory_unlock_shared({turnstile}) ELSE false END"
+        )
+    }
+
+    /// Wakes the session of the first one, if its place is `from` or later.
+    pub(super) fn wake_first(self, from: i64) -> String {
+        format!(
+            "(SELECT pg_catalog.count(pg_catalog.pg_notify(pg_catalog.concat('tokio_lockfile_', pid % {CHANNELS}), \
+             pid::pg_catalog.text)) FROM (SELECT * FROM {} ORDER BY place LIMIT 1) AS first WHERE place >= {from})",
+            self.taken()
+        )
+    }
+}

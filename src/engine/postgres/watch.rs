@@ -1,0 +1,340 @@
+//! The waits of this process at a server, all on one session.
+//!
+//! That session has the places of the waits in their queues (`queue.rs`), and nothing else. Once in a while, one statement
+//! looks which of the locks are free, and which of the places before ours. Their holders may have been killed, or be other
+//! programs. That statement is also the heartbeat. Whoever releases a lock of this crate wakes the session that is first in
+//! the queue.
+//!
+//! When the session ends, the waits begin again at the end of their queues, on another one.
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::mem;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::config::{LockNumber, Settings};
+use super::failure::Failure;
+use super::server::Server;
+use super::session::{Advanced, Session};
+use crate::engine::server::driver;
+use crate::sys::per_process::PerProcess;
+use crate::util::backoff::Backoff;
+use crate::util::random;
+use crate::words::mode::Mode;
+
+/// How often the session looks if nobody wakes it.
+const PERIOD: Duration = Duration::from_millis(800);
+
+/// The pause after a look for nothing, and before the next look if somebody looks at the turnstile just now. Anybody in the
+/// database can wake the session.
+const SHORT_PAUSE: Duration = Duration::from_millis(5);
+
+/// The pauses before it connects again, the shortest and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// The ways to the jobs that have the sessions.
+static JOBS: PerProcess<Mutex<HashMap<Settings, UnboundedSender<Order>>>> = PerProcess::new();
+
+fn jobs() -> MutexGuard<'static, HashMap<Settings, UnboundedSender<Order>>> {
+    JOBS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Debug)]
+enum Order {
+    Enter(Wait),
+    /// Leave for those whose tasks have gone, and tell when that is done.
+    Leave(oneshot::Sender<()>),
+}
+
+#[derive(Debug)]
+struct Wait {
+    lock: LockNumber,
+    mode: Mode,
+    at: At,
+    /// Tells that the lock may be free, or why the wait has failed. Closed if the task has gone.
+    turn: watch::Sender<Option<Failure>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum At {
+    Outside,
+    Place {
+        place: i64,
+        /// The next place before that was taken.
+        before: i64,
+    },
+    Turnstile,
+}
+
+/// A task's end of its wait.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    turn: watch::Receiver<Option<Failure>>,
+    orders: UnboundedSender<Order>,
+}
+
+impl Waiting {
+    /// Goes to the end of the queue. To be called on the driver.
+    pub(super) fn begin(server: &Arc<Server>, lock: LockNumber, mode: Mode) -> Self {
+        let (tell, turn) = watch::channel(None);
+        let order = Order::Enter(Wait { lock, mode, at: At::Outside, turn: tell });
+        let mut jobs = jobs();
+        let order = match jobs.get(&server.settings) {
+            Some(orders) => match orders.send(order) {
+                Ok(()) => return Self { turn, orders: orders.clone() },
+                // That job has panicked.
+                Err(refused) => refused.0,
+            },
+            None => order,
+        };
+        let (orders, given) = unbounded_channel();
+        drop(orders.send(order));
+        jobs.insert(server.settings.clone(), orders.clone());
+        drop(jobs);
+        // On the driver's own thread, this cannot fail. If it failed, the wait would fail.
+        let _ = driver::spawn(Waits::new(server, given).keep());
+        Self { turn, orders }
+    }
+
+    /// Resolves when nobody is before this wait and the lock may be free. Cancel safe.
+    pub(super) async fn turn(&mut self) -> Result<(), Failure> {
+        self.turn.changed().await.map_err(|_| driver::panicked())?;
+        self.turn.borrow_and_update().clone().map_or(Ok(()), Err)
+    }
+
+    /// Leaves the queue. Resolves when nothing is left at the server.
+    pub(super) async fn end(self) {
+        drop(self.turn);
+        let (tell, told) = oneshot::channel();
+        if self.orders.send(Order::Leave(tell)).is_ok() {
+            let _ = told.await;
+        }
+    }
+}
+
+/// The job that has the session.
+struct Waits {
+    server: Arc<Server>,
+    orders: UnboundedReceiver<Order>,
+    waits: Vec<Wait>,
+    leaving: Vec<oneshot::Sender<()>>,
+    backoff: Backoff,
+    /// When the server last answered.
+    answered: Instant,
+    next_look: Instant,
+    /// Before that, nobody wakes the session.
+    quiet_until: Instant,
+    is_woken: bool,
+}
+
+async fn next(orders: &mut UnboundedReceiver<Order>) -> Order {
+    match orders.recv().await {
+        Some(order) => order,
+        None => pending().await,
+    }
+}
+
+impl Waits {
+    fn new(server: &Arc<Server>, orders: UnboundedReceiver<Order>) -> Self {
+        let now = Instant::now();
+        Self {
+            server: Arc::clone(server),
+            orders,
+            waits: Vec::new(),
+            leaving: Vec::new(),
+            backoff: Backoff::new(PAUSES),
+            answered: now,
+            next_look: now,
+            quiet_until: now,
+            is_woken: false,
+        }
+    }
+
+    /// Ends when nobody has waited for a while.
+    async fn keep(mut self) {
+        loop {
+            match self.serve().await {
+                Ok(()) if self.is_over() => return,
+                Ok(()) => {}
+                Err(failure) => self.begin_again(&failure).await,
+            }
+        }
+    }
+
+    /// Whether nobody waits. Then the next wait begins another job.
+    fn is_over(&mut self) -> bool {
+        let mut jobs = jobs();
+        self.take_orders();
+        let is_over = self.waits.is_empty();
+        if is_over {
+            jobs.remove(&self.server.settings);
+        }
+        is_over
+    }
+
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Enter(wait) => self.waits.push(wait),
+            Order::Leave(tell) => self.leaving.push(tell),
+        }
+    }
+
+    fn take_orders(&mut self) {
+        while let Ok(order) = self.orders.try_recv() {
+            self.take(order);
+        }
+    }
+
+    /// The session has ended, and the places are free. The waits fail if the server has been away for too long.
+    async fn begin_again(&mut self, failure: &Failure) {
+        let is_away = self.answered.elapsed() >= self.server.settings.connect_timeout;
+        for mut wait in mem::take(&mut self.waits) {
+            wait.at = At::Outside;
+            match is_away {
+                true => drop(wait.turn.send(Some(failure.clone()))),
+                false => self.waits.push(wait),
+            }
+        }
+        let pause = self.backoff.next();
+        let _ = self.while_wanted(sleep(pause)).await;
+    }
+
+    /// Does something while there is no session. `None` if nobody waits any more.
+    async fn while_wanted<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        loop {
+            self.waits.retain(|wait| !wait.turn.is_closed());
+            self.tell_gone();
+            if self.waits.is_empty() {
+                return None;
+            }
+            tokio::select! {
+                output = &mut work => return Some(output),
+                order = next(&mut self.orders) => self.take(order),
+            }
+        }
+    }
+
+    fn tell_gone(&mut self) {
+        for tell in self.leaving.drain(..) {
+            let _ = tell.send(());
+        }
+    }
+
+    /// Fails when the session ends.
+    async fn serve(&mut self) -> Result<(), Failure> {
+        self.take_orders();
+        let server = Arc::clone(&self.server);
+        let Some(session) = self.while_wanted(server.session()).await else { return Ok(()) };
+        let (mut session, _) = session?;
+        let bell = session.listen().await?;
+        loop {
+            self.leave(&mut session).await?;
+            self.enter(&mut session).await?;
+            if !self.waits.is_empty() && self.next_look <= Instant::now() {
+                self.look(&mut session).await?;
+            }
+            self.backoff = Backoff::new(PAUSES);
+            self.answered = Instant::now();
+            let next_time = match self.waits.is_empty() {
+                true => self.answered + server.settings.warmth(),
+                false => self.next_look,
+            };
+            tokio::select! {
+                biased;
+                reason = session.ended() => return Err(reason),
+                order = next(&mut self.orders) => self.take(order),
+                () = bell.rung() => {
+                    self.is_woken = true;
+                    self.next_look = self.next_look.min(self.quiet_until);
+                }
+                () = sleep_until(next_time) => if self.waits.is_empty() {
+                    return Ok(());
+                },
+            }
+            self.take_orders();
+        }
+    }
+
+    async fn leave(&mut self, session: &mut Session) -> Result<(), Failure> {
+        while let Some(gone) = self.waits.iter().position(|wait| wait.turn.is_closed()) {
+            let Wait { lock, at, .. } = self.waits.swap_remove(gone);
+            match at {
+                At::Outside => {}
+                At::Turnstile => session.leave(lock.queue(), 0).await?,
+                At::Place { place, .. } => session.leave(lock.queue(), place).await?,
+            }
+        }
+        self.tell_gone();
+        Ok(())
+    }
+
+    async fn enter(&mut self, session: &mut Session) -> Result<(), Failure> {
+        for wait in &mut self.waits {
+            if !matches!(wait.at, At::Outside) {
+                continue;
+            }
+            match session.enter(wait.lock.queue()).await? {
+                Some(0) => wait.reach_turnstile(),
+                Some(place) => wait.at = At::Place { place, before: place - 1 },
+                // The queue was as long as can be.
+                None => {}
+            }
+            // Whoever was before may have gone without knowing of us.
+            self.next_look = Instant::now();
+        }
+        Ok(())
+    }
+
+    async fn look(&mut self, session: &mut Session) -> Result<(), Failure> {
+        let period = PERIOD.min(self.server.settings.beat());
+        self.next_look = Instant::now() + period.mul_f64(1.0 - random::fraction() / 4.0);
+        let waits: Vec<&mut Wait> = self.waits.iter_mut().filter(|wait| !matches!(wait.at, At::Outside)).collect();
+        let locks: Vec<_> = waits.iter().map(|wait| wait.needs()).collect();
+        let free = session.free(&locks).await?;
+        let now = Instant::now();
+        if mem::take(&mut self.is_woken) && free.is_empty() {
+            self.quiet_until = now + SHORT_PAUSE;
+        }
+        let mut is_free = vec![false; locks.len()];
+        free.into_iter().for_each(|at| is_free[at] = true);
+        for (wait, _) in waits.into_iter().zip(is_free).filter(|(_, is_free)| *is_free) {
+            let At::Place { place, .. } = wait.at else {
+                wait.tell();
+                continue;
+            };
+            match session.advance(wait.lock.queue(), place).await? {
+                Advanced::ToTurnstile => wait.reach_turnstile(),
+                Advanced::Behind(before) => wait.at = At::Place { place, before },
+                Advanced::Not => self.next_look = self.next_look.min(now + SHORT_PAUSE),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Wait {
+    /// The lock that has to become free, and whether it can be shared.
+    fn needs(&self) -> (i64, bool) {
+        match self.at {
+            At::Place { before, .. } => (self.lock.queue().place(before), true),
+            _ => (self.lock.key, self.mode == Mode::Shared),
+        }
+    }
+
+    fn reach_turnstile(&mut self) {
+        self.at = At::Turnstile;
+        // The lock may have become free before anybody knew whom to wake.
+        self.tell();
+    }
+
+    fn tell(&self) {
+        let _ = self.turn.send(None);
+    }
+}
