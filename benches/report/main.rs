@@ -20,6 +20,8 @@ mod chart;
 mod etcd;
 mod fairness;
 mod handover;
+#[cfg(feature = "postgres")]
+mod idle_waits;
 mod outcome;
 mod pending;
 mod picture;

@@ -1,0 +1,79 @@
+//! What waits that last cost a PostgreSQL server.
+
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use crate::outcome::{Goal, Row};
+use crate::postgres::server::{Server, key, until, value};
+
+pub(crate) fn rows(runtime: &Runtime, is_quick: bool) -> Vec<Row> {
+    let counts: &[usize] = if is_quick { &[20] } else { &[1, 50, 300, 500] };
+    let mut rows = Vec::new();
+    for (whose, sessions) in [("one process", false), ("as many processes", true)] {
+        for &count in counts {
+            rows.push(runtime.block_on(idle(whose, count, sessions)));
+        }
+    }
+    rows
+}
+
+/// `have_sessions`: the library takes waits with other limits for waits at other servers, as if they were of other
+/// processes.
+async fn idle(whose: &str, count: usize, have_sessions: bool) -> Row {
+    let server = Server::start(
+        "max_connections = 600\nlog_lock_waits = on\nlog_min_duration_statement = 1s\n\
+         shared_preload_libraries = 'pg_stat_statements'",
+    );
+    let client = server.client().await;
+    client.simple_query("CREATE EXTENSION pg_stat_statements").await.unwrap();
+    for number in 0..count {
+        client.simple_query(&format!("SELECT pg_advisory_lock({})", key(&number.to_string()))).await.unwrap();
+    }
+    let mut waits = JoinSet::new();
+    for number in 0..count {
+        let limit = if have_sessions { 60_000 + number } else { 60_000 };
+        let lock = server.lock(&format!("lock={number}&connect_timeout={limit}ms"));
+        waits.spawn(async move { lock.obtain().await.unwrap() });
+    }
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%[%]@%'";
+    // The sessions of the first attempts end after a while.
+    let expected = if have_sessions { count } else { 1 };
+    until(&client, sessions, &expected.to_string()).await;
+    let calls = "SELECT sum(calls) FROM pg_stat_statements WHERE query LIKE '%pg_is_in_recovery%'";
+    let calls = async || value(&client, calls).await.parse::<f64>().unwrap();
+    let (calls_before, cpu_before, log_before) = (calls().await, cpu_time(&server), server.log().len());
+    let began = Instant::now();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let (elapsed, cpu) = (began.elapsed(), cpu_time(&server) - cpu_before);
+    let per_second = (calls().await - calls_before) / elapsed.as_secs_f64();
+    let (log, connections) = (server.log().len() - log_before, value(&client, sessions).await);
+    let share = cpu.div_duration_f64(elapsed) * 100.0;
+    let details = format!("{connections} connections, {per_second:.1} statements a second, {log} bytes of log");
+    waits.shutdown().await;
+    Row::new(
+        format!("postgres: {count} idle waits of {whose}"),
+        "% of a core of the server",
+        share,
+        Goal::AtMost(1.0),
+        details,
+    )
+}
+
+/// The CPU time of all processes of the server.
+fn cpu_time(server: &Server) -> Duration {
+    let file = std::fs::read_to_string(server.data().join("postmaster.pid")).unwrap();
+    let postmaster = file.lines().next().unwrap();
+    let mut ticks = 0;
+    for process in std::fs::read_dir("/proc").unwrap() {
+        let Ok(stat) = std::fs::read_to_string(process.unwrap().path().join("stat")) else { continue };
+        let (pid, rest) = (stat.split(' ').next().unwrap(), stat.rsplit_once(") ").unwrap().1);
+        let fields: Vec<&str> = rest.split(' ').collect();
+        if pid == postmaster || fields[1] == postmaster {
+            ticks += fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        }
+    }
+    // On every Linux, proc(5) shows hundredths of a second.
+    Duration::from_millis(ticks * 10)
+}
