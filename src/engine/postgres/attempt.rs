@@ -3,14 +3,14 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::config::Lock;
 use super::failure::Failure;
 use super::held::PostgresHeld;
 use super::server::Server;
 use super::session::{Session, Tried};
-use super::watch::Waiting;
+use super::watch::{Turn, Waiting};
 use crate::engine::contract::{BoxFuture, Contention, Grant, Waiter};
 use crate::engine::server::offer::{self, Offer, Outcome};
 use crate::words::error::LockError;
@@ -61,13 +61,17 @@ impl Request {
             true => {
                 let mut waiting = Waiting::begin(server, self.lock.number, self.mode);
                 let got = self.wait(server, &mut waiting, offer).await;
-                waiting.end().await;
+                match got {
+                    // The lease runs.
+                    Some(Ok(_)) => drop(timeout(self.lock.settings.beat(), waiting.end()).await),
+                    _ => waiting.end().await,
+                }
                 got
             }
         }
     }
 
-    /// Tries whenever the lock may be free, until it is there.
+    /// Tries whenever it is the turn of this wait, until the lock is there.
     async fn wait<T>(
         &self,
         server: &Arc<Server>,
@@ -76,8 +80,10 @@ impl Request {
     ) -> Option<Result<(Session, Tried), Failure>> {
         let mut failing = None;
         loop {
-            if let Err(failure) = offer.while_wanted(waiting.turn()).await? {
-                return Some(Err(failure));
+            match offer.while_wanted(waiting.turn()).await? {
+                Turn::Try => {}
+                Turn::Granted(session, grant) => return Some(Ok((*session, Tried::Granted(grant)))),
+                Turn::Failed(failure) => return Some(Err(failure)),
             }
             let began = Instant::now();
             match self.try_once(server, offer).await? {

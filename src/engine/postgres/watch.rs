@@ -5,6 +5,9 @@
 //! programs. That statement is also the heartbeat. Whoever releases a lock of this crate wakes the session that is first in
 //! the queue.
 //!
+//! A wait that is alone there gets its lock on that same session, which then becomes the session of the lock. So a process
+//! that waits for one lock needs no second connection, not even when its turn comes.
+//!
 //! When the session ends, the waits begin again at the end of their queues, on another one.
 
 use std::collections::HashMap;
@@ -14,14 +17,15 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::mpsc::error::SendError;
+use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::config::{LockNumber, Settings};
 use super::failure::Failure;
 use super::server::Server;
-use super::session::{Advanced, Session};
+use super::session::{Advanced, Session, Tried};
 use crate::engine::server::driver;
 use crate::sys::per_process::PerProcess;
 use crate::util::backoff::Backoff;
@@ -57,8 +61,18 @@ struct Wait {
     lock: LockNumber,
     mode: Mode,
     at: At,
-    /// Tells that the lock may be free, or why the wait has failed. Closed if the task has gone.
-    turn: watch::Sender<Option<Failure>>,
+    /// Closed if the task has gone.
+    turn: Sender<Turn>,
+}
+
+/// What a wait comes to.
+#[derive(Debug)]
+pub(super) enum Turn {
+    /// Nobody is before it, and the lock may be free.
+    Try,
+    /// The session has the lock.
+    Granted(Box<Session>, String),
+    Failed(Failure),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -75,14 +89,14 @@ enum At {
 /// A task's end of its wait.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    turn: watch::Receiver<Option<Failure>>,
+    turn: Receiver<Turn>,
     orders: UnboundedSender<Order>,
 }
 
 impl Waiting {
     /// Goes to the end of the queue. To be called on the driver.
     pub(super) fn begin(server: &Arc<Server>, lock: LockNumber, mode: Mode) -> Self {
-        let (tell, turn) = watch::channel(None);
+        let (tell, turn) = channel(1);
         let order = Order::Enter(Wait { lock, mode, at: At::Outside, turn: tell });
         let mut jobs = jobs();
         let order = match jobs.get(&server.settings) {
@@ -102,15 +116,17 @@ impl Waiting {
         Self { turn, orders }
     }
 
-    /// Resolves when nobody is before this wait and the lock may be free. Cancel safe.
-    pub(super) async fn turn(&mut self) -> Result<(), Failure> {
-        self.turn.changed().await.map_err(|_| driver::panicked())?;
-        self.turn.borrow_and_update().clone().map_or(Ok(()), Err)
+    /// What comes next. Cancel safe.
+    pub(super) async fn turn(&mut self) -> Turn {
+        self.turn.recv().await.unwrap_or_else(|| Turn::Failed(driver::panicked().into()))
     }
 
     /// Leaves the queue. Resolves when nothing is left at the server.
-    pub(super) async fn end(self) {
-        drop(self.turn);
+    pub(super) async fn end(mut self) {
+        self.turn.close();
+        if let Ok(Turn::Granted(session, _)) = self.turn.try_recv() {
+            session.give_up().await;
+        }
         let (tell, told) = oneshot::channel();
         if self.orders.send(Order::Leave(tell)).is_ok() {
             let _ = told.await;
@@ -194,12 +210,10 @@ impl Waits {
     /// The session has ended, and the places are free. The waits fail if the server has been away for too long.
     async fn begin_again(&mut self, failure: &Failure) {
         let is_away = self.answered.elapsed() >= self.server.settings.connect_timeout;
-        for mut wait in mem::take(&mut self.waits) {
-            wait.at = At::Outside;
-            match is_away {
-                true => drop(wait.turn.send(Some(failure.clone()))),
-                false => self.waits.push(wait),
-            }
+        self.waits.iter_mut().for_each(|wait| wait.at = At::Outside);
+        if is_away {
+            // Where it cannot be told, a try is due, which fails as well.
+            self.waits.retain(|wait| wait.turn.try_send(Turn::Failed(failure.clone())).is_err());
         }
         let pause = self.backoff.next();
         let _ = self.while_wanted(sleep(pause)).await;
@@ -238,7 +252,10 @@ impl Waits {
             self.leave(&mut session).await?;
             self.enter(&mut session).await?;
             if !self.waits.is_empty() && self.next_look <= Instant::now() {
-                self.look(&mut session).await?;
+                if let Some(grant) = self.look(&mut session).await? {
+                    self.hand_over(session, grant).await;
+                    return Ok(());
+                }
             }
             self.backoff = Backoff::new(PAUSES);
             self.answered = Instant::now();
@@ -281,41 +298,65 @@ impl Waits {
                 continue;
             }
             match session.enter(wait.lock.queue()).await? {
-                Some(0) => wait.reach_turnstile(),
+                Some(0) => wait.at = At::Turnstile,
                 Some(place) => wait.at = At::Place { place, before: place - 1 },
                 // The queue was as long as can be.
                 None => {}
             }
-            // Whoever was before may have gone without knowing of us.
+            // Whoever was before may have gone before it knew of us.
             self.next_look = Instant::now();
         }
         Ok(())
     }
 
-    async fn look(&mut self, session: &mut Session) -> Result<(), Failure> {
+    /// Looks what has become free. Returns the grant if the session has got its lock.
+    async fn look(&mut self, session: &mut Session) -> Result<Option<String>, Failure> {
         let period = PERIOD.min(self.server.settings.beat());
         self.next_look = Instant::now() + period.mul_f64(1.0 - random::fraction() / 4.0);
+        if let [Wait { lock, mode, at: At::Turnstile, .. }] = self.waits[..] {
+            if let Tried::Granted(grant) = session.try_lock(lock, mode, true).await? {
+                session.leave(lock.queue(), 0).await?;
+                return Ok(Some(grant));
+            }
+            self.be_quiet_if(true);
+            return Ok(None);
+        }
         let waits: Vec<&mut Wait> = self.waits.iter_mut().filter(|wait| !matches!(wait.at, At::Outside)).collect();
         let locks: Vec<_> = waits.iter().map(|wait| wait.needs()).collect();
         let free = session.free(&locks).await?;
-        let now = Instant::now();
-        if mem::take(&mut self.is_woken) && free.is_empty() {
-            self.quiet_until = now + SHORT_PAUSE;
-        }
-        let mut is_free = vec![false; locks.len()];
+        let (is_vain, mut is_free) = (free.is_empty(), vec![false; locks.len()]);
         free.into_iter().for_each(|at| is_free[at] = true);
+        let mut soonest = self.next_look;
         for (wait, _) in waits.into_iter().zip(is_free).filter(|(_, is_free)| *is_free) {
             let At::Place { place, .. } = wait.at else {
                 wait.tell();
                 continue;
             };
             match session.advance(wait.lock.queue(), place).await? {
-                Advanced::ToTurnstile => wait.reach_turnstile(),
                 Advanced::Behind(before) => wait.at = At::Place { place, before },
-                Advanced::Not => self.next_look = self.next_look.min(now + SHORT_PAUSE),
+                // The lock may have become free before anybody knew whom to wake.
+                Advanced::ToTurnstile => (wait.at, soonest) = (At::Turnstile, Instant::now()),
+                Advanced::Not => soonest = soonest.min(Instant::now() + SHORT_PAUSE),
             }
         }
-        Ok(())
+        self.next_look = soonest;
+        self.be_quiet_if(is_vain);
+        Ok(None)
+    }
+
+    fn be_quiet_if(&mut self, is_vain: bool) {
+        if mem::take(&mut self.is_woken) && is_vain {
+            self.quiet_until = Instant::now() + SHORT_PAUSE;
+        }
+    }
+
+    /// The only wait gets the session, which has its lock.
+    async fn hand_over(&mut self, session: Session, grant: String) {
+        let Some(wait) = self.waits.pop() else { return };
+        if let Err(SendError(Turn::Granted(session, _))) = wait.turn.send(Turn::Granted(Box::new(session), grant)).await
+        {
+            session.give_up().await;
+        }
     }
 }
 
@@ -328,13 +369,8 @@ impl Wait {
         }
     }
 
-    fn reach_turnstile(&mut self) {
-        self.at = At::Turnstile;
-        // The lock may have become free before anybody knew whom to wake.
-        self.tell();
-    }
-
     fn tell(&self) {
-        let _ = self.turn.send(None);
+        // If it has not heard the last word yet, that one is enough.
+        let _ = self.turn.try_send(Turn::Try);
     }
 }
