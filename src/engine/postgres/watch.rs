@@ -15,6 +15,7 @@ use std::future::pending;
 use std::mem;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::SendError;
@@ -42,10 +43,15 @@ const SHORT_PAUSE: Duration = Duration::from_millis(5);
 /// The pauses before it connects again, the shortest and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// The ways to the jobs that have the sessions.
-static JOBS: PerProcess<Mutex<HashMap<Settings, UnboundedSender<Order>>>> = PerProcess::new();
+/// Which server, and which thread: there is another driver if one is stuck.
+type Key = (Settings, ThreadId);
 
-fn jobs() -> MutexGuard<'static, HashMap<Settings, UnboundedSender<Order>>> {
+type Jobs = HashMap<Key, UnboundedSender<Order>>;
+
+/// The ways to the jobs that have the sessions.
+static JOBS: PerProcess<Mutex<Jobs>> = PerProcess::new();
+
+fn jobs() -> MutexGuard<'static, Jobs> {
     JOBS.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -98,8 +104,9 @@ impl Waiting {
     pub(super) fn begin(server: &Arc<Server>, lock: LockNumber, mode: Mode) -> Self {
         let (tell, turn) = channel(1);
         let order = Order::Enter(Wait { lock, mode, at: At::Outside, turn: tell });
+        let key = (server.settings.clone(), thread::current().id());
         let mut jobs = jobs();
-        let order = match jobs.get(&server.settings) {
+        let order = match jobs.get(&key) {
             Some(orders) => match orders.send(order) {
                 Ok(()) => return Self { turn, orders: orders.clone() },
                 // That job has panicked.
@@ -109,10 +116,10 @@ impl Waiting {
         };
         let (orders, given) = unbounded_channel();
         drop(orders.send(order));
-        jobs.insert(server.settings.clone(), orders.clone());
+        jobs.insert(key.clone(), orders.clone());
         drop(jobs);
         // On the driver's own thread, this cannot fail. If it failed, the wait would fail.
-        let _ = driver::spawn(Waits::new(server, given).keep());
+        let _ = driver::spawn(Waits::new(server, key, given).keep());
         Self { turn, orders }
     }
 
@@ -137,6 +144,7 @@ impl Waiting {
 /// The job that has the session.
 struct Waits {
     server: Arc<Server>,
+    key: Key,
     orders: UnboundedReceiver<Order>,
     waits: Vec<Wait>,
     leaving: Vec<oneshot::Sender<()>>,
@@ -157,10 +165,11 @@ async fn next(orders: &mut UnboundedReceiver<Order>) -> Order {
 }
 
 impl Waits {
-    fn new(server: &Arc<Server>, orders: UnboundedReceiver<Order>) -> Self {
+    fn new(server: &Arc<Server>, key: Key, orders: UnboundedReceiver<Order>) -> Self {
         let now = Instant::now();
         Self {
             server: Arc::clone(server),
+            key,
             orders,
             waits: Vec::new(),
             leaving: Vec::new(),
@@ -189,7 +198,7 @@ impl Waits {
         self.take_orders();
         let is_over = self.waits.is_empty();
         if is_over {
-            jobs.remove(&self.server.settings);
+            jobs.remove(&self.key);
         }
         is_over
     }
