@@ -42,8 +42,9 @@ pub(super) struct Bell {
 }
 
 impl Bell {
-    pub(super) fn set_process(&self, process: u32) {
-        let _ = self.process.set(process.to_string());
+    /// Whether it is set for the first time.
+    pub(super) fn set_process(&self, process: u32) -> bool {
+        self.process.set(process.to_string()).is_ok()
     }
 
     fn hear(&self, payload: &str) {

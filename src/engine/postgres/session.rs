@@ -49,7 +49,8 @@ pub(super) enum Tried {
 /// What became of a step in a queue.
 #[derive(Debug)]
 pub(super) enum Advanced {
-    ToTurnstile,
+    /// Also tells whether the lock is free.
+    ToTurnstile { is_free: bool },
     /// This place before is taken.
     Behind(i64),
     /// Nobody is before, but somebody looks at the turnstile just now.
@@ -239,19 +240,19 @@ impl Session {
         read_try(&self.ask(&statement, self.settings.connect_timeout).await?)
     }
 
-    /// Takes the last place in a queue, if there is one.
-    pub(super) async fn enter(&mut self, queue: Queue) -> Result<Option<i64>, Failure> {
-        let row = self.ask(&sql::enter(queue), self.settings.connect_timeout).await?;
-        place(&row)
+    /// Takes the last place in the queue, if there is one. Also tells whether that which is before is free by now.
+    pub(super) async fn enter(&mut self, lock: LockNumber, mode: Mode) -> Result<(Option<i64>, bool), Failure> {
+        let row = self.ask(&sql::enter(lock, mode), self.settings.connect_timeout).await?;
+        Ok((place(&row)?, column(&row, 3)? == Some("t")))
     }
 
     /// Goes to the turnstile if nobody is before.
-    pub(super) async fn advance(&mut self, queue: Queue, from: i64) -> Result<Advanced, Failure> {
-        let row = self.ask(&sql::advance(queue, from), self.settings.connect_timeout).await?;
+    pub(super) async fn advance(&mut self, lock: LockNumber, mode: Mode, from: i64) -> Result<Advanced, Failure> {
+        let row = self.ask(&sql::advance(lock, mode, from), self.settings.connect_timeout).await?;
         Ok(match (place(&row)?, column(&row, 3)?) {
-            (_, Some("t")) => Advanced::ToTurnstile,
             (Some(before), _) => Advanced::Behind(before),
-            (None, _) => Advanced::Not,
+            (None, None) => Advanced::Not,
+            (None, Some(is_free)) => Advanced::ToTurnstile { is_free: is_free == "t" },
         })
     }
 
@@ -271,8 +272,9 @@ impl Session {
     pub(super) async fn listen(&mut self) -> Result<Arc<Bell>, Failure> {
         let process = self.who.split(' ').next().and_then(|process| process.parse().ok());
         let process = process.ok_or_else(Failure::no_such_answer)?;
-        self.bell.set_process(process);
-        self.ask(&sql::listen(process), self.settings.connect_timeout).await?;
+        if self.bell.set_process(process) {
+            self.ask(&sql::listen(process), self.settings.connect_timeout).await?;
+        }
         Ok(Arc::clone(&self.bell))
     }
 

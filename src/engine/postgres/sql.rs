@@ -150,6 +150,10 @@ fn suffix(mode: Mode) -> &'static str {
     }
 }
 
+fn is_shared(mode: Mode) -> &'static str {
+    if mode == Mode::Shared { "true" } else { "false" }
+}
+
 /// The third column is the grant, or NULL if somebody else holds the lock. Unless this waiter stands at the turnstile,
 /// nobody may stand there either.
 pub(super) fn try_lock(lock: LockNumber, mode: Mode, is_at_turnstile: bool, application: &str) -> String {
@@ -174,24 +178,40 @@ pub(super) fn unlock(lock: LockNumber, mode: Mode, application: &str) -> String 
     )
 }
 
-/// Takes the place behind the last one. The third column is that place; NULL if there is none.
-pub(super) fn enter(queue: Queue) -> String {
-    let (taken, first, last) = (queue.taken(), queue.place(0), queue::LAST);
+/// Whether nobody has a lock, by a try. What it gets ends with the statement.
+fn is_free(key: &str, is_shared: &str) -> String {
     format!(
-        "SELECT {WHO}, (SELECT place FROM (SELECT pg_catalog.generate_series(\
-         (SELECT coalesce(pg_catalog.max(place) + 1, 0) FROM {taken}), {last}) AS place) AS places \
-         WHERE pg_catalog.pg_try_advisory_lock({first} + place) LIMIT 1)"
+        "CASE WHEN {is_shared} THEN pg_catalog.pg_try_advisory_xact_lock_shared({key}) \
+         ELSE pg_catalog.pg_try_advisory_xact_lock({key}) END"
     )
 }
 
-/// Goes from a place to the turnstile if nobody is before. The third column is the next place before that is taken; the
-/// fourth is true at the turnstile.
-pub(super) fn advance(queue: Queue, place: i64) -> String {
-    let (taken, turnstile, lock) = (queue.taken(), queue.place(0), queue.place(place));
+/// Takes the place behind the last one. The third column is that place; NULL if there is none. The fourth is whether the
+/// place before is free by now, or the lock itself if this is the turnstile.
+pub(super) fn enter(lock: LockNumber, mode: Mode) -> String {
+    let queue = lock.queue();
+    let (taken, first, last) = (queue.taken(), queue.place(0), queue::LAST);
+    let is_lock_free = is_free(&lock.key.to_string(), is_shared(mode));
     format!(
-        "SELECT {WHO}, before, CASE WHEN before IS NULL THEN \
-         CASE WHEN pg_catalog.pg_try_advisory_lock({turnstile}) THEN pg_catalog.pg_advisory_unlock({lock}) END END \
-         FROM (SELECT pg_catalog.max(place) AS before FROM {taken} WHERE place < {place}) AS places"
+        "SELECT {WHO}, place, CASE WHEN place = 0 THEN {is_lock_free} \
+         ELSE pg_catalog.pg_try_advisory_xact_lock_shared({first} + place - 1) END \
+         FROM (SELECT (SELECT place FROM (SELECT pg_catalog.generate_series(\
+         (SELECT coalesce(pg_catalog.max(place) + 1, 0) FROM {taken}), {last}) AS place) AS places \
+         WHERE pg_catalog.pg_try_advisory_lock({first} + place) LIMIT 1) AS place OFFSET 0) AS entered"
+    )
+}
+
+/// Goes from a place to the turnstile if nobody is before. The third column is the next place before that is taken. The
+/// fourth is NULL unless this is the turnstile now, and then whether the lock is free.
+pub(super) fn advance(lock: LockNumber, mode: Mode, place: i64) -> String {
+    let queue = lock.queue();
+    let (taken, turnstile, key) = (queue.taken(), queue.place(0), queue.place(place));
+    let is_lock_free = is_free(&lock.key.to_string(), is_shared(mode));
+    format!(
+        "SELECT {WHO}, before, CASE WHEN has_moved THEN {is_lock_free} END FROM (SELECT before, \
+         CASE WHEN before IS NULL THEN CASE WHEN pg_catalog.pg_try_advisory_lock({turnstile}) \
+         THEN pg_catalog.pg_advisory_unlock({key}) END END AS has_moved \
+         FROM (SELECT pg_catalog.max(place) AS before FROM {taken} WHERE place < {place}) AS places OFFSET 0) AS moved"
     )
 }
 
@@ -206,19 +226,18 @@ pub(super) fn listen(process: u32) -> String {
     format!("LISTEN tokio_lockfile_{}; SELECT {WHO}", process % queue::CHANNELS)
 }
 
-/// Which of these locks nobody has, by a try of each. What it gets ends with the statement. The third column has the places
-/// in the list, from 1 on. Beside each number: whether to try for the shared lock.
+/// Which of these locks nobody has. The third column has the places in the list, from 1 on. Beside each number: whether to
+/// try for the shared lock.
 pub(super) fn free(locks: &[(i64, bool)]) -> String {
     let keys: Vec<String> = locks.iter().map(|(key, _)| key.to_string()).collect();
     let shared: Vec<&str> = locks.iter().map(|(_, is_shared)| if *is_shared { "t" } else { "f" }).collect();
     format!(
         "SELECT {WHO}, (SELECT pg_catalog.string_agg(at::pg_catalog.text, ' ') FROM ROWS FROM \
          (pg_catalog.unnest('{{{}}}'::pg_catalog.int8[]), pg_catalog.unnest('{{{}}}'::pg_catalog.bool[])) \
-         WITH ORDINALITY AS locks (key, is_shared, at) \
-         WHERE CASE WHEN is_shared THEN pg_catalog.pg_try_advisory_xact_lock_shared(key) \
-         ELSE pg_catalog.pg_try_advisory_xact_lock(key) END)",
+         WITH ORDINALITY AS locks (key, is_shared, at) WHERE {})",
         keys.join(","),
-        shared.join(",")
+        shared.join(","),
+        is_free("key", "is_shared")
     )
 }
 

@@ -302,18 +302,17 @@ impl Waits {
     }
 
     async fn enter(&mut self, session: &mut Session) -> Result<(), Failure> {
-        for wait in &mut self.waits {
-            if !matches!(wait.at, At::Outside) {
-                continue;
-            }
-            match session.enter(wait.lock.queue()).await? {
-                Some(0) => wait.at = At::Turnstile,
-                Some(place) => wait.at = At::Place { place, before: place - 1 },
+        for wait in self.waits.iter_mut().filter(|wait| matches!(wait.at, At::Outside)) {
+            let (place, is_free) = session.enter(wait.lock, wait.mode).await?;
+            wait.at = match place {
+                Some(0) => At::Turnstile,
+                Some(place) => At::Place { place, before: place - 1 },
                 // The queue was as long as can be.
-                None => {}
+                None => At::Outside,
+            };
+            if is_free {
+                self.next_look = Instant::now();
             }
-            // Whoever was before may have gone before it knew of us.
-            self.next_look = Instant::now();
         }
         Ok(())
     }
@@ -322,41 +321,53 @@ impl Waits {
     async fn look(&mut self, session: &mut Session) -> Result<Option<String>, Failure> {
         let period = PERIOD.min(self.server.settings.beat());
         self.next_look = Instant::now() + period.mul_f64(1.0 - random::fraction() / 4.0);
-        if let [Wait { lock, mode, at: At::Turnstile, .. }] = self.waits[..] {
-            if let Tried::Granted(grant) = session.try_lock(lock, mode, true).await? {
-                session.leave(lock.queue(), 0).await?;
-                return Ok(Some(grant));
+        let is_woken = mem::take(&mut self.is_woken);
+        let is_free = match self.waits[..] {
+            [Wait { lock, mode, at: At::Turnstile, .. }] => {
+                if let Tried::Granted(grant) = session.try_lock(lock, mode, true).await? {
+                    session.leave(lock.queue(), 0).await?;
+                    return Ok(Some(grant));
+                }
+                vec![false]
             }
-            self.be_quiet_if(true);
-            return Ok(None);
-        }
-        let waits: Vec<&mut Wait> = self.waits.iter_mut().filter(|wait| !matches!(wait.at, At::Outside)).collect();
-        let locks: Vec<_> = waits.iter().map(|wait| wait.needs()).collect();
-        let free = session.free(&locks).await?;
-        let (is_vain, mut is_free) = (free.is_empty(), vec![false; locks.len()]);
-        free.into_iter().for_each(|at| is_free[at] = true);
-        let mut soonest = self.next_look;
-        for (wait, _) in waits.into_iter().zip(is_free).filter(|(_, is_free)| *is_free) {
+            // Who wakes it has seen that it is the first.
+            [Wait { at: At::Place { .. }, .. }] if is_woken => vec![true],
+            _ => self.free(session).await?,
+        };
+        let mut is_vain = true;
+        for (wait, _) in self.waits.iter_mut().zip(is_free).filter(|(_, is_free)| *is_free) {
             let At::Place { place, .. } = wait.at else {
                 wait.tell();
+                is_vain = false;
                 continue;
             };
-            match session.advance(wait.lock.queue(), place).await? {
+            match session.advance(wait.lock, wait.mode, place).await? {
                 Advanced::Behind(before) => wait.at = At::Place { place, before },
-                // The lock may have become free before anybody knew whom to wake.
-                Advanced::ToTurnstile => (wait.at, soonest) = (At::Turnstile, Instant::now()),
-                Advanced::Not => soonest = soonest.min(Instant::now() + SHORT_PAUSE),
+                Advanced::Not => self.next_look = self.next_look.min(Instant::now() + SHORT_PAUSE),
+                Advanced::ToTurnstile { is_free } => {
+                    wait.at = At::Turnstile;
+                    is_vain = false;
+                    if is_free {
+                        self.next_look = Instant::now();
+                    }
+                }
             }
         }
-        self.next_look = soonest;
-        self.be_quiet_if(is_vain);
+        if is_woken && is_vain {
+            self.quiet_until = Instant::now() + SHORT_PAUSE;
+        }
         Ok(None)
     }
 
-    fn be_quiet_if(&mut self, is_vain: bool) {
-        if mem::take(&mut self.is_woken) && is_vain {
-            self.quiet_until = Instant::now() + SHORT_PAUSE;
+    /// For each wait, whether what it needs is free.
+    async fn free(&self, session: &mut Session) -> Result<Vec<bool>, Failure> {
+        let (at, locks): (Vec<_>, Vec<_>) =
+            self.waits.iter().enumerate().filter_map(|(at, wait)| Some((at, wait.needs()?))).unzip();
+        let mut is_free = vec![false; self.waits.len()];
+        for free in session.free(&locks).await? {
+            is_free[at[free]] = true;
         }
+        Ok(is_free)
     }
 
     /// The only wait gets the session, which has its lock.
@@ -371,10 +382,11 @@ impl Waits {
 
 impl Wait {
     /// The lock that has to become free, and whether it can be shared.
-    fn needs(&self) -> (i64, bool) {
+    fn needs(&self) -> Option<(i64, bool)> {
         match self.at {
-            At::Place { before, .. } => (self.lock.queue().place(before), true),
-            _ => (self.lock.key, self.mode == Mode::Shared),
+            At::Outside => None,
+            At::Place { before, .. } => Some((self.lock.queue().place(before), true)),
+            At::Turnstile => Some((self.lock.key, self.mode == Mode::Shared)),
         }
     }
 
