@@ -43,6 +43,8 @@ pub(crate) struct Settings {
     pub(crate) tls: bool,
     /// With which certificate and key etcdctl comes.
     pub(crate) identity: Option<(String, String)>,
+    /// Whether the members keep what they say to themselves.
+    pub(crate) is_quiet: bool,
 }
 
 struct Member {
@@ -72,6 +74,10 @@ impl Running {
         let mut line = String::new();
         BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
         Self { shell, pid: line.trim().parse().unwrap() }
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_raw(self.pid).unwrap(), signal).unwrap();
     }
 }
 
@@ -126,6 +132,9 @@ impl Cluster {
             ])
             .args(&self.settings.arguments)
             .current_dir(&self.dir);
+        if self.settings.is_quiet {
+            command.stderr(Stdio::null());
+        }
         if rustix::process::geteuid().is_root() && self.settings.networks.is_empty() {
             command.uid(NOBODY).gid(NOBODY);
         }
@@ -165,8 +174,7 @@ impl Cluster {
     }
 
     pub(crate) fn signal(&self, number: usize, signal: rustix::process::Signal) {
-        let pid = self.members[number].running.as_ref().expect("it runs").pid;
-        rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), signal).unwrap();
+        self.members[number].running.as_ref().expect("it runs").signal(signal);
     }
 
     /// The disk of a member does not answer until the returned process ends. The member writes, so that it waits for it.

@@ -70,15 +70,27 @@ impl Network {
         Names(dir)
     }
 
+    /// From now on the packets from one host to the other are lost. They are lost where they arrive: a kernel gives up earlier
+    /// what its own firewall does not let out.
+    #[allow(dead_code, reason = "for the nemesis")]
+    pub(crate) fn lose(&self, from: usize, to: usize) {
+        self.rule("-A", "INPUT", "-s", to, from);
+    }
+
+    #[allow(dead_code, reason = "for the nemesis")]
+    pub(crate) fn pass(&self, from: usize, to: usize) {
+        self.rule("-D", "INPUT", "-s", to, from);
+    }
+
     fn rules(&self, action: &str, one: usize, other: usize) {
-        let other = self.address(other);
-        for (chain, side) in [("INPUT", "-s"), ("OUTPUT", "-d")] {
-            let status = within(&self.namespace(one), "iptables")
-                .args(["-w", action, chain, side, &other, "-j", "DROP"])
-                .status()
-                .unwrap();
-            assert!(status.success());
-        }
+        self.rule(action, "INPUT", "-s", one, other);
+        self.rule(action, "OUTPUT", "-d", one, other);
+    }
+
+    /// A rule of the host `at` for the packets from or to the host `other`.
+    fn rule(&self, action: &str, chain: &str, side: &str, at: usize, other: usize) {
+        let (mut iptables, other) = (within(&self.namespace(at), "iptables"), self.address(other));
+        assert!(iptables.args(["-w", action, chain, side, &other, "-j", "DROP"]).status().unwrap().success());
     }
 }
 

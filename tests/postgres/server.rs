@@ -257,14 +257,28 @@ impl Server {
     }
 
     pub(crate) fn standby_at(&self, address: &str, port: u16) -> Self {
+        let mut standby = self.copy_for_standby(address, port);
+        standby.run();
+        standby
+    }
+
+    /// The same, not started yet. Both servers find each other in the file system, whatever is between their hosts.
+    pub(crate) fn copy_for_standby(&self, address: &str, port: u16) -> Self {
         let dir = unprivileged_dir();
         let data = dir.path().join("data");
         let mut backup = unprivileged(programs().join("pg_basebackup"));
-        backup.args(["-h", &self.address, "-p", &self.port.to_string(), "-U", "postgres", "-R", "-c", "fast", "-D"]);
+        backup.arg("-h").arg(self.dir()).args([
+            "-p",
+            &self.port.to_string(),
+            "-U",
+            "postgres",
+            "-R",
+            "-c",
+            "fast",
+            "-D",
+        ]);
         succeed(backup.arg(data));
-        let mut standby = Self { daemon: None, dir, port, address: address.to_owned(), is_shared: false };
-        standby.run();
-        standby
+        Self { daemon: None, dir, port, address: address.to_owned(), is_shared: false }
     }
 
     pub(crate) fn address(&self) -> &str {

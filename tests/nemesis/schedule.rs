@@ -1,0 +1,95 @@
+//! The faults, and the schedule that a seed stands for.
+
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fault {
+    KillClient,
+    StopClient,
+    /// Nothing passes between the host of some clients and the servers.
+    CutClient,
+    /// Nothing comes from the clients to the servers, or from the servers to the clients.
+    SilenceClient,
+    DeafenClient,
+    /// Nothing passes between the host of some clients and one server.
+    CutOne,
+    /// Nothing passes between one server and the others.
+    CutServer,
+    /// The packets of a host wait in a long queue.
+    SlowHost,
+    /// A host loses packets.
+    LossyHost,
+    KillMember,
+    KillMajority,
+    StopMember,
+    MoveLeader,
+    DeleteKey,
+    RevokeLease,
+    RevokeRole,
+    Compact,
+    FillSpace,
+    RestartServer,
+    CrashServer,
+    /// The server can write nothing any more, so it ends at the next token.
+    FillDisk,
+    StopServer,
+    Terminate,
+    Cancel,
+    /// The primary ends, and the standby takes its place.
+    FailOver,
+    /// The standby takes the place of a primary that goes on.
+    PromoteBeside,
+    /// What is between: a pool or a proxy.
+    KillProxy,
+    StopProxy,
+}
+
+/// What has faults of its own, beside the others.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Lane {
+    Clients,
+    Network,
+    Servers,
+}
+
+pub(crate) const OF_CLIENTS: &[Fault] = &[Fault::KillClient, Fault::StopClient];
+
+pub(crate) const OF_NETWORK: &[Fault] = &[
+    Fault::CutClient,
+    Fault::CutClient,
+    Fault::SilenceClient,
+    Fault::SilenceClient,
+    Fault::DeafenClient,
+    Fault::DeafenClient,
+    Fault::CutOne,
+    Fault::CutServer,
+    Fault::SlowHost,
+    Fault::LossyHost,
+];
+
+#[derive(Debug, Clone)]
+pub(crate) struct Step {
+    pub(crate) at: Duration,
+    pub(crate) lasts: Duration,
+    pub(crate) fault: Fault,
+    /// Which of those that it can hit.
+    pub(crate) target: usize,
+}
+
+/// The steps of a lane. A longer campaign begins with those of a shorter one.
+pub(crate) fn steps(seed: u64, lane: Lane, faults: &[Fault], length: Duration) -> Vec<Step> {
+    let mut random = fastrand::Rng::with_seed(seed.wrapping_add(lane as u64));
+    let (mut steps, mut at) = (Vec::new(), Duration::ZERO);
+    loop {
+        at += Duration::from_millis(random.u64(300..2_500));
+        // Some are short, and some longer than most leases.
+        let lasts = if random.bool() { random.u64(50..1_000) } else { random.u64(1_000..8_000) };
+        let lasts = Duration::from_millis(lasts);
+        let (fault, target) = (faults[random.usize(..faults.len())], random.usize(..1_000));
+        if at + lasts > length {
+            return steps;
+        }
+        steps.push(Step { at, lasts, fault, target });
+        at += lasts;
+    }
+}

@@ -1,0 +1,64 @@
+//! A setting: servers, what is between, the network, and the clients.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::fleet::Plan;
+use crate::network::Network;
+use crate::schedule::Fault;
+use crate::stage::Stage;
+use crate::{etcd, postgres};
+
+/// The leases of the clients, in seconds.
+const LEASES: [u64; 4] = [2, 3, 4, 8];
+
+pub(crate) const SHORTEST_LEASE: Duration = Duration::from_secs(2);
+pub(crate) const LONGEST_LEASE: Duration = Duration::from_secs(8);
+
+const CLIENTS: usize = 6;
+
+pub(crate) const CLIENT_HOSTS: usize = 3;
+
+pub(crate) trait Servers: Stage + Send {
+    /// The faults that they can have.
+    fn faults(&self) -> Vec<Fault>;
+
+    /// Where this client connects to, as a URL with `{}` in the place of the name.
+    fn url(&self, client: usize, network: &Network) -> String;
+
+    /// What is there of locks that nobody wants for long.
+    fn held_once(&self) -> Vec<String>;
+
+    /// What is left of locks and their holders.
+    fn left_over(&self) -> Vec<String>;
+}
+
+pub(crate) struct Setting {
+    pub(crate) servers: Box<dyn Servers>,
+    pub(crate) network: Network,
+    /// How many hosts the servers and what is between have. They are the first ones, then come those of the clients, and
+    /// at last that of the administrator.
+    pub(crate) hosts: usize,
+}
+
+impl Setting {
+    pub(crate) fn start(engine: &str, setup: &str, dir: &Path) -> Self {
+        let hosts = if engine == "etcd" { etcd::members(setup) + 1 } else { postgres::HOSTS };
+        let network = Network::of(hosts + CLIENT_HOSTS + 1);
+        let servers: Box<dyn Servers> = match engine {
+            "etcd" => Box::new(etcd::start(setup, dir, &network, hosts + CLIENT_HOSTS)),
+            _ => Box::new(postgres::start(setup, dir, &network)),
+        };
+        Self { servers, network, hosts }
+    }
+
+    pub(crate) fn plans(&self, program: &[String]) -> Vec<Plan> {
+        let plan = |client| Plan {
+            client,
+            namespace: self.network.namespace(self.hosts + client % CLIENT_HOSTS),
+            program: program.to_vec(),
+            url: format!("{}ttl={}s", self.servers.url(client, &self.network), LEASES[client % LEASES.len()]),
+        };
+        (0..CLIENTS).map(plan).collect()
+    }
+}
