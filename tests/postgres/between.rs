@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::pools::{Haproxy, Pgpool};
+use crate::pools::{Haproxy, PgBouncer, Pgpool};
 use crate::server::{Server, free_port, until};
 use crate::support::{HANG, Holder, take, this_program};
 
@@ -18,6 +18,24 @@ async fn a_proxy_hears_of_a_holder_more_often_than_its_limit() {
     let lost = timeout(Duration::from_secs(24), guard.lost()).await;
     assert!(lost.is_err(), "lost behind the proxy: {lost:?}");
     guard.release().await.unwrap();
+}
+
+/// PgBouncer 1.18 ends, and every session with it, if a client asks it to cancel a statement and does not wait for its answer.
+#[tokio::test]
+async fn a_pool_outlives_waits_that_are_dropped() {
+    let server = Server::start("");
+    let bouncer = PgBouncer::start(&server, "session", "default_pool_size = 20");
+    let held = take(&bouncer.lock("lock=held&ttl=3s")).await;
+    let guard = take(&server.lock("lock=x")).await;
+    for moment in 0..20 {
+        let lock = bouncer.lock("lock=x&ttl=3s");
+        let wait = timeout(Duration::from_millis(20 + moment), lock.obtain()).await;
+        assert!(wait.is_err(), "{wait:?}");
+    }
+    guard.release().await.unwrap();
+    take(&bouncer.lock("lock=x")).await.release().await.unwrap();
+    assert!(held.is_held());
+    held.release().await.unwrap();
 }
 
 /// pgpool-II sends statements that only read to a standby. Every statement of a lock has to reach the primary.
