@@ -101,7 +101,7 @@ fn split(argument: &str) -> (&str, Option<&str>) {
 
 fn read_value<T>(option: &str, value: &OsStr, read: impl Fn(&str) -> Option<T>, what: &str) -> Result<T> {
     let read = value.to_str().and_then(read);
-    read.ok_or_else(|| format!("{option} {}: it is {what}", value.display()).into())
+    read.ok_or_else(|| format!("{option} {}: it is {what}", Path::new(value).display()).into())
 }
 
 impl Source {
