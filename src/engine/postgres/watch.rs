@@ -302,6 +302,9 @@ impl Waits {
     }
 
     async fn enter(&mut self, session: &mut Session) -> Result<(), Failure> {
+        if self.waits.iter().all(|wait| matches!(wait.at, At::Outside)) {
+            self.next_look = self.end_of_period();
+        }
         for wait in self.waits.iter_mut().filter(|wait| matches!(wait.at, At::Outside)) {
             let (place, is_free) = session.enter(wait.lock, wait.mode).await?;
             wait.at = match place {
@@ -317,10 +320,14 @@ impl Waits {
         Ok(())
     }
 
+    fn end_of_period(&self) -> Instant {
+        let period = PERIOD.min(self.server.settings.beat());
+        Instant::now() + period.mul_f64(1.0 - random::fraction() / 4.0)
+    }
+
     /// Looks what has become free. Returns the grant if the session has got its lock.
     async fn look(&mut self, session: &mut Session) -> Result<Option<String>, Failure> {
-        let period = PERIOD.min(self.server.settings.beat());
-        self.next_look = Instant::now() + period.mul_f64(1.0 - random::fraction() / 4.0);
+        self.next_look = self.end_of_period();
         let is_woken = mem::take(&mut self.is_woken);
         let is_free = match self.waits[..] {
             [Wait { lock, mode, at: At::Turnstile, .. }] => {
