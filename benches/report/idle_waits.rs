@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use crate::outcome::{Goal, Row};
 use crate::postgres::server::{Server, key, until, value};
 
-pub(crate) fn rows(runtime: &Runtime, is_quick: bool) -> Vec<Row> {
+pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let counts: &[usize] = if is_quick { &[20] } else { &[1, 50, 300, 500] };
     let mut rows = Vec::new();
     for (whose, sessions) in [("one process", false), ("as many processes", true)] {
@@ -37,6 +37,9 @@ async fn idle(whose: &str, count: usize, have_sessions: bool) -> Row {
         let lock = server.lock(&format!("lock={number}&connect_timeout={limit}ms"));
         waits.spawn(async move { lock.obtain().await.unwrap() });
     }
+    // Each lock is held, and has a place that is taken.
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ExclusiveLock'";
+    until(&client, locks, &(2 * count).to_string()).await;
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%[%]@%'";
     // The sessions of the first attempts end after a while.
     let expected = if have_sessions { count } else { 1 };

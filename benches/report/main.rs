@@ -88,6 +88,8 @@ const GROUPS: &[Group] = &[
     ("wakeups", wakeups::rows),
     #[cfg(feature = "postgres")]
     ("postgres", postgres::rows),
+    #[cfg(feature = "postgres")]
+    ("idle_waits", idle_waits::rows),
     #[cfg(feature = "etcd")]
     ("etcd", etcd::rows),
 ];

@@ -12,7 +12,6 @@ use tokio_lockfile::LockFile;
 use tokio_postgres::{Client, NoTls};
 
 use crate::handover::{Holder, now};
-use crate::idle_waits;
 use crate::outcome::{Goal, Row, Times};
 
 use server::{Server, key, sessions, until, waiters};
@@ -48,8 +47,6 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
     rows.push(runtime.block_on(terminate(&server, rounds / 50)));
     rows.push(runtime.block_on(cancel(&server, rounds / 50)));
     rows.extend(runtime.block_on(held(&server, locks)));
-    drop(server);
-    rows.extend(idle_waits::rows(&runtime, is_quick));
     rows
 }
 
