@@ -270,6 +270,20 @@ impl Servers for Etcd {
         self.keys(ONCE)
     }
 
+    /// The members have different data at the same revision.
+    fn corruption(&self) -> Option<String> {
+        let fields = self.insist("get x -w fields");
+        let revision = fields.lines().find_map(|line| line.strip_prefix("\"Revision\" : "))?;
+        let mut hashes = Vec::new();
+        for member in 0..self.members {
+            let answer = self.ask_at(&self.cluster.endpoint(member), &format!("endpoint hashkv --rev={revision}"));
+            // One that is behind does not have the revision yet.
+            hashes.push(answer?.trim().rsplit(", ").next()?.to_owned());
+        }
+        let is_same = hashes.iter().all(|hash| *hash == hashes[0]);
+        (!is_same).then(|| format!("hashes of the members at revision {revision}: {hashes:?}"))
+    }
+
     fn left_over(&self) -> Vec<String> {
         let mut left: Vec<String> = LOCKS.into_iter().chain([ONCE]).flat_map(|lock| self.keys(lock)).collect();
         left.extend(self.insist("lease list").lines().skip(1).map(|lease| format!("lease {lease}")));

@@ -241,6 +241,10 @@ impl Servers for Postgres {
         Vec::new()
     }
 
+    fn corruption(&self) -> Option<String> {
+        None
+    }
+
     fn left_over(&self) -> Vec<String> {
         // A pool keeps its sessions.
         let mut queries = vec!["SELECT 'advisory lock', objid FROM pg_locks WHERE locktype = 'advisory'"];

@@ -29,6 +29,9 @@ pub(crate) trait Servers: Stage + Send {
     /// What is there of locks that nobody wants for long.
     fn held_once(&self) -> Vec<String>;
 
+    /// How the servers themselves have lost data, if they have.
+    fn corruption(&self) -> Option<String>;
+
     /// What is left of locks and their holders.
     fn left_over(&self) -> Vec<String>;
 }
