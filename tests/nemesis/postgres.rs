@@ -199,6 +199,7 @@ impl Stage for Postgres {
             Fault::CrashServer => self.primary.run_in(&self.hosts[0].clone()),
             Fault::FillDisk => {
                 self.kill();
+                self.primary.has_ended();
                 self.primary.run_in(&self.hosts[0].clone());
             }
             Fault::StopServer => self.processes().iter().for_each(|process| signal("-CONT", process)),

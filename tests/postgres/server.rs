@@ -223,6 +223,11 @@ impl Server {
             assert!(began.elapsed() < HANG, "{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+        self.has_ended();
+    }
+
+    /// To be called when its processes have ended: as long as nobody waits for them, another server takes them for living ones.
+    pub(crate) fn has_ended(&mut self) {
         self.daemon = None;
     }
 
@@ -248,7 +253,7 @@ impl Server {
         // The children first: the end of their parent would give them time.
         let _ = Command::new("pkill").args(["-9", "-P", pid]).status().unwrap();
         succeed(Command::new("kill").args(["-9", pid]));
-        self.daemon = None;
+        self.has_ended();
     }
 
     /// A standby of this server, with its own folder and port.
