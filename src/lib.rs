@@ -22,8 +22,25 @@
 //!   errors. [`run`](LockGuard::run) stops the work if the lock is lost.
 //! - A [`Singleton`] runs a service of which only one replica works. A [`Semaphore`] lets N processes work at a time.
 //!
-//! The [`guide`] leads from choosing a kind to containers and other users. It is one page. The page [`beyond`] is about
-//! locks on servers, for several machines.
+//! The [`guide`] leads from choosing a kind to containers and other users. It is one page, with a table for those who
+//! [come from elsewhere](guide#coming-from-elsewhere). The page [`beyond`] is about locks on servers, for several machines.
+//! The [examples](https://docs.rs/crate/tokio-lockfile/latest/source/examples/) are programs to start from.
+//!
+//! # When to use it, and when not
+//!
+//! It is for programs on Tokio that must not run twice, or not at the same time, and for files that several programs change.
+//! Beside it, a wait for std's `File::lock`, fs4 or fd-lock blocks a thread, and has no limit of time. async-fd-lock does
+//! this on Tokio's blocking pool, so that a dropped wait goes on. None of them notices that somebody removes a lock file,
+//! or tells who holds it.
+//!
+//! Something else is better in these cases:
+//!
+//! - Only tasks of one process share something: take a `Mutex` of Tokio.
+//! - The program does not use Tokio and may wait for ever: take std's `File::lock`.
+//! - The data is in a database: let its transactions and its row locks protect it.
+//! - A program that does not take the lock must be kept out. These locks are advisory: they bind only those who ask.
+//! - Several machines share no server. A lock on a network file system proves little, see the
+//!   [guide](guide#network-file-systems).
 //!
 //! # Kinds
 //!
