@@ -79,15 +79,27 @@ pub(crate) enum Attempt<Turn> {
     Busy(Turn, Box<dyn Waiter<Turn>>),
 }
 
+/// What is to be done when a release has ended. It gets the report: whether the lock was ours to the end. If the release
+/// cannot come to its end, this is dropped.
+pub(crate) type End = Box<dyn FnOnce(Result<(), LockError>) + Send>;
+
 /// A lock that an engine has just acquired.
 #[derive(Debug)]
-pub(crate) struct Grant<Turn> {
-    pub(crate) held: Box<dyn Held>,
+pub(crate) struct Grant<Turn, H: ?Sized = dyn Held> {
+    pub(crate) held: Box<H>,
     pub(crate) turn: Turn,
     /// The dead holder from whom the lock was taken; `Some(0)` if nothing tells its PID.
     pub(crate) taken_over: Option<u32>,
     /// How the others were met on the way.
     pub(crate) contention: Contention,
+}
+
+impl<Turn, H: Held + 'static> Grant<Turn, H> {
+    /// The same for those who do not know the engine.
+    pub(crate) fn boxed(self, contention: Contention) -> Grant<Turn> {
+        let Self { held, turn, taken_over, .. } = self;
+        Grant { held, turn, taken_over, contention }
+    }
 }
 
 /// Whom a try or a wait has met. The process storey decides by it how long it may keep the lock.
@@ -123,15 +135,12 @@ pub(crate) trait Held: fmt::Debug + Send + Sync {
     /// Whether this process acquired the lock. `false` in a forked child.
     fn is_of_this_process(&self) -> bool;
 
-    /// Releases the lock, and reports whether it was ours to the end. The release is under way when this returns: the
-    /// caller, who is in a runtime, may block it or drop the future.
-    fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>>;
+    /// Releases the lock, and calls `end` where the release ends. Any thread may call this, also outside a runtime. The
+    /// release is under way when this returns, and needs nothing of the caller's runtime any more but its blocking pool.
+    fn release(self: Box<Self>, target: &Target, end: End);
 
-    /// Whether [`release`](Self::release) answers later, because it needs a network or a disk that may hang.
+    /// Whether [`release`](Self::release) ends later, on another thread, because it needs a network or a disk that may hang.
     fn is_slow_to_release(&self) -> bool;
-
-    /// As [`release`](Self::release), for a caller that cannot await: a drop, on any thread, also outside a runtime.
-    fn release_now(self: Box<Self>, target: &Target) -> Result<(), LockError>;
 
     /// The locked file itself, where the lock is the kernel's own on that file.
     fn file(&self) -> Option<&File> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use tokio::sync::{oneshot, watch};
 
-use super::contract::{Answer, Attempt, BoxFuture, Contention, Engine, Grant, Held, Waiter};
+use super::contract::{Answer, Attempt, BoxFuture, Contention, End, Engine, Grant, Held, Waiter};
 use crate::sys::process::{self, Owner};
 use crate::words::error::{LockError, LostReason};
 use crate::words::holder::Holder;
@@ -260,19 +260,20 @@ impl Held for MemoryHeld {
         true
     }
 
-    fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
+    fn release(mut self: Box<Self>, target: &Target, end: End) {
         let target = target.clone();
-        let request = tokio::spawn(async move {
-            travel().await;
-            self.release_now(&target)
-        });
-        Answer::Later(Box::pin(async move { request.await.expect("the server does not panic") }))
-    }
-
-    fn release_now(mut self: Box<Self>, target: &Target) -> Result<(), LockError> {
-        let lost = self.check(target);
-        self.give_back();
-        lost.map_err(|reason| LockError::lost(&target.path, reason))
+        let release = move || {
+            let lost = self.check(&target);
+            self.give_back();
+            end(lost.map_err(|reason| LockError::lost(&target.path, reason)));
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(async {
+                travel().await;
+                release()
+            })),
+            Err(_) => release(),
+        }
     }
 
     fn token(&self) -> Option<u64> {

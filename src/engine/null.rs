@@ -4,7 +4,7 @@ use std::future::{pending, ready};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::contract::{Answer, Attempt, BoxFuture, Contention, Engine, Grant, Held};
+use super::contract::{Answer, Attempt, BoxFuture, Contention, End, Engine, Grant, Held};
 use crate::sys::process::Owner;
 use crate::words::error::{LockError, LostReason};
 use crate::words::holder::Holder;
@@ -28,7 +28,7 @@ impl<Turn: Send + 'static> Engine<Turn> for Null {
     }
 
     fn attempt(&self, _mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>> {
-        let held = Box::new(NullHeld(Owner::this_process()));
+        let held: Box<dyn Held> = Box::new(NullHeld(Owner::this_process()));
         let grant = Grant { held, turn, taken_over: None, contention: Contention::None };
         Answer::Ready(Ok(Attempt::Acquired(grant)))
     }
@@ -58,11 +58,7 @@ impl Held for NullHeld {
         false
     }
 
-    fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
-        Answer::Ready(self.release_now(target))
-    }
-
-    fn release_now(self: Box<Self>, _target: &Target) -> Result<(), LockError> {
-        Ok(())
+    fn release(self: Box<Self>, _target: &Target, end: End) {
+        end(Ok(()));
     }
 }

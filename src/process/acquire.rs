@@ -6,12 +6,13 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::acquisition::Acquisition;
 use super::hold::Hold;
 use super::lock::Lock;
-use super::registry::{Release, Turn};
+use super::registry::Turn;
 use super::report::{Report, Wait};
 use super::{time_slice, writers_turn};
 use crate::engine::contract::{Answer, Attempt};
@@ -98,8 +99,7 @@ impl<F> Drop for OfThisProcess<F> {
     }
 }
 
-/// How long an attempt waits for a release of this process, which may be in a runtime that stands still, or on a file system
-/// that hangs.
+/// How long an attempt waits for a release of this process, which may be on a file system that hangs.
 const LONGEST_RELEASE: Duration = Duration::from_secs(5);
 
 /// How long an attempt waits for the try of another reader of this process, whose task may not be polled. A try for a file
@@ -250,15 +250,9 @@ async fn lead(lock: &Lock, turn: Turn<Hold>, wait: Wait) -> Result<Found, LockEr
 
 /// Releases an offered lock. The turn is kept until then, also if the caller goes away.
 async fn release_offered(lock: &Lock, turn: Turn<Hold>, hold: Hold) -> Result<Turn<Hold>, LockError> {
-    if !hold.held.is_slow_to_release() {
-        hold.release();
-        return Ok(turn);
-    }
-    let releasing = tokio::spawn(async move {
-        hold.release_slowly().await;
-        turn
-    });
-    releasing.await.map_err(|error| LockError::io(&lock.target.path, "try for", std::io::Error::other(error)))
+    let (back, released) = oneshot::channel();
+    hold.release_and_then(|| drop(back.send(turn)));
+    released.await.map_err(|error| LockError::io(&lock.target.path, "try for", std::io::Error::other(error)))
 }
 
 /// Lets other processes try first if this one has used up its time slice.

@@ -1,18 +1,20 @@
 //! One task's hold on the lock, and the way back: to the next task of this process, or to the system.
 
 use std::fs::File;
+use std::io;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use super::hold::{Grip, Hold};
 use super::lock::Lock;
-use super::registry::{Release, Releasing, Turn};
+use super::registry::{Releasing, Turn};
 use super::report::Wait;
-use crate::engine::contract::{Answer, Contention, Grant};
+use crate::engine::contract::{Contention, Grant};
+use crate::sys::offer::Release;
 use crate::words::error::{LockError, LostReason};
 use crate::words::mode::Mode;
 use crate::words::target::Target;
@@ -77,7 +79,7 @@ impl Acquisition {
     /// Accepts what another task of this process has offered. Returns the turn if the lock has been lost.
     pub(super) fn accept(lock: &Lock, turn: Turn<Hold>, hold: Hold, wait: Wait) -> Result<Self, Turn<Hold>> {
         if !hold.verify_for(&lock.target, wait.started.into_std()) {
-            hold.release();
+            hold.release(());
             return Err(turn);
         }
         wait.log_acquired(&lock.target);
@@ -131,43 +133,42 @@ impl Acquisition {
 
     /// Releases the lock and reports how that went. The release is under way when this returns, so the caller may go away.
     pub(crate) fn release(self) -> impl Future<Output = Result<(), LockError>> {
-        self.begin_release(|| true).get()
+        let target = Arc::clone(&self.target);
+        let (report, released) = oneshot::channel();
+        self.begin_release(|| true, |result| drop(report.send(result)));
+        async move {
+            let interrupted = || LockError::io(&target.path, "release", io::Error::other("it was interrupted"));
+            released.await.unwrap_or_else(|_| Err(interrupted()))
+        }
     }
 
     /// Releases the lock for a caller that cannot await. The log tells what is to be told.
     pub(crate) fn release_now(self) {
-        drop(self.begin_release(trace::warnings_are_heard));
+        self.begin_release(trace::warnings_are_heard, drop);
     }
 
-    /// `is_heard`: whether somebody hears that the lock was lost. If not, nobody looks.
-    fn begin_release(self, is_heard: impl FnOnce() -> bool) -> Answer<Result<(), LockError>> {
-        let Err(acquisition) = self.hand_off() else { return Answer::Ready(Ok(())) };
-        let Some((ending, grip)) = acquisition.into_parts() else { return Answer::Ready(Ok(())) };
+    /// `is_heard`: whether somebody hears that the lock was lost. If not, nobody looks. `report` is called where the release
+    /// ends.
+    fn begin_release(
+        self,
+        is_heard: impl FnOnce() -> bool,
+        report: impl FnOnce(Result<(), LockError>) + Send + 'static,
+    ) {
+        let Err(acquisition) = self.hand_off() else { return report(Ok(())) };
+        let Some((ending, grip)) = acquisition.into_parts() else { return report(Ok(())) };
         let is_heard = is_heard();
         let checked = if is_heard && grip.has_others() { grip.check(&ending.target) } else { Ok(()) };
-        let Some(hold) = grip.into_last() else { return Answer::Ready(ending.end_beside_others(checked)) };
-        if !is_heard && !hold.held.is_slow_to_release() {
-            drop(hold);
-            return Answer::Ready(ending.end(Ok(())));
-        }
-        let Ok(runtime) = Handle::try_current() else {
-            let result = hold.held.release_now(&ending.target);
-            return Answer::Ready(ending.end(result));
-        };
-        match hold.held.release(&ending.target) {
-            Answer::Ready(result) => Answer::Ready(ending.end(result)),
-            Answer::Later(releasing) => {
-                let target = Arc::clone(&ending.target);
-                let ending = ending.later();
-                // In a task of its own, so that it comes to its end.
-                let released = runtime.spawn(async move { ending.end(releasing.await) });
-                Answer::Later(Box::pin(async move {
-                    released.await.unwrap_or_else(|error| {
-                        Err(LockError::io(&target.path, "release", std::io::Error::other(error)))
-                    })
-                }))
+        let Some(hold) = grip.into_last() else { return report(ending.end_beside_others(checked)) };
+        let ending = match hold.held.is_slow_to_release() {
+            true => ending.later(),
+            false if is_heard => ending,
+            false => {
+                drop(hold);
+                return report(ending.end(Ok(())));
             }
-        }
+        };
+        let target = Arc::clone(&ending.target);
+        hold.held.release(&target, Box::new(move |result| report(ending.end(result))));
     }
 
     /// Offers the lock to the next task of this process, if there is one, the lock is in order, and this process still
@@ -193,8 +194,7 @@ impl Acquisition {
         turn.set_free();
         trace::released(&target, since);
         if let Some((hold, turn)) = slot.offer(hold, turn, now) {
-            hold.release();
-            drop(turn);
+            hold.release(turn);
         }
         Ok(())
     }

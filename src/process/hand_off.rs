@@ -4,21 +4,18 @@
 //! turn accepts the offer. No offer stays behind: the last waiter that goes away withdraws it, the task that made it looks
 //! once more after giving up its turn, and the watchdog withdraws an offer that nobody accepts in time.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 #[cfg(loom)]
-use loom::sync::{Mutex, MutexGuard, atomic};
+use loom::sync::atomic;
 #[cfg(not(loom))]
-use std::sync::{Mutex, MutexGuard, atomic};
+use std::sync::atomic;
 
 use atomic::AtomicUsize;
 use atomic::Ordering::SeqCst;
 
-/// How long an offer stands.
-pub(super) const LONGEST: Duration = Duration::from_millis(10);
-
-/// After so many looks without a new offer the watchdog stops looking: half a second.
-const IDLE_LOOKS: u32 = 50;
+use crate::sys::offer::{Offer, Release, STANDS};
 
 /// The hand-off of one lock. `T` is the held lock.
 ///
@@ -27,32 +24,12 @@ const IDLE_LOOKS: u32 = 50;
 #[derive(Debug)]
 pub(super) struct HandOff<T> {
     waiting: AtomicUsize,
-    state: Mutex<State<T>>,
+    offer: Arc<Offer<T>>,
 }
 
-#[derive(Debug)]
-struct State<T> {
-    offer: Option<Offer<T>>,
-    /// Whether the watchdog looks at this hand-off.
-    is_watched: bool,
-    /// How often the watchdog has looked since the last offer.
-    idle_looks: u32,
-}
-
-#[derive(Debug)]
-struct Offer<T> {
-    held: T,
-    made: Instant,
-}
-
-impl<T> HandOff<T> {
+impl<T: Release> HandOff<T> {
     pub(super) fn new() -> Self {
-        let state = State { offer: None, is_watched: false, idle_looks: 0 };
-        Self { waiting: AtomicUsize::new(0), state: Mutex::new(state) }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        Self { waiting: AtomicUsize::new(0), offer: Offer::new() }
     }
 
     /// A task begins to wait for the turn.
@@ -77,24 +54,18 @@ impl<T> HandOff<T> {
         self.waiting.load(SeqCst) > 0
     }
 
-    /// Offers the held lock, and gives up the turn. `watch` asks the watchdog to look here. Returns both if nobody is left
-    /// to accept the offer: the caller releases them.
+    /// Offers the held lock, and gives up the turn. Returns both if nobody is left to accept the offer, or if the system
+    /// starts no thread to watch it: the caller releases them.
     pub(super) fn offer<Turn>(
         &self,
         held: T,
         turn: Turn,
         now: Instant,
-        watch: impl FnOnce() -> bool,
         try_turn: impl FnOnce() -> Option<Turn>,
     ) -> Option<(T, Turn)> {
-        {
-            let mut state = self.state();
-            state.is_watched = state.is_watched || watch();
-            if !state.is_watched {
-                return Some((held, turn));
-            }
-            state.idle_looks = 0;
-            state.offer = Some(Offer { held, made: now });
+        self.offer.make(held, now + STANDS);
+        if !self.offer.watch() {
+            return Some((self.offer.take()?, turn));
         }
         drop(turn);
         match self.somebody_waits() {
@@ -105,7 +76,7 @@ impl<T> HandOff<T> {
 
     /// The held lock that is offered, for the task that has the turn.
     pub(super) fn accept(&self) -> Option<T> {
-        self.state().offer.take().map(|offer| offer.held)
+        self.offer.take()
     }
 
     fn withdraw<Turn>(&self, try_turn: impl FnOnce() -> Option<Turn>) -> Option<(T, Turn)> {
@@ -113,24 +84,18 @@ impl<T> HandOff<T> {
         let turn = try_turn()?;
         Some((self.accept()?, turn))
     }
-
-    /// The look of the watchdog: the offer that has stood for too long, and whether the watchdog must come again.
-    pub(super) fn look(&self) -> (Option<T>, bool) {
-        let mut state = self.state();
-        let is_overdue = state.offer.as_ref().is_some_and(|offer| offer.made.elapsed() >= LONGEST);
-        let offer = if is_overdue { state.offer.take() } else { None };
-        state.idle_looks += 1;
-        state.is_watched = state.idle_looks < IDLE_LOOKS || state.offer.is_some();
-        (offer.map(|offer| offer.held), state.is_watched)
-    }
 }
 
 #[cfg(all(test, loom))]
 mod tests {
-    use loom::sync::{Arc, MutexGuard, RwLock, RwLockWriteGuard};
+    use loom::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
     use loom::thread;
 
-    use super::*;
+    use super::{AtomicUsize, HandOff, Instant, Release, SeqCst};
+
+    impl Release for () {
+        fn release(self, _kept: impl Send + 'static) {}
+    }
 
     /// The lock in the system counts how often it is held. The turn is a mutex, as the exclusive turn of a slot.
     struct Lock {
@@ -161,7 +126,7 @@ mod tests {
         /// What a guard does when it ends.
         fn end(&self, turn: MutexGuard<'_, ()>) {
             let left = match self.hand_off.somebody_waits() {
-                true => self.hand_off.offer((), turn, Instant::now(), || true, || self.try_turn()),
+                true => self.hand_off.offer((), turn, Instant::now(), || self.try_turn()),
                 false => Some(((), turn)),
             };
             self.release(left);
@@ -264,7 +229,7 @@ mod tests {
 
         fn end(&self, turn: RwLockWriteGuard<'_, ()>) {
             let left = match self.hand_off.somebody_waits() {
-                true => self.hand_off.offer((), turn, Instant::now(), || true, || self.turn.try_write().ok()),
+                true => self.hand_off.offer((), turn, Instant::now(), || self.turn.try_write().ok()),
                 false => Some(((), turn)),
             };
             self.release(left);

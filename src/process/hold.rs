@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::moment::Moment;
-use super::registry::Release;
 use crate::engine::contract::Held;
-use crate::words::error::LostReason;
+use crate::sys::offer::Release;
+use crate::words::error::{LockError, LostReason};
 use crate::words::target::Target;
 use crate::words::trace;
 
@@ -111,20 +111,23 @@ impl Hold {
         Arc::ptr_eq(ours, theirs) || ours.as_os_str() == theirs.as_os_str()
     }
 
-    /// The same as [`release`](Release::release), where that needs a disk or a network.
-    pub(super) async fn release_slowly(self) {
-        let released = self.held.release(&self.target).get().await;
-        released.unwrap_or_else(|error| trace::not_released(&self.target, &error, None));
+    /// Releases the lock, because no task takes it, and then calls `end`. The guard of this hold has already reported
+    /// success, and that was true then. So a failure goes to the log.
+    pub(super) fn release_and_then(self, end: impl FnOnce() + Send + 'static) {
+        if !self.held.is_of_this_process() {
+            return;
+        }
+        let target = Arc::clone(&self.target);
+        let log_and_end = move |released: Result<(), LockError>| {
+            released.unwrap_or_else(|error| trace::not_released(&target, &error, None));
+            end();
+        };
+        self.held.release(&self.target, Box::new(log_and_end));
     }
 }
 
 impl Release for Hold {
-    /// The guard of this hold has already reported success, and that was true then. So a failure goes to the log.
-    fn release(self) {
-        if !self.held.is_of_this_process() {
-            return;
-        }
-        let released = self.held.release_now(&self.target);
-        released.unwrap_or_else(|error| trace::not_released(&self.target, &error, None));
+    fn release(self, kept: impl Send + 'static) {
+        self.release_and_then(|| drop(kept));
     }
 }

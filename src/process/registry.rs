@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -12,29 +11,23 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use super::hand_off::{self, HandOff};
+use super::hand_off::HandOff;
 use super::moment::Moment;
 use super::queue::{Permit, Queue};
 use super::readers::{Lead, Readers};
 use super::time_slice::TimeSlice;
 use super::worker::Worker;
+use crate::sys::offer::Release;
 use crate::sys::process::Owner;
-use crate::sys::watchdog::{self, Watched};
 use crate::util::timer::sleep;
 use crate::words::holder::Holder;
 use crate::words::kind::LockKind;
 use crate::words::mode::Mode;
 use crate::words::trace;
 
-/// A held lock that one task can leave to another.
-pub(super) trait Release: Send + Sync + 'static {
-    /// Releases the lock in the system, because no task takes it.
-    fn release(self);
-}
-
 /// The slots of one process. An entry goes with the last handle on its lock. `T` is a held lock.
 #[derive(Debug)]
-pub(super) struct Registry<T: Release> {
+pub(super) struct Registry<T: Release + Sync> {
     slots: Mutex<HashMap<Key, Weak<Slot<T>>>>,
 }
 
@@ -68,7 +61,7 @@ struct Look {
 
 /// One lock in this process.
 #[derive(Debug)]
-pub(super) struct Slot<T: Release> {
+pub(super) struct Slot<T: Release + Sync> {
     queue: Queue,
     /// When a task of this process got the lock that it holds exclusively.
     held_since: Moment,
@@ -93,7 +86,7 @@ pub(super) struct Slot<T: Release> {
 /// a shared turn, the one with the lead tries.
 #[derive(Debug)]
 #[must_use]
-pub(crate) struct Turn<T: Release> {
+pub(crate) struct Turn<T: Release + Sync> {
     // In this order: the next reader leads while this one still keeps writers out.
     lead: Option<Box<Lead<T>>>,
     permit: Permit,
@@ -102,7 +95,7 @@ pub(crate) struct Turn<T: Release> {
     reader: Option<Worker>,
 }
 
-impl<T: Release> Registry<T> {
+impl<T: Release + Sync> Registry<T> {
     pub(super) fn new() -> Self {
         Self { slots: Mutex::default() }
     }
@@ -125,7 +118,7 @@ impl<T: Release> Registry<T> {
     }
 }
 
-impl<T: Release> Slot<T> {
+impl<T: Release + Sync> Slot<T> {
     fn new(entry: Option<(Key, &'static Registry<T>)>) -> Self {
         Self {
             queue: Queue::default(),
@@ -194,11 +187,7 @@ impl<T: Release> Slot<T> {
 
     /// Offers a held lock to the next task, and gives up the turn; see [`HandOff::offer`].
     pub(super) fn offer(self: &Arc<Self>, held: T, turn: Turn<T>, now: Instant) -> Option<(T, Turn<T>)> {
-        let watch = || {
-            let watched: Weak<dyn Watched> = Arc::downgrade(self) as Weak<dyn Watched>;
-            watchdog::watch(watched, hand_off::LONGEST)
-        };
-        self.hand_off.offer(held, turn, now, watch, || self.try_turn(Mode::Exclusive))
+        self.hand_off.offer(held, turn, now, || self.try_turn(Mode::Exclusive))
     }
 
     /// Whether `worker` has obtained the lock that this process holds.
@@ -235,21 +224,10 @@ impl<T: Release> Slot<T> {
     }
 }
 
-impl<T: Release> Watched for Slot<T> {
-    fn look(&self) -> bool {
-        let (overdue, again) = self.hand_off.look();
-        if let Some(held) = overdue {
-            // Releasing logs, and a subscriber that panics must not end the watchdog.
-            let _ = catch_unwind(AssertUnwindSafe(|| held.release()));
-        }
-        again
-    }
-}
-
 /// A task that waits for its turn.
-struct Waiting<'a, T: Release>(Option<&'a Arc<Slot<T>>>);
+struct Waiting<'a, T: Release + Sync>(Option<&'a Arc<Slot<T>>>);
 
-impl<'a, T: Release> Waiting<'a, T> {
+impl<'a, T: Release + Sync> Waiting<'a, T> {
     fn begin(slot: &'a Arc<Slot<T>>) -> Self {
         slot.hand_off.begin_wait();
         Self(Some(slot))
@@ -260,17 +238,16 @@ impl<'a, T: Release> Waiting<'a, T> {
     }
 }
 
-impl<T: Release> Drop for Waiting<'_, T> {
+impl<T: Release + Sync> Drop for Waiting<'_, T> {
     fn drop(&mut self) {
         let left = self.0.and_then(|slot| slot.hand_off.cancel_wait(|| slot.try_turn(Mode::Exclusive)));
         if let Some((held, turn)) = left {
-            held.release();
-            drop(turn);
+            held.release(turn);
         }
     }
 }
 
-impl<T: Release> Drop for Slot<T> {
+impl<T: Release + Sync> Drop for Slot<T> {
     fn drop(&mut self) {
         // In a forked child, another thread of the parent may have had the mutex at the fork.
         if let Some((key, registry)) = self.entry.as_ref().filter(|_| self.owner.is_this_process()) {
@@ -283,7 +260,7 @@ impl<T: Release> Drop for Slot<T> {
     }
 }
 
-impl<T: Release> Turn<T> {
+impl<T: Release + Sync> Turn<T> {
     fn new(slot: &Arc<Slot<T>>, permit: Permit) -> Self {
         Self { lead: None, permit, slot: Arc::clone(slot), reader: None }
     }
@@ -375,7 +352,7 @@ impl<T: Release> Turn<T> {
 }
 
 /// Whatever ends a turn, also a panic or the end of a runtime: the task does not hold the lock any more.
-impl<T: Release> Drop for Turn<T> {
+impl<T: Release + Sync> Drop for Turn<T> {
     fn drop(&mut self) {
         self.set_free();
     }
@@ -383,9 +360,9 @@ impl<T: Release> Drop for Turn<T> {
 
 /// A release that goes on although its task has gone on.
 #[derive(Debug)]
-pub(super) struct Releasing<T: Release>(Arc<Slot<T>>);
+pub(super) struct Releasing<T: Release + Sync>(Arc<Slot<T>>);
 
-impl<T: Release> Drop for Releasing<T> {
+impl<T: Release + Sync> Drop for Releasing<T> {
     fn drop(&mut self) {
         self.0.releasing.fetch_sub(1, Ordering::SeqCst);
         self.0.has_released.notify_waiters();
@@ -397,7 +374,7 @@ mod tests {
     use super::*;
 
     impl Release for () {
-        fn release(self) {}
+        fn release(self, _kept: impl Send + 'static) {}
     }
 
     fn registry() -> &'static Registry<()> {

@@ -42,12 +42,13 @@
 
 #[cfg(any(feature = "postgres", feature = "etcd"))]
 pub(crate) mod environment;
+pub(crate) mod offer;
 pub(crate) mod per_process;
 pub(crate) mod process;
 #[cfg(any(not(target_os = "linux"), tokio_lockfile_test_portable))]
 mod sysinfo;
 mod types;
-pub(crate) mod watchdog;
+mod watchdog;
 
 pub(crate) use types::FileSystem;
 

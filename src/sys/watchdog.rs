@@ -1,5 +1,7 @@
 //! A thread that takes back what no task accepts, because the task is not polled. The whole runtime may stand still, so a
 //! task cannot do this. The thread lives only while there is something to watch.
+//!
+//! It watches for all locks. So it must not wait for one of them: its own runtime has a pool for what may hang.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -8,7 +10,7 @@ use super::per_process::PerProcess;
 
 /// What the watchdog looks at.
 pub(crate) trait Watched: Send + Sync {
-    /// Takes back what has stood for too long. Returns whether the watchdog must come again. Does not panic.
+    /// Takes back what has stood for too long. Returns whether the watchdog must come again. Neither panics nor blocks.
     fn look(&self) -> bool;
 }
 
@@ -40,8 +42,16 @@ impl Watchdog {
     }
 
     fn run(interval: Duration) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+        let runtime = runtime.expect("without I/O it needs nothing of the system");
+        runtime.block_on(Self::watch(interval));
+        // A drop would wait for the pool.
+        runtime.shutdown_background();
+    }
+
+    async fn watch(interval: Duration) {
         loop {
-            std::thread::sleep(interval);
+            tokio::time::sleep(interval).await;
             let mut watched = std::mem::take(&mut Self::get().watched);
             // A look may release a lock and log that, so nothing is locked meanwhile.
             watched.retain(|weak| weak.upgrade().is_some_and(|watched| watched.look()));

@@ -17,32 +17,24 @@ use super::timer::timeout;
 /// Work in a box. What is generic here only boxes and unboxes: each copy of Tokio's tasks would cost every user's build.
 type Work = Box<dyn FnOnce() -> (Answer, Rest) + Send>;
 type Answer = Box<dyn Any + Send>;
-type Rest = Box<dyn Any>;
+type Rest = Box<dyn FnOnce()>;
 
 /// Runs `work`, which is short, on the blocking pool.
 ///
 /// Work that has begun goes on when its caller goes away. Its result is then dropped on the pool's thread, so the
 /// result's drop must clean up. Fails if the work cannot begin: the runtime shuts down, or the system starts no thread.
 pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    run_and_tidy_up(|| (work(), ())).await
+    run_and_tidy_up(|| (work(), || ())).await
 }
 
-/// As [`run`]. `work` also returns what is left to be dropped. The pool's thread drops that while the caller goes on.
-pub(crate) async fn run_and_tidy_up<T: Send + 'static, R: 'static>(
+/// As [`run`]. `work` also returns what is left to be done. The pool's thread does that while the caller goes on.
+pub(crate) async fn run_and_tidy_up<T: Send + 'static, R: FnOnce() + 'static>(
     work: impl FnOnce() -> (T, R) + Send + 'static,
 ) -> io::Result<T> {
     start(boxed(work))?.finish().await.map(unboxed)
 }
 
-/// As [`run`], but `work` begins at once, also if the caller blocks the runtime before it polls the future.
-pub(crate) fn begin<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> impl Future<Output = io::Result<T>> + Send + 'static {
-    let started = start(boxed(|| (work(), ())));
-    async move { started?.finish().await.map(unboxed) }
-}
-
-fn boxed<T: Send + 'static, R: 'static>(work: impl FnOnce() -> (T, R) + Send + 'static) -> Work {
+fn boxed<T: Send + 'static, R: FnOnce() + 'static>(work: impl FnOnce() -> (T, R) + Send + 'static) -> Work {
     Box::new(|| {
         let (value, rest) = work();
         (Box::new(value), Box::new(rest))
@@ -66,7 +58,7 @@ fn start(work: Work) -> io::Result<Started> {
         let (value, rest) = work();
         // If nobody waits for the value any more, it is dropped here.
         drop(sender.send(value));
-        drop(rest);
+        rest();
     }))?;
     Ok(Started { runtime: Handle::current().id(), job, answer })
 }

@@ -39,6 +39,8 @@ mod blocking;
 mod fork;
 #[path = "../it/handover.rs"]
 mod handover;
+#[path = "../it/late.rs"]
+mod late;
 #[path = "../it/semaphore.rs"]
 mod semaphore;
 #[path = "../it/shared.rs"]

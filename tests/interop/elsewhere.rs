@@ -1,11 +1,14 @@
 //! File systems where flock(2) may not work as documented: FUSE, where waits poll. On fuse-overlayfs(1) flock works,
 //! but a file cannot be without a name. On bindfs(1) each name of a file is a separate file.
 
+use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -54,6 +57,15 @@ impl Mount {
         Self::new(|dir, root| {
             let mut command = Command::new("bindfs");
             command.arg(dir.join("upper")).arg(root);
+            command
+        })
+    }
+
+    /// Shows how many requests wait for each FUSE server, by the number of the device.
+    fn of_fusectl() -> Self {
+        Self::new(|_, root| {
+            let mut command = Command::new("mount");
+            command.args(["-t", "fusectl", "none"]).arg(root);
             command
         })
     }
@@ -183,19 +195,96 @@ async fn a_name_that_shows_another_inode_is_removed_again() {
     }
 }
 
-/// The server of the file system is stopped. A release, or the drop of a guard, must not block the executor meanwhile.
-#[tokio::test]
-async fn a_file_system_that_hangs_does_not_hold_up_a_release() {
-    let mount = Mount::new(|dir, root| {
+/// bindfs(1) as a process that can be stopped. The kernel remembers nothing of what it has said.
+fn bindfs_that_can_hang() -> Mount {
+    Mount::new(|dir, root| {
         let mut command = Command::new("bindfs");
         command.args(["-f", "-o", "attr_timeout=0,entry_timeout=0"]).arg(dir.join("upper")).arg(root);
         command
-    });
-    let server = rustix::process::Pid::from_child(&mount.process);
+    })
+}
+
+/// A process that stands still as long as this exists.
+struct Stopped(rustix::process::Pid);
+
+impl Stopped {
+    fn new(process: &Child) -> Self {
+        let pid = rustix::process::Pid::from_child(process);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        Self(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        rustix::process::kill_process(self.0, rustix::process::Signal::CONT).unwrap();
+    }
+}
+
+async fn is_ready<F: Future>(mut future: Pin<&mut F>) -> bool {
+    poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_ready())).await
+}
+
+/// Both locks wait for tasks that are not polled, and are overdue. The release of the first one hangs.
+#[tokio::test]
+async fn a_file_system_that_hangs_keeps_no_other_lock_taken() {
+    const LONG: Duration = Duration::from_secs(20);
+    let mount = bindfs_that_can_hang();
+    let slow = LockFile::flock(mount.lock_path()).unwrap();
+    take(&slow).await.release().await.unwrap();
+    let found = std::fs::metadata(mount.lock_path()).unwrap();
+    let listed = format!("{:02x}:{:02x}:{} ", found.dev() >> 8, found.dev() & 0xff, found.ino());
+    let is_taken = || std::fs::read_to_string("/proc/locks").unwrap().contains(&listed);
+    let connections = Mount::of_fusectl();
+    let requests = connections.root.join(format!("{}/waiting", found.dev()));
+    let hangs = || std::fs::read_to_string(&requests).unwrap().trim() != "0";
+    let mut attempt = Box::pin(slow.attempt());
+    let began = Instant::now();
+    let stopped = loop {
+        assert!(began.elapsed() < LONG, "hangs");
+        if is_ready(attempt.as_mut()).await {
+            // The pool was faster than the poll.
+            attempt = Box::pin(slow.attempt());
+            continue;
+        }
+        let polled = Instant::now();
+        while !is_taken() && polled.elapsed() < Duration::from_millis(5) {}
+        if !is_taken() {
+            continue;
+        }
+        let stopped = Stopped::new(&mount.process);
+        while is_taken() && !hangs() {
+            assert!(began.elapsed() < LONG, "the lock is overdue, and is not released");
+        }
+        if hangs() {
+            break stopped;
+        }
+    };
+
+    let dir = TempDir::new_in("/dev/shm").unwrap();
+    let url = url("flockfile", &dir.path().join("x.lock"));
+    let lock = LockFile::open(&url).unwrap();
+    let guard = take(&lock).await;
+    let mut next = Box::pin(lock.obtain());
+    assert!(!is_ready(next.as_mut()).await);
+    drop(guard);
+    let began = Instant::now();
+    while attempt_by(&mut env(), &url) != "held" {
+        assert!(began.elapsed() < LONG, "the lock that was offered stays taken");
+    }
+    drop(stopped);
+    drop(next.await.unwrap());
+    attempt.await.unwrap().expect("it is free").release().await.unwrap();
+}
+
+/// The server of the file system is stopped. A release, or the drop of a guard, must not block the executor meanwhile.
+#[tokio::test]
+async fn a_file_system_that_hangs_does_not_hold_up_a_release() {
+    let mount = bindfs_that_can_hang();
     for is_dropped in [false, true] {
         let lock = LockFile::flock(mount.lock_path()).unwrap();
         let guard = take(&lock).await;
-        rustix::process::kill_process(server, rustix::process::Signal::STOP).unwrap();
+        let stopped = Stopped::new(&mount.process);
         let began = Instant::now();
         let is_released = match is_dropped {
             true => {
@@ -205,7 +294,7 @@ async fn a_file_system_that_hangs_does_not_hold_up_a_release() {
             false => tokio::time::timeout(Duration::from_millis(50), guard.release()).await.is_ok(),
         };
         let waited = began.elapsed();
-        rustix::process::kill_process(server, rustix::process::Signal::CONT).unwrap();
+        drop(stopped);
         assert!(!is_released, "the release ended, although the server is stopped");
         assert!(waited < Duration::from_secs(5), "the executor hung for {waited:?}");
         // The release continues by itself once the server runs again.

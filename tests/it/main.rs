@@ -17,6 +17,7 @@ mod fork_files;
 mod handles;
 mod handover;
 mod kinds;
+mod late;
 mod logging;
 mod logging_leaders;
 #[cfg(unix)]

@@ -90,6 +90,22 @@ pub(crate) async fn poll_once<F: Future + ?Sized>(mut future: std::pin::Pin<&mut
     ready
 }
 
+/// Runs `work`, whose task does something else for `late` before each poll. Panics if `work` does not end within some
+/// dozens of polls.
+pub(crate) async fn polled_late<F: Future>(late: Duration, work: F) -> F::Output {
+    let something_else = async {
+        for _ in 0..100 {
+            std::thread::sleep(late);
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        output = work => output,
+        () = something_else => panic!("no end after a hundred polls"),
+    }
+}
+
 /// Another process that holds a lock: the test binary itself, which runs [`hold_for_parent`].
 pub(crate) struct Holder {
     child: Child,

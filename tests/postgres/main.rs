@@ -13,6 +13,8 @@ mod hostile;
 mod kinds;
 #[path = "../servers/last_held.rs"]
 mod last_held;
+#[path = "../it/late.rs"]
+mod late;
 mod logging;
 mod login;
 mod loss;

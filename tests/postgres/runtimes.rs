@@ -39,6 +39,16 @@ fn a_guard_outlives_its_runtime() {
     runtime.block_on(async { take(&lock).await.release().await.unwrap() });
 }
 
+/// The runtime of the guard runs no task any more.
+#[test]
+fn a_release_ends_although_its_runtime_stands_still() {
+    let lock = Server::shared().lock("lock=stands_still");
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let idle = runtime();
+    idle.block_on(async { drop(take(&lock).await) });
+    runtime().block_on(async { take(&lock).await.release().await.unwrap() });
+}
+
 /// The runtime ends while a task waits.
 #[test]
 fn a_dropped_runtime_leaves_no_wait_behind() {

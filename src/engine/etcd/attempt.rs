@@ -7,7 +7,7 @@ use super::failure::Failure;
 use super::held::EtcdHeld;
 use super::place::{Claim, Lock, Place};
 use crate::engine::contract::{BoxFuture, Contention, Grant, Waiter};
-use crate::engine::server::offer::{self, Offer, Outcome};
+use crate::engine::server::reply::{self, Outcome, Reply};
 use crate::words::error::LockError;
 use crate::words::mode::Mode;
 
@@ -26,7 +26,7 @@ pub(super) struct Request {
 impl Request {
     /// Dropping this future ends the request. The driver keeps the turn until nothing of it is left.
     pub(super) async fn get<Turn: Debug + Send + 'static>(self, turn: Turn) -> Outcome<Turn> {
-        let asked = offer::ask(turn, |offer| self.clone().run(offer)).await;
+        let asked = reply::ask(turn, &self.lock.allowance, |reply| self.clone().run(reply)).await;
         asked.unwrap_or_else(|error| Err(self.failed(Failure::not_sent(error))))
     }
 
@@ -34,19 +34,19 @@ impl Request {
         failure.into_error(&self.lock.target, if self.waits { "wait for" } else { "try for" })
     }
 
-    async fn run<Turn: Debug + Send + 'static>(self, mut offer: Offer<Turn>) {
-        let place = match self.place(&mut offer).await {
+    async fn run<Turn: Debug + Send + 'static>(self, mut reply: Reply<Turn>) {
+        let place = match self.place(&mut reply).await {
             // The task has gone. The end of this function gives the turn back.
             None => return,
-            Some(Err(failure)) => return offer.fail(self.failed(failure)),
-            Some(Ok(None)) => return offer.refuse(Box::new(Self { waits: true, ..self })),
+            Some(Err(failure)) => return reply.fail(self.failed(failure)),
+            Some(Ok(None)) => return reply.refuse(Box::new(Self { waits: true, ..self })),
             Some(Ok(Some(place))) => place,
         };
         if self.waits {
-            match offer.while_wanted(place.reach_front()).await {
+            match reply.while_wanted(place.reach_front()).await {
                 Some(Ok(())) => {}
                 Some(Err(failure)) => {
-                    offer.fail(self.failed(failure));
+                    reply.fail(self.failed(failure));
                     return place.delete_at_last().await;
                 }
                 // The turn is given back when nothing is left of the key.
@@ -55,17 +55,17 @@ impl Request {
         }
         let contention = if self.waits { Contention::Waited } else { Contention::None };
         match EtcdHeld::new(place, self.waits) {
-            Ok(held) => offer.give(Box::new(held), contention, &self.lock.target).await,
-            Err(failure) => offer.fail(self.failed(failure)),
+            Ok(held) => reply.give(Box::new(held), contention, &self.lock.target, &self.lock.allowance),
+            Err(failure) => reply.fail(self.failed(failure)),
         }
     }
 
     /// A place in the queue. A request that does not wait wants only the first place; if somebody has it, there is none.
     /// `None` if the task goes away before the place is made.
-    async fn place<T>(&self, offer: &mut Offer<T>) -> Option<Result<Option<Place>, Failure>> {
+    async fn place<T: Send + 'static>(&self, reply: &mut Reply<T>) -> Option<Result<Option<Place>, Failure>> {
         let mut leases = 0;
         loop {
-            let claim = match offer.while_wanted(Claim::new(&self.lock, self.mode)).await? {
+            let claim = match reply.while_wanted(Claim::new(&self.lock, self.mode)).await? {
                 Ok(claim) => claim,
                 Err(failure) => return Some(Err(failure)),
             };
@@ -84,6 +84,6 @@ impl Request {
 
 impl<Turn: Debug + Send + 'static> Waiter<Turn> for Request {
     fn wait(self: Box<Self>, turn: Turn, _had_rivals: bool) -> BoxFuture<'static, Result<Grant<Turn>, LockError>> {
-        Box::pin(async move { offer::granted(self.get(turn).await) })
+        Box::pin(async move { reply::granted(self.get(turn).await) })
     }
 }

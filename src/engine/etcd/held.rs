@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::failure::Failure;
 use super::place::Place;
 use super::session::Session;
-use crate::engine::contract::{Answer, BoxFuture, Held};
+use crate::engine::contract::{BoxFuture, End, Held};
 use crate::engine::server::driver;
 use crate::engine::server::loss::{self, Loss, LossSender};
 use crate::sys::process::Owner;
@@ -134,31 +134,27 @@ impl Held for EtcdHeld {
         true
     }
 
-    fn release(self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
+    fn release(self: Box<Self>, target: &Target, end: End) {
         let lost = self.parts().loss.check();
         let session = Arc::clone(&self.parts().session);
         let released = self.begin_release();
         if let Err(reason) = lost {
-            return Answer::Ready(Err(LockError::lost(&target.path, reason)));
+            return end(Err(LockError::lost(&target.path, reason)));
         }
         let target = target.clone();
-        Answer::Later(Box::pin(async move {
+        // Without a thread, nobody hears how the release ends.
+        let _ = driver::spawn(async move {
             let reason = match released.await {
-                Ok(Ok(true)) => return Ok(()),
+                Ok(Ok(true)) => return end(Ok(())),
                 Ok(Ok(false)) => LostReason::Removed,
-                Ok(Err(failure)) if session.lease.is_alive() => return Err(failure.into_error(&target, "release")),
+                Ok(Err(failure)) if session.lease.is_alive() => {
+                    return end(Err(failure.into_error(&target, "release")));
+                }
                 Ok(Err(_)) => LostReason::Expired,
                 Err(reason) => reason,
             };
-            Err(LockError::lost(&target.path, reason))
-        }))
-    }
-
-    /// The key is deleted a moment later.
-    fn release_now(self: Box<Self>, target: &Target) -> Result<(), LockError> {
-        let lost = self.parts().loss.check();
-        drop(self);
-        lost.map_err(|reason| LockError::lost(&target.path, reason))
+            end(Err(LockError::lost(&target.path, reason)));
+        });
     }
 
     fn token(&self) -> Option<u64> {

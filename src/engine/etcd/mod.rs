@@ -43,7 +43,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::contract::{Answer, Attempt, BoxFuture, Engine};
-use super::server::driver;
+use super::server::{driver, reply};
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::mode::Mode;
@@ -66,7 +66,10 @@ impl Etcd {
         let url = target.server.as_ref().expect("a lock on a server has its URL");
         let (config, name) = (Config::new(url)?, url.path.clone());
         let identity = config.identity(&name);
-        Ok(Self { identity, lock: Arc::new(Lock { target: Arc::clone(target), config, name }) })
+        Ok(Self {
+            identity,
+            lock: Arc::new(Lock { target: Arc::clone(target), config, name, allowance: reply::allowance() }),
+        })
     }
 }
 

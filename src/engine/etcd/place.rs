@@ -15,6 +15,7 @@ use super::proto::{DeleteRangeRequest, Outcome, PutRequest, RangeResponse, TxnRe
 use super::session::Session;
 use super::{keys, value};
 use crate::engine::server::driver;
+use crate::sys::offer::Allowance;
 use crate::words::error::LostReason;
 use crate::words::mode::Mode;
 use crate::words::target::Target;
@@ -28,6 +29,7 @@ pub(super) struct Lock {
     pub(super) target: Arc<Target>,
     pub(super) config: Config,
     pub(super) name: String,
+    pub(super) allowance: Allowance,
 }
 
 /// The right to make the one key that this process may have for a lock.

@@ -7,9 +7,9 @@ use super::execution::{Execution, TargetOnDisk};
 use super::held::FileHeld;
 use super::outcome::{Contended, Identity, Outcome, Thread};
 use super::protocol;
-use super::unclaimed::Unclaimed;
 use super::wait::wake_up::WakeUp;
-use crate::engine::contract::Answer;
+use crate::engine::claim::Claim;
+use crate::engine::contract::{Answer, Contention, Grant};
 use crate::util::timer::sleep;
 use crate::util::{blocking, random};
 use crate::words::error::LockError;
@@ -24,12 +24,7 @@ const SECOND_LOOK: Duration = Duration::from_millis(1);
 /// What came of one try.
 #[derive(Debug)]
 pub(super) enum Tried<Turn> {
-    /// The lock is boxed, because a wait keeps room for the outcome of its next try.
-    Acquired {
-        turn: Turn,
-        held: Box<FileHeld>,
-        taken_over: Option<u32>,
-    },
+    Acquired(Grant<Turn, FileHeld>),
     Busy(Turn, Contended),
 }
 
@@ -67,16 +62,14 @@ enum Undecided {
 }
 
 /// The result of a try whose outcome is clear; else what the next look needs.
-fn decided<Turn>(
-    lock: &Arc<TargetOnDisk>,
-    turn: Turn,
-    outcome: Outcome<protocol::Held>,
-) -> Result<Tried<Turn>, (Turn, Undecided)> {
+type Decided<Turn> = Result<Tried<Turn>, (Turn, Undecided)>;
+
+fn decided<Turn>(lock: &Arc<TargetOnDisk>, turn: Turn, outcome: Outcome<protocol::Held>) -> Decided<Turn> {
     match outcome {
         Outcome::Acquired { held, taken_over } => {
             lock.remember_record(held.has_record());
             let held = Box::new(FileHeld::new(held, Arc::clone(lock)));
-            Ok(Tried::Acquired { turn, held, taken_over })
+            Ok(Tried::Acquired(Grant { held, turn, taken_over, contention: Contention::None }))
         }
         Outcome::Busy(contended) => Ok(Tried::Busy(turn, contended)),
         Outcome::Unclear(contended) => Err((turn, Undecided::Unclear(contended))),
@@ -102,19 +95,11 @@ async fn look_again<Turn: Send + 'static>(
                 (last, false)
             }
         };
-        let outcome;
-        (turn, outcome) = match lock.execution() {
-            Some(Execution::Inline) if !is_slow => (turn, try_inline(&lock, mode, &last)?),
-            _ => match try_on_pool(&lock, mode, turn, last).await? {
-                (turn, Ok(outcome)) => (turn, outcome),
-                (same, Err(ours)) => {
-                    // It may be free, or somebody else's by now.
-                    (turn, undecided) = (same, Undecided::Slow(Contended::default().with_ours(ours)));
-                    continue;
-                }
-            },
+        let decided = match lock.execution() {
+            Some(Execution::Inline) if !is_slow => decided(&lock, turn, try_inline(&lock, mode, &last)?),
+            _ => try_on_pool(&lock, mode, turn, last).await?,
         };
-        (turn, undecided) = match decided(&lock, turn, outcome) {
+        (turn, undecided) = match decided {
             Ok(tried) => return Ok(tried),
             Err(undecided) => undecided,
         };
@@ -141,28 +126,43 @@ fn try_here(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outcome
     }
 }
 
-/// `Err` if the lock was obtained, but taken back because this future was not polled in time: with the file, if it was made
-/// for the lock.
+/// What comes from the blocking pool.
+enum FromPool<Turn: Send + 'static> {
+    /// With its file, if it was made for the lock.
+    Lock(Claim<Turn, FileHeld>, Option<Box<Identity>>),
+    NoLock(Decided<Turn>),
+}
+
 async fn try_on_pool<Turn: Send + 'static>(
     lock: &Arc<TargetOnDisk>,
     mode: Mode,
     turn: Turn,
     last: Contended,
-) -> Result<(Turn, Result<Outcome<protocol::Held>, Option<Box<Identity>>>), LockError> {
-    let path = &lock.target.path;
-    let lock = Arc::clone(lock);
-    // The turn goes along: if our caller goes away, no other task tries before this try has ended.
+) -> Result<Decided<Turn>, LockError> {
+    let failed = |error| LockError::io(&lock.target.path, "try for", error);
+    let on_pool = Arc::clone(lock);
+    // The turn goes along: if our caller goes away, no other task tries before this try has ended. `last` is dropped after
+    // the answer is sent: whoever closes a file that was removed pays for its removal from the disk.
     let tried = blocking::run_and_tidy_up(move || {
-        let tried = try_here(&lock, mode, &last);
-        let ours = match &tried {
-            Ok(Outcome::Acquired { held, .. }) => held.ours(),
-            _ => None,
+        let (answer, watch) = match try_here(&on_pool, mode, &last).map(|outcome| decided(&on_pool, turn, outcome)) {
+            Ok(Ok(Tried::Acquired(grant))) => {
+                let ours = grant.held.ours();
+                let (claim, watch) = Claim::new(grant, &on_pool.target, &on_pool.allowance);
+                (Ok(FromPool::Lock(claim, ours)), Some(watch))
+            }
+            tried => (tried.map(FromPool::NoLock), None),
         };
-        let (unclaimed, watch_later) = Unclaimed::new(tried);
-        // In this order: if our caller has gone, the lock is released before the turn. `last` is dropped after the answer
-        // is sent: whoever closes a file that was removed pays for its removal from the disk.
-        ((unclaimed, ours, turn), (watch_later, last))
+        (answer, move || {
+            watch.into_iter().for_each(|watch| watch());
+            drop(last);
+        })
     });
-    let (unclaimed, ours, turn) = tried.await.map_err(|error| LockError::io(path, "try for", error))?;
-    Ok((turn, unclaimed.claim().transpose()?.ok_or(ours)))
+    match tried.await.map_err(failed)?? {
+        FromPool::NoLock(decided) => Ok(decided),
+        FromPool::Lock(claim, ours) => Ok(match claim.take(&lock.allowance).await.map_err(failed)? {
+            Ok(grant) => Ok(Tried::Acquired(grant)),
+            // It may still be free, or somebody else's by now.
+            Err(turn) => Err((turn, Undecided::Slow(Contended::default().with_ours(ours)))),
+        }),
+    }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use crate::sys::offer::{Allowance, STANDS};
 use crate::sys::{self, FileSystem};
 use crate::words::error::LockError;
 use crate::words::kind::LockKind;
@@ -59,11 +60,18 @@ pub(super) struct TargetOnDisk {
     execution: OnceLock<Execution>,
     /// Whether a record was written when this handle got the lock last. Only a hint.
     has_record: AtomicBool,
+    /// For tries on the blocking pool.
+    pub(super) allowance: Allowance,
 }
 
 impl TargetOnDisk {
     pub(super) fn new(target: Arc<Target>) -> Self {
-        Self { target, execution: OnceLock::new(), has_record: AtomicBool::new(false) }
+        Self {
+            target,
+            execution: OnceLock::new(),
+            has_record: AtomicBool::new(false),
+            allowance: Allowance::new(STANDS),
+        }
     }
 
     pub(super) fn execution(&self) -> Option<Execution> {

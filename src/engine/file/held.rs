@@ -4,13 +4,14 @@ use std::fs::File;
 use std::sync::Arc;
 
 use super::execution::TargetOnDisk;
+use super::outcome::Identity;
 use super::protocol;
 use super::wait::loss;
-use crate::engine::contract::{Answer, BoxFuture, Held};
+use crate::engine::contract::{BoxFuture, End, Held};
 use crate::sys::OpenFile;
 use crate::sys::process::Owner;
 use crate::util::blocking;
-use crate::words::error::{LockError, LostReason};
+use crate::words::error::LostReason;
 use crate::words::target::Target;
 
 #[derive(Debug)]
@@ -29,13 +30,14 @@ impl FileHeld {
         self.held.as_ref().expect("present until it is released")
     }
 
+    /// The file, if it was made for the lock.
+    pub(super) fn ours(&self) -> Option<Box<Identity>> {
+        self.held().ours()
+    }
+
     /// The file that is locked or, for a PID file, linked.
     pub(super) fn lock_file(&self) -> &Arc<OpenFile> {
         self.held().file()
-    }
-
-    fn take(&mut self) -> protocol::Held {
-        self.held.take().expect("present until it is released")
     }
 }
 
@@ -64,20 +66,14 @@ impl Held for FileHeld {
         self.held().data_file(&self.lock.target.path).map(|file| -> &File { file })
     }
 
-    fn release(mut self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
-        if !self.is_slow_to_release() {
-            return Answer::Ready(self.release_now(target));
+    fn release(mut self: Box<Self>, target: &Target, end: End) {
+        let is_slow = self.is_slow_to_release();
+        let (path, held) = (Arc::clone(&target.path), self.held.take().expect("present until it is released"));
+        let release = move || end(held.release(&path));
+        match is_slow {
+            true => blocking::detach(release),
+            false => release(),
         }
-        let (path, held) = (Arc::clone(&target.path), self.take());
-        let released = blocking::begin({
-            let path = Arc::clone(&path);
-            move || held.release(&path)
-        });
-        Answer::Later(Box::pin(async move { released.await.map_err(|error| LockError::io(&path, "release", error))? }))
-    }
-
-    fn release_now(mut self: Box<Self>, target: &Target) -> Result<(), LockError> {
-        self.take().release(&target.path)
     }
 }
 

@@ -15,13 +15,12 @@ mod protocol;
 mod record;
 #[cfg(unix)]
 mod shlock;
-mod unclaimed;
 mod wait;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::contract::{Answer, Attempt, BoxFuture, Contention, Engine, Grant};
+use super::contract::{Answer, Attempt, BoxFuture, Contention, Engine};
 use crate::sys;
 use crate::util::blocking;
 use crate::words::error::LockError;
@@ -82,9 +81,7 @@ impl<Turn: Send + 'static> Engine<Turn> for FileLock {
 fn outcome_of<Turn: Send + 'static>(tried: Tried<Turn>, lock: Arc<TargetOnDisk>, mode: Mode) -> Attempt<Turn> {
     warn_of_record_locks(&lock, &tried);
     match tried {
-        Tried::Acquired { turn, held, taken_over } => {
-            Attempt::Acquired(Grant { held, turn, taken_over, contention: Contention::None })
-        }
+        Tried::Acquired(grant) => Attempt::Acquired(grant.boxed(Contention::None)),
         Tried::Busy(turn, last) => Attempt::Busy(turn, Box::new(FileWaiter::new(lock, mode, last))),
     }
 }
@@ -95,7 +92,7 @@ fn warn_of_record_locks<Turn>(lock: &TargetOnDisk, tried: &Tried<Turn>) {
         return;
     }
     let file = match tried {
-        Tried::Acquired { held, .. } => Some(held.lock_file()),
+        Tried::Acquired(grant) => Some(grant.held.lock_file()),
         Tried::Busy(_, last) => last.file(),
     };
     if let Some(pid) = file.and_then(|file| sys::record_lock_holder(file)) {

@@ -12,7 +12,7 @@ use super::server::Server;
 use super::session::{Session, Tried};
 use super::watch::{Turn, Waiting};
 use crate::engine::contract::{BoxFuture, Contention, Grant, Waiter};
-use crate::engine::server::offer::{self, Offer, Outcome};
+use crate::engine::server::reply::{self, Outcome, Reply};
 use crate::words::error::LockError;
 use crate::words::mode::Mode;
 
@@ -28,7 +28,7 @@ pub(super) struct Request {
 impl Request {
     /// Dropping this future ends the request. The driver keeps the turn until nothing of it is left.
     pub(super) async fn get<Turn: Debug + Send + 'static>(self, turn: Turn) -> Outcome<Turn> {
-        let asked = offer::ask(turn, |offer| self.clone().run(offer)).await;
+        let asked = reply::ask(turn, &self.lock.allowance, |reply| self.clone().run(reply)).await;
         asked.unwrap_or_else(|error| Err(self.failed(error.into())))
     }
 
@@ -36,31 +36,35 @@ impl Request {
         failure.into_error(&self.lock.target, if self.waits { "wait for" } else { "try for" })
     }
 
-    async fn run<Turn: Debug + Send + 'static>(self, mut offer: Offer<Turn>) {
+    async fn run<Turn: Debug + Send + 'static>(self, mut reply: Reply<Turn>) {
         let server = Server::with(&self.lock.settings);
-        match self.ask(&server, &mut offer).await {
+        match self.ask(&server, &mut reply).await {
             // The task has gone. The end of this function gives the turn back.
             None => {}
-            Some(Err(failure)) => offer.fail(self.failed(failure)),
+            Some(Err(failure)) => reply.fail(self.failed(failure)),
             Some(Ok((session, Tried::Busy))) => {
                 server.keep_warm(session);
-                offer.refuse(Box::new(Self { waits: true, ..self }));
+                reply.refuse(Box::new(Self { waits: true, ..self }));
             }
             Some(Ok((session, Tried::Granted(grant)))) => {
                 let held = Box::new(PostgresHeld::new(&server, session, self.lock.number, self.mode, &grant));
                 let contention = if self.waits { Contention::Waited } else { Contention::None };
-                offer.give(held, contention, &self.lock.target).await;
+                reply.give(held, contention, &self.lock.target, &self.lock.allowance);
             }
         }
     }
 
     /// `None` if the task has gone. Then nothing is left at the server.
-    async fn ask<T>(&self, server: &Arc<Server>, offer: &mut Offer<T>) -> Option<Result<(Session, Tried), Failure>> {
+    async fn ask<T: Send + 'static>(
+        &self,
+        server: &Arc<Server>,
+        reply: &mut Reply<T>,
+    ) -> Option<Result<(Session, Tried), Failure>> {
         match self.waits {
-            false => self.try_once(server, offer).await,
+            false => self.try_once(server, reply).await,
             true => {
                 let mut waiting = Waiting::begin(server, self.lock.number, self.mode);
-                let got = self.wait(server, &mut waiting, offer).await;
+                let got = self.wait(server, &mut waiting, reply).await;
                 match got {
                     // The lease runs.
                     Some(Ok(_)) => drop(timeout(self.lock.settings.beat(), waiting.end()).await),
@@ -72,21 +76,21 @@ impl Request {
     }
 
     /// Tries whenever it is the turn of this wait, until the lock is there.
-    async fn wait<T>(
+    async fn wait<T: Send + 'static>(
         &self,
         server: &Arc<Server>,
         waiting: &mut Waiting,
-        offer: &mut Offer<T>,
+        reply: &mut Reply<T>,
     ) -> Option<Result<(Session, Tried), Failure>> {
         let mut failing = None;
         loop {
-            match offer.while_wanted(waiting.turn()).await? {
+            match reply.while_wanted(waiting.turn()).await? {
                 Turn::Try => {}
                 Turn::Granted(session, grant) => return Some(Ok((*session, Tried::Granted(grant)))),
                 Turn::Failed(failure) => return Some(Err(failure)),
             }
             let began = Instant::now();
-            match self.try_once(server, offer).await? {
+            match self.try_once(server, reply).await? {
                 Ok((session, Tried::Busy)) => {
                     failing = None;
                     server.keep_warm(session);
@@ -98,17 +102,17 @@ impl Request {
         }
     }
 
-    async fn try_once<T>(
+    async fn try_once<T: Send + 'static>(
         &self,
         server: &Arc<Server>,
-        offer: &mut Offer<T>,
+        reply: &mut Reply<T>,
     ) -> Option<Result<(Session, Tried), Failure>> {
         loop {
             let session = async {
                 server.released(self.lock.number.key).await;
                 server.session().await
             };
-            let (mut session, is_warm) = match offer.while_wanted(session).await? {
+            let (mut session, is_warm) = match reply.while_wanted(session).await? {
                 Ok(session) => session,
                 Err(failure) => return Some(Err(failure)),
             };
@@ -126,6 +130,6 @@ impl Request {
 
 impl<Turn: Debug + Send + 'static> Waiter<Turn> for Request {
     fn wait(self: Box<Self>, turn: Turn, _had_rivals: bool) -> BoxFuture<'static, Result<Grant<Turn>, LockError>> {
-        Box::pin(async move { offer::granted(self.get(turn).await) })
+        Box::pin(async move { reply::granted(self.get(turn).await) })
     }
 }

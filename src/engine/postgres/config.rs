@@ -8,7 +8,8 @@ use super::environment::{self, Environment};
 use super::key;
 use super::login::{ChannelBinding, Methods};
 use super::tls::{Root, Tls, TlsMode};
-use crate::engine::server::span;
+use crate::engine::server::{reply, span};
+use crate::sys::offer::Allowance;
 use crate::words::error::LockError;
 use crate::words::server_url::ServerUrl;
 use crate::words::target::Target;
@@ -94,6 +95,7 @@ pub(super) struct Lock {
     pub(super) target: Arc<Target>,
     pub(super) settings: Settings,
     pub(super) number: LockNumber,
+    pub(super) allowance: Allowance,
 }
 
 impl Lock {
@@ -101,7 +103,12 @@ impl Lock {
     pub(super) fn read(target: &Arc<Target>, environment: Environment<'_>) -> Result<Self, LockError> {
         let url = target.server.as_deref().expect("a lock on a server has its URL");
         let parts = read(url, environment).map_err(|reason| LockError::invalid_url(url, reason));
-        parts.map(|(settings, number)| Self { target: Arc::clone(target), settings, number })
+        parts.map(|(settings, number)| Self {
+            target: Arc::clone(target),
+            settings,
+            number,
+            allowance: reply::allowance(),
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::server::Server;
 use super::session::Session;
 use super::token;
-use crate::engine::contract::{Answer, BoxFuture, Held};
+use crate::engine::contract::{BoxFuture, End, Held};
 use crate::engine::server::driver;
 use crate::engine::server::lease::Lease;
 use crate::engine::server::loss::{self, Loss, LossSender};
@@ -128,21 +128,17 @@ impl Held for PostgresHeld {
         true
     }
 
-    fn release(mut self: Box<Self>, target: &Target) -> Answer<Result<(), LockError>> {
+    fn release(mut self: Box<Self>, target: &Target, end: End) {
         let lost = self.loss().check();
         let releasing = self.begin_release();
         if let Err(reason) = lost {
-            return Answer::Ready(Err(LockError::lost(&target.path, reason)));
+            return end(Err(LockError::lost(&target.path, reason)));
         }
         let target = target.clone();
-        Answer::Later(Box::pin(async move { releasing.await.map_err(|unreleased| unreleased.into_error(&target)) }))
-    }
-
-    /// This can only send the order. It does not hear of a failure of the keeper.
-    fn release_now(mut self: Box<Self>, target: &Target) -> Result<(), LockError> {
-        let lost = self.loss().check();
-        drop(self.begin_release());
-        lost.map_err(|reason| LockError::lost(&target.path, reason))
+        // Without a thread, nobody hears how the release ends.
+        let _ = driver::spawn(async move {
+            end(releasing.await.map_err(|unreleased| unreleased.into_error(&target)));
+        });
     }
 
     fn token(&self) -> Option<u64> {

@@ -3,7 +3,7 @@
 pub(super) mod driver;
 pub(super) mod lease;
 pub(super) mod loss;
-pub(super) mod offer;
+pub(super) mod reply;
 #[cfg(any(feature = "postgres-tls", feature = "etcd"))]
 pub(super) mod roots;
 pub(super) mod said;

@@ -67,9 +67,7 @@ impl FileWaiter {
                 }
                 last.is_awaited = true;
                 match attempt(&lock, mode, turn, last, wake_up).get().await? {
-                    Tried::Acquired { turn, held, taken_over } => {
-                        return Ok(Grant { held, turn, taken_over, contention });
-                    }
+                    Tried::Acquired(grant) => return Ok(grant.boxed(contention)),
                     Tried::Busy(back, contended) => (turn, last) = (back, contended),
                 }
             }
