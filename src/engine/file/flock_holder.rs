@@ -4,6 +4,10 @@
 //! look at them, the kernel's list of locks does. Both have the PIDs of our own PID namespace. A PID in a record may be that
 //! of a dead process, or of another process in another namespace.
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::sys::per_process::PerProcess;
 use crate::sys::process::pid_exists;
 use crate::sys::{self, Stat};
 use crate::words::mode::Mode;
@@ -11,9 +15,45 @@ use crate::words::mode::Mode;
 /// How often the kernel's list is read: it can miss a lock while it changes.
 const LOOKS: usize = 4;
 
+/// How old the list may be of which many looks at about the same time have one reading.
+const LIST_AGE: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Default)]
+struct List {
+    asked: Option<Instant>,
+    read: Option<(Instant, Arc<str>)>,
+}
+
+static LIST: PerProcess<Mutex<List>> = PerProcess::new();
+
+/// Whether the kernel's list had an flock of this process on the file a moment ago. Of many looks at about the same time,
+/// one reads the list for all. A look that is alone gets `false`.
+fn was_listed_lately(pid: u32, stat: &Stat, mode: Mode) -> bool {
+    let read = {
+        let mut list = LIST.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
+        let is_recent = |at: Instant| at.elapsed() <= LIST_AGE;
+        if !list.asked.replace(Instant::now()).is_some_and(is_recent) {
+            return false;
+        }
+        match &list.read {
+            Some((at, read)) if is_recent(*at) => Arc::clone(read),
+            _ => {
+                let read: Arc<str> = sys::list_of_locks().into();
+                list.read = Some((Instant::now(), Arc::clone(&read)));
+                read
+            }
+        }
+    };
+    sys::is_listed(&read, pid, stat, mode)
+}
+
 /// The process that has the file locked exclusively. `recorded` is the PID in the file. 0 if nothing tells who it is.
 pub(super) fn find_exclusive(stat: &Stat, recorded: Option<u32>) -> u32 {
     let mode = Mode::Exclusive;
+    // Where many look, its files are too many to look at each time.
+    if let Some(pid) = recorded.filter(|&pid| was_listed_lately(pid, stat, mode) && pid_exists(pid)) {
+        return pid;
+    }
     // The record first: everybody on the machine pays for a look at the kernel's list.
     if let Some(pid) = recorded.filter(|&pid| sys::has_flock(pid, stat, mode) == Some(true)) {
         return pid;
@@ -46,4 +86,23 @@ pub(super) fn find_shared(stat: &Stat) -> Vec<u32> {
         found.dedup();
     }
     found
+}
+
+#[cfg(all(test, target_os = "linux", not(tokio_lockfile_test_portable)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_looks_at_about_the_same_time_one_reads_the_list_for_all() {
+        let file = tempfile::tempfile().unwrap();
+        let stat = sys::stat(&file).unwrap();
+        let is_listed = || was_listed_lately(std::process::id(), &stat, Mode::Exclusive);
+        assert!(!(0..100).any(|_| is_listed()));
+        assert!(sys::try_lock_exclusive(&file).unwrap());
+        // The list that the looks before have read may still be in use.
+        let began = Instant::now();
+        while !is_listed() {
+            assert!(began.elapsed() < Duration::from_secs(60), "the list does not show it");
+        }
+    }
 }

@@ -160,16 +160,30 @@ fn mode_name(mode: LockMode) -> &'static str {
 /// An empty list proves nothing. The list does not contain the locks of outer PID namespaces. Any lock may be missing
 /// if the list changes while we read it. A listed process may be dead, because its lock can pass to a child process.
 pub(crate) fn listed_flock_holders(stat: &Stat, mode: LockMode, writer: Option<u32>) -> Vec<u32> {
+    parse_locks(&list_of_locks(), &name_in_list(stat), mode, writer)
+}
+
+/// The kernel's list of all locks (proc_locks(5)), for [`is_listed`]. Everybody on the machine pays for a reading.
+pub(crate) fn list_of_locks() -> String {
+    in_our_proc("locks").and_then(read_lossy).unwrap_or_default()
+}
+
+/// Whether the list has an flock(2) of this process on the file.
+pub(crate) fn is_listed(list: &str, pid: u32, stat: &Stat, mode: LockMode) -> bool {
+    parse_locks(list, &name_in_list(stat), mode, Some(pid)).contains(&pid)
+}
+
+/// How the list names a file.
+fn name_in_list(stat: &Stat) -> String {
     let (device, inode) = stat.device_and_inode();
-    let id = format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device));
-    let locks = in_our_proc("locks").and_then(read_lossy);
-    locks.map(|locks| parse_locks(&locks, &id, mode, writer)).unwrap_or_default()
+    format!("{:02x}:{:02x}:{inode}", rustix::fs::major(device), rustix::fs::minor(device))
 }
 
 /// An example is "12: FLOCK  ADVISORY  WRITE 4321 08:01:1234 0 EOF". The line of a waiter has "->" after the number.
 pub(super) fn parse_locks(locks: &str, id: &str, mode: LockMode, writer: Option<u32>) -> Vec<u32> {
     let inode = id.rfind(':').map_or(id, |at| &id[at..]);
-    let on_file = locks.lines().filter_map(|line| {
+    // Most lines are those of other files.
+    let on_file = locks.lines().filter(|line| line.contains(inode)).filter_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         match fields[..] {
             [_, "FLOCK", _, locked, pid, file, ..] if locked == mode_name(mode) => {

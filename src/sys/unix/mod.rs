@@ -78,7 +78,9 @@ pub(crate) use stat::{Stat, stat, stat_path};
 
 #[cfg(any(feature = "postgres", feature = "etcd"))]
 pub(crate) use imp::is_set_uid;
-pub(crate) use imp::{find_flock_holders, has_flock, listed_flock_holders, process_existence};
+pub(crate) use imp::{
+    find_flock_holders, has_flock, is_listed, list_of_locks, listed_flock_holders, process_existence,
+};
 
 /// An open directory.
 #[derive(Debug)]

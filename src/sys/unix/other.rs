@@ -80,6 +80,15 @@ pub(crate) fn listed_flock_holders(_stat: &Stat, _mode: Mode, _writer: Option<u3
     Vec::new()
 }
 
+/// There is no list here.
+pub(crate) fn list_of_locks() -> String {
+    String::new()
+}
+
+pub(crate) fn is_listed(_list: &str, _pid: u32, _stat: &Stat, _mode: Mode) -> bool {
+    false
+}
+
 /// These systems do not show which process has an flock. They have no PID namespaces, so a living process is believed.
 pub(crate) fn has_flock(pid: u32, _stat: &Stat, _mode: Mode) -> Option<bool> {
     Some(process_existence(pid) != Existence::Gone)
