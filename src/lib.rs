@@ -87,6 +87,8 @@
 //! | `release_failed` | WARN | the lock could not be released properly | `error` |
 //! | `no_events` | WARN, once for the process, without `path` | no events from inotify | `error` |
 //!
+//! A task that waits for a permit of a [`Semaphore`] reports it as a wait for the first of the locks.
+//!
 //! A [`Singleton`] adds these:
 //!
 //! | Name | Level | Message | Fields besides `path` |

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::pin::pin;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tracing::Instrument;
@@ -235,6 +236,18 @@ impl LockFile {
     pub async fn obtain(&self) -> Result<LockGuard, LockError> {
         let obtained = acquire::obtain(&self.lock, self.mode).instrument(trace::obtain_span(self.target())).await;
         obtained.map(LockGuard::new)
+    }
+
+    /// Tries once for this lock as one of several.
+    pub(crate) async fn attempt_one_of(&self, is_reported: &AtomicBool) -> Result<Option<LockGuard>, LockError> {
+        let is_reported = is_reported.load(Ordering::Relaxed);
+        Ok(acquire::attempt_in(&self.lock, self.mode, is_reported).await?.map(LockGuard::new))
+    }
+
+    /// Waits for this lock as one of several. The wait for all of them is reported by [`report::during`](crate::process::report::during).
+    pub(crate) async fn obtain_one_of(&self, is_reported: &AtomicBool) -> Result<LockGuard, LockError> {
+        let obtaining = acquire::obtain_one_of(&self.lock, self.mode, is_reported);
+        obtaining.instrument(trace::obtain_span(self.target())).await.map(LockGuard::new)
     }
 
     /// Does the same as [`obtain`](Self::obtain), for a program that talks to a person. If the lock is not free at once,

@@ -7,7 +7,7 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 
 use crate::guard::LockGuard;
 use crate::lock::LockFile;
-use crate::process::limit;
+use crate::process::{limit, report};
 use crate::sys::per_process::PerProcess;
 use crate::util::random;
 use crate::util::timer::{sleep, timeout};
@@ -139,7 +139,7 @@ impl Semaphore {
     pub async fn attempt(&self) -> Result<Option<LockGuard>, LockError> {
         self.refuse_shared()?;
         match self.queue().waiting.load(Ordering::Acquire) {
-            0 => self.try_each().await,
+            0 => self.try_each(&AtomicBool::new(false)).await,
             _ => Ok(None),
         }
     }
@@ -173,6 +173,15 @@ impl Semaphore {
     #[doc(alias = "acquire")]
     pub async fn obtain(&self) -> Result<LockGuard, LockError> {
         self.refuse_shared()?;
+        let is_reported = AtomicBool::new(false);
+        let mut wait = Box::pin(self.obtain_in_turn(&is_reported));
+        match self.locks.first() {
+            Some(first) => report::during(first.lock(), &is_reported, wait.as_mut()).await,
+            None => wait.await,
+        }
+    }
+
+    async fn obtain_in_turn(&self, is_reported: &AtomicBool) -> Result<LockGuard, LockError> {
         let queue = self.queue();
         let (_turn, _in_queue);
         match queue.turn.try_lock() {
@@ -183,11 +192,11 @@ impl Semaphore {
             }
         }
         // First one after the other: so a task takes only one of the permits that are free.
-        if let Some(guard) = self.try_each().await? {
+        if let Some(guard) = self.try_each(is_reported).await? {
             return Ok(guard);
         }
         let _waiting = Waiting::begin(queue);
-        self.wait_for_any().await
+        self.wait_for_any(is_reported).await
     }
 
     /// Waits for a permit for at most `limit`. With a zero limit, this tries once. With [`Duration::MAX`], it waits for
@@ -222,14 +231,14 @@ impl Semaphore {
 
     /// Tries each lock once, from a random one on: processes that begin at different locks seldom meet. A lock that does not
     /// answer, because its file system or its server hangs, does not keep the others from being tried.
-    async fn try_each(&self) -> Result<Option<LockGuard>, LockError> {
+    async fn try_each(&self, is_reported: &AtomicBool) -> Result<Option<LockGuard>, LockError> {
         let (before, first) = self.locks.split_at((random::fraction() * self.locks.len() as f64) as usize);
         let mut next = first.iter().chain(before);
         let (mut trying, mut failed) = (Vec::new(), None);
         loop {
             let patience = match next.next() {
                 Some(lock) => {
-                    trying.push(Box::pin(lock.attempt()));
+                    trying.push(Box::pin(lock.attempt_one_of(is_reported)));
                     STAGGER
                 }
                 None if trying.is_empty() => return failed.map_or(Ok(None), Err),
@@ -249,8 +258,8 @@ impl Semaphore {
 
     /// Waits for all locks at once, until one of them is obtained. The waits for the others are dropped then. If one of
     /// them has just got its lock, its drop gives the lock back.
-    async fn wait_for_any(&self) -> Result<LockGuard, LockError> {
-        first_of(&mut self.locks.iter().map(|lock| Box::pin(lock.obtain())).collect()).await
+    async fn wait_for_any(&self, is_reported: &AtomicBool) -> Result<LockGuard, LockError> {
+        first_of(&mut self.locks.iter().map(|lock| Box::pin(lock.obtain_one_of(is_reported))).collect()).await
     }
 
     /// A shared lock lets any number of holders in.

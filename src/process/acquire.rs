@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::mem;
 use std::pin::{Pin, pin};
+use std::sync::atomic::AtomicBool;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -24,31 +25,63 @@ use crate::words::mode::Mode;
 
 /// Tries once. `None` if somebody holds the lock, or another task of this process waits for it.
 pub(crate) async fn attempt(lock: &Lock, mode: Mode) -> Result<Option<Acquisition>, LockError> {
-    attempt_with(lock, mode, true).await
+    attempt_in(lock, mode, false).await
+}
+
+/// The same as a part of a wait. `is_reported`: whether the log tells of that.
+pub(crate) async fn attempt_in(lock: &Lock, mode: Mode, is_reported: bool) -> Result<Option<Acquisition>, LockError> {
+    attempt_with(lock, mode, Caller { may_wait: true, is_reported }).await
+}
+
+/// Who tries once.
+#[derive(Clone, Copy)]
+struct Caller {
+    may_wait: bool,
+    is_reported: bool,
 }
 
 /// The same for a caller that blocks its runtime: it waits for no other task. `None` also while a task of this process
 /// releases the lock, or tries for it.
 pub(crate) async fn attempt_at_once(lock: &Lock, mode: Mode) -> Result<Option<Acquisition>, LockError> {
-    attempt_with(lock, mode, false).await
+    attempt_with(lock, mode, Caller { may_wait: false, is_reported: false }).await
 }
 
-async fn attempt_with(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<Acquisition>, LockError> {
+async fn attempt_with(lock: &Lock, mode: Mode, caller: Caller) -> Result<Option<Acquisition>, LockError> {
     // Nothing below need ever wait, and a task that tries in a loop must not keep others from running.
     tokio::task::consume_budget().await;
     if let Some(acquisition) = read_along(lock, mode) {
         return Ok(Some(acquisition));
     }
-    again_after_a_fork(|| attempt_here(lock, mode, may_wait)).await
+    again_after_a_fork(|| attempt_here(lock, mode, caller)).await
 }
 
 /// Waits in the queue of this process, then until the engine has the lock.
-pub(crate) async fn obtain(lock: &Lock, mode: Mode) -> Result<Acquisition, LockError> {
-    tokio::task::consume_budget().await;
-    if let Some(acquisition) = read_along(lock, mode) {
-        return Ok(acquisition);
+pub(crate) fn obtain(lock: &Lock, mode: Mode) -> impl Future<Output = Result<Acquisition, LockError>> {
+    obtain_as(lock, mode, Report::new)
+}
+
+/// The same as a part of a wait for one of several locks, which [`report::during`](super::report::during) reports.
+pub(crate) fn obtain_one_of<'a>(
+    lock: &'a Lock,
+    mode: Mode,
+    is_reported: &'a AtomicBool,
+) -> impl Future<Output = Result<Acquisition, LockError>> {
+    obtain_as(lock, mode, |started| Report::of_part(started, is_reported))
+}
+
+#[expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice")]
+fn obtain_as<'a>(
+    lock: &'a Lock,
+    mode: Mode,
+    report: impl Fn(Instant) -> Report<'a> + Copy + 'a,
+) -> impl Future<Output = Result<Acquisition, LockError>> {
+    async move {
+        tokio::task::consume_budget().await;
+        if let Some(acquisition) = read_along(lock, mode) {
+            return Ok(acquisition);
+        }
+        again_after_a_fork(|| obtain_here(lock, mode, report)).await
     }
-    again_after_a_fork(|| obtain_here(lock, mode)).await
 }
 
 /// The shortest way of a reader: others read already. Nothing here waits.
@@ -108,14 +141,15 @@ fn patience(lock: &Lock) -> Duration {
     if lock.target.server.is_some() { Duration::from_secs(5) } else { Duration::from_millis(50) }
 }
 
-async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<Acquisition>, LockError> {
+async fn attempt_here(lock: &Lock, mode: Mode, caller: Caller) -> Result<Option<Acquisition>, LockError> {
+    let Caller { may_wait, is_reported } = caller;
     let mut turn = lock.slot().try_turn(mode);
     if turn.is_none() && may_wait {
         let _ = timeout(LONGEST_RELEASE, pin!(lock.slot().released())).await;
         turn = lock.slot().try_turn(mode);
     }
     let Some(turn) = turn else { return Ok(None) };
-    let wait = Wait::begin(begin());
+    let wait = Wait { started: begin(), is_reported };
     let mut turn = match find_here(lock, turn, wait).await {
         Found::Lock(acquisition) => return Ok(Some(acquisition)),
         Found::Turn(turn) => turn,
@@ -139,8 +173,12 @@ async fn attempt_here(lock: &Lock, mode: Mode, may_wait: bool) -> Result<Option<
 }
 
 /// Many waits are in here at the same time. So what few of them need is boxed, and no value is kept that has gone on.
-async fn obtain_here(lock: &Lock, mode: Mode) -> Result<Acquisition, LockError> {
-    let mut report = Report::new(begin());
+async fn obtain_here<'a>(
+    lock: &Lock,
+    mode: Mode,
+    report: impl Fn(Instant) -> Report<'a>,
+) -> Result<Acquisition, LockError> {
+    let mut report = report(begin());
     let turn = if let Some(turn) = lock.slot().try_turn(mode) {
         turn
     } else {
@@ -225,7 +263,7 @@ fn rest_of_writers_turn(lock: &Lock, turn: &Turn<Hold>, now: std::time::Instant)
 }
 
 /// Waits for the lead among the readers. Then it does the same as [`lead`].
-async fn wait_for_lead(lock: &Lock, mut turn: Turn<Hold>, report: &mut Report) -> Result<Found, LockError> {
+async fn wait_for_lead(lock: &Lock, mut turn: Turn<Hold>, report: &mut Report<'_>) -> Result<Found, LockError> {
     report.during(lock, pin!(turn.take_lead())).await;
     lead(lock, turn, report.wait()).await
 }

@@ -12,7 +12,7 @@ mod moment;
 mod queue;
 mod readers;
 mod registry;
-mod report;
+pub(crate) mod report;
 mod time_slice;
 mod worker;
 mod writers_turn;

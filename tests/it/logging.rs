@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio_lockfile::{LockError, LockFile};
+use tokio_lockfile::{LockError, LockFile, Semaphore};
 use tracing::field::{Field, Visit};
 use tracing::span::Attributes;
 use tracing::subscriber::DefaultGuard;
@@ -188,6 +188,36 @@ async fn a_long_wait_names_the_holder_at_growing_intervals() {
         holder.release();
     })
     .await;
+}
+
+/// Whoever has the turn waits for all locks at once, and the others for the turn.
+#[tokio::test(start_paused = true)]
+async fn each_task_that_waits_for_a_permit_has_one_report() {
+    if !in_own_process("logging::each_task_that_waits_for_a_permit_has_one_report") {
+        return;
+    }
+    let (recorder, _listening) = Recorder::listen();
+    let permits = Semaphore::new((0..50).map(|_| LockFile::null()));
+    let mut guards = Vec::new();
+    for _ in 0..permits.permits() {
+        guards.push(permits.obtain().await.unwrap());
+    }
+    let wait = || {
+        tokio::spawn({
+            let permits = permits.clone();
+            async move { permits.obtain().await }
+        })
+    };
+    let waits: Vec<_> = (0..20).map(|_| wait()).collect();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let waiting = recorder.about("waiting");
+    assert_eq!(waiting.len(), 20, "{waiting:?}");
+    drop(guards);
+    for wait in waits {
+        drop(wait.await.unwrap().unwrap());
+    }
+    let told = recorder.about("acquired").into_iter().filter(|entry| entry.level == Level::INFO);
+    assert_eq!(told.count(), 20);
 }
 
 #[tokio::test]
