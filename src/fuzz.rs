@@ -17,6 +17,8 @@ pub const PARSERS: &[(&str, fn(&[u8]))] = &[
     ("etcd_value", etcd::value),
     ("postgres_answer", postgres::answer),
     ("postgres_login", postgres::login),
+    ("postgres_scram", postgres::scram),
+    ("certificate", postgres::certificate),
     ("postgres_token", postgres::token),
     ("application_name", postgres::application_name),
     ("password_file", postgres::password_file),

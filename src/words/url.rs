@@ -298,6 +298,16 @@ impl fmt::Display for LockUrl {
     }
 }
 
+#[cfg(any(test, tokio_lockfile_fuzz))]
+impl LockUrl {
+    pub(crate) fn server(&self) -> Option<&ServerUrl> {
+        match &self.address {
+            Address::File { .. } => None,
+            Address::Server(server) => Some(server),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -309,13 +319,6 @@ mod tests {
             match &self.address {
                 Address::File { path, .. } => path,
                 Address::Server(server) => panic!("{server}"),
-            }
-        }
-
-        pub(crate) fn server(&self) -> Option<&ServerUrl> {
-            match &self.address {
-                Address::File { .. } => None,
-                Address::Server(server) => Some(server),
             }
         }
     }

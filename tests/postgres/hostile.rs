@@ -107,6 +107,13 @@ impl Connection {
         let initial = String::from_utf8_lossy(&initial).into_owned();
         let (_, nonce) = initial.split_once("r=").unwrap();
         self.send(b'R', format!("\0\0\0\x0br={nonce}+,s=c2FsdA==,i={rounds}").as_bytes())?;
+        self.receive(1)?;
+        // Who does not know the password cannot sign.
+        if rounds > 1 {
+            self.send(b'R', format!("\0\0\0\x0cv={}=", "A".repeat(43)).as_bytes())?;
+        }
+        self.send(b'R', &0_u32.to_be_bytes())?;
+        self.send(b'Z', b"I")?;
         self.receive(1).map(drop)
     }
 
@@ -172,19 +179,24 @@ impl Connection {
     }
 }
 
-/// The most rounds that are made, and more than can ever be made.
+/// One round, many, and more than can ever be made.
 #[tokio::test]
 async fn a_server_that_makes_its_clients_compute_costs_no_lock_elsewhere() {
     let held = Server::shared().lock("lock=beside_hostile&ttl=2s");
     let guard = take(&held).await;
-    for rounds in [100_000, u32::MAX] {
+    for (rounds, reason) in [
+        (1, "none of a login"),
+        (20_000, "incorrect server signature"),
+        (u32::MAX, "4294967295 rounds of SCRAM-SHA-256"),
+    ] {
         let fake = Fake::start(rounds);
         let (lock, other) = (fake.lock("x", "4s"), fake.lock("y", "5s"));
         let attempts = async { tokio::join!(lock.attempt(), other.attempt()) };
-        tokio::select! {
-            attempts = timeout(HANG, attempts) => println!("{rounds} rounds: {:?}", attempts.expect("hangs").0.unwrap_err()),
+        let error = tokio::select! {
+            attempts = timeout(HANG, attempts) => attempts.expect("hangs").0.unwrap_err().to_string(),
             reason = guard.lost() => panic!("lost beside {rounds} rounds: {reason:?}"),
-        }
+        };
+        assert!(error.contains(reason) && !error.contains("pw"), "{error}");
     }
     assert!(guard.is_held());
     guard.release().await.unwrap();

@@ -25,6 +25,7 @@ mod partition;
 mod pools;
 mod refused;
 mod runtimes;
+mod scram;
 mod server;
 mod sessions;
 #[path = "../servers/set_uid.rs"]

@@ -58,6 +58,14 @@ impl Certificates {
         self.0.path().join(name)
     }
 
+    /// Another certificate `server`, which signs itself with such a key and such a hash.
+    pub(crate) fn replace(&self, key: &str, hash: &str) {
+        let option = if key == "rsa" { "rsa_keygen_bits:2048" } else { "ec_paramgen_curve:prime256v1" };
+        self.openssl(&["req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=localhost", &format!("-{hash}")])
+            .args(["-newkey", key, "-pkeyopt", option, "-keyout", "server.key", "-out", "server.crt"])
+            .succeeds();
+    }
+
     pub(crate) fn give_to(&self, server: &Server) {
         for name in ["server.key", "server.crt"] {
             write_for_unprivileged(&server.data().join(name), &std::fs::read_to_string(self.path(name)).unwrap());

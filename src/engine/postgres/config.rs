@@ -68,6 +68,15 @@ impl fmt::Debug for Settings {
     }
 }
 
+#[cfg(any(test, tokio_lockfile_fuzz))]
+impl Settings {
+    /// Those of a URL alone.
+    pub(super) fn of(url: &str) -> Self {
+        let url: crate::words::url::LockUrl = url.parse().expect("it is a URL");
+        read(url.server().expect("it names a server"), &|_| None).expect("it has no mistakes").0
+    }
+}
+
 /// A parameter of the URL, or else a variable.
 struct Given {
     /// What a message calls it.

@@ -9,14 +9,14 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio_postgres::config::{SslMode, SslNegotiation};
-use tokio_postgres::{AsyncMessage, Client, Config};
+use tokio_postgres::{AsyncMessage, Client};
 
 use super::config::{Host, Settings};
 use super::environment::variable;
 use super::failure::Failure;
 use super::login::ChannelBinding;
 use super::passfile;
+use super::startup::{Startup, Welcome};
 use super::wire::{self, AsItIs, Wire};
 use crate::engine::server::socket::{Allowance, Socket};
 use crate::engine::server::steps;
@@ -30,7 +30,7 @@ pub(super) struct Connection {
     /// To be renewed before each question.
     pub(super) allowance: Allowance,
     /// The number of the server's process, as the login said it.
-    pub(super) process: Option<i32>,
+    pub(super) process: Option<u32>,
 }
 
 /// Rings when another session wakes this one. Anybody in the database can ring it.
@@ -149,21 +149,13 @@ pub(super) async fn to_address(settings: &Settings, host: &Host, address: Addres
             None => None,
         },
     };
-    let mut config = Config::new();
-    config.user(&settings.user).dbname(&settings.database);
-    config.channel_binding(settings.channel_binding.into());
-    // The wire has seen to TLS.
-    config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
-    if let Some(password) = password {
-        config.password(password);
-    }
     let wants_tls = cfg!(feature = "postgres-tls") && !address.is_local() && settings.tls.may_be_used();
     let mut way = Way { address, tls_host: wants_tls.then(|| host.name.clone()) };
-    match way.open(settings, &config).await {
+    match way.open(settings, password.clone()).await {
         // As libpq with prefer: perhaps the server wants this client without TLS.
         Err(failure) if way.is_encrypted() && !settings.tls.is_demanded() && failure.is_for_other_rules() => {
             way.tls_host = None;
-            way.open(settings, &config).await
+            way.open(settings, password).await
         }
         opened => opened,
     }
@@ -174,19 +166,20 @@ impl Way {
         self.tls_host.is_some()
     }
 
-    async fn open(&mut self, settings: &Settings, config: &Config) -> Result<Connection, Failure> {
+    async fn open(&mut self, settings: &Settings, password: Option<String>) -> Result<Connection, Failure> {
         let mut wire = self.wire(settings).await?;
         if settings.channel_binding == ChannelBinding::Require && !wire.is_encrypted() {
             return Err(io::Error::other("channel binding required, but SSL not in use").into());
         }
-        if let Some(methods) = &settings.require_auth {
-            wire.demand(methods.clone());
-        }
-        let (allowance, process) = (wire.allowance.clone(), wire.process());
-        let config = config.clone();
-        let login = async move { config.connect_raw(wire, AsItIs).await };
-        let (client, connection) = steps::run(self.address.server(), login).await??;
-        let (bell, process) = (Arc::<Bell>::default(), process.get().copied());
+        let (allowance, settings) = (wire.allowance.clone(), settings.clone());
+        let login = async move {
+            let (end_point, password) = (wire.end_point(), password.as_deref());
+            let startup = Startup { stream: &mut wire, settings: &settings, password, end_point };
+            let Welcome { messages, process } = startup.run().await?;
+            Ok::<_, Failure>((wire.client(messages).await?, process))
+        };
+        let ((client, connection), process) = steps::run(self.address.server(), login).await??;
+        let bell = Arc::<Bell>::default();
         let moving = tokio::spawn(keep_moving(connection, Arc::clone(&bell)));
         Ok(Connection { client, moving, bell, allowance, process })
     }

@@ -10,26 +10,21 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::tls::{Root, Tls, TlsMode};
 use crate::engine::server::roots;
 use crate::engine::server::socket::Socket;
 use crate::util::blocking;
 
-/// A socket with TLS.
-pub(super) type Encrypted = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
-
 /// Begins TLS as `tls` asks, with the server that `host` names.
-pub(super) async fn shake_hands(socket: Socket, tls: &Tls, host: &str) -> io::Result<Encrypted> {
+pub(super) async fn shake_hands(socket: Socket, tls: &Tls, host: &str) -> io::Result<TlsStream<Socket>> {
     let tls = tls.clone();
     // It reads files.
-    let mut connector = blocking::run(move || client_config(&tls)).await?.map(MakeRustlsConnect::new)?;
-    match MakeTlsConnect::<Socket>::make_tls_connect(&mut connector, host) {
-        Ok(connector) => connector.connect(socket).await,
-        Err(never) => match never {},
-    }
+    let config = blocking::run(move || client_config(&tls)).await??;
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    TlsConnector::from(Arc::new(config)).connect(name, socket).await
 }
 
 fn client_config(tls: &Tls) -> io::Result<ClientConfig> {

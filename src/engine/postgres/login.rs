@@ -22,16 +22,6 @@ impl ChannelBinding {
     }
 }
 
-impl From<ChannelBinding> for tokio_postgres::config::ChannelBinding {
-    fn from(binding: ChannelBinding) -> Self {
-        match binding {
-            ChannelBinding::Disable => Self::Disable,
-            ChannelBinding::Prefer => Self::Prefer,
-            ChannelBinding::Require => Self::Require,
-        }
-    }
-}
-
 /// The methods that the server may ask for. There is one or more.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Methods {
@@ -45,7 +35,7 @@ pub(super) struct Methods {
 struct Method {
     name: &'static str,
     /// The number in the server's message ("Message Formats" in the manual of PostgreSQL).
-    number: i32,
+    number: u32,
     /// What it is to ask for this method, in libpq's words.
     request: &'static str,
 }
@@ -80,9 +70,9 @@ impl Methods {
         Ok(Self { text: text.to_owned(), named, are_refused })
     }
 
-    /// Whether the server may ask for the method with this number. A login that tokio-postgres begins, it also completes.
-    pub(super) fn check(&self, number: i32) -> io::Result<()> {
-        let method = METHODS.iter().find(|method| method.number == number);
+    /// Whether the server may ask for the method with this number. A login that is begun is also completed.
+    pub(super) fn check(&self, number: Option<u32>) -> io::Result<()> {
+        let method = METHODS.iter().find(|method| Some(method.number) == number);
         let request = match method {
             Some(method) if self.named.contains(&method) != self.are_refused => return Ok(()),
             Some(method) => method.request,
@@ -101,12 +91,16 @@ mod tests {
     fn methods_are_those_that_are_named_or_all_others() {
         let accepted = |text: &str| -> Vec<&str> {
             let methods = Methods::parse(text).unwrap();
-            METHODS.iter().filter(|method| methods.check(method.number).is_ok()).map(|method| method.name).collect()
+            METHODS
+                .iter()
+                .filter(|method| methods.check(Some(method.number)).is_ok())
+                .map(|method| method.name)
+                .collect()
         };
         assert_eq!(accepted("scram-sha-256,md5"), ["md5", "scram-sha-256"]);
         assert_eq!(accepted("!password,!none,!md5"), ["gss", "sspi", "scram-sha-256"]);
-        assert!(Methods::parse("!md5").unwrap().check(2).is_err());
-        let error = Methods::parse("scram-sha-256").unwrap().check(3).unwrap_err().to_string();
+        assert!(Methods::parse("!md5").unwrap().check(Some(2)).is_err());
+        let error = Methods::parse("scram-sha-256").unwrap().check(Some(3)).unwrap_err().to_string();
         assert_eq!(
             error,
             "authentication method requirement \"scram-sha-256\" failed: server requested a cleartext password"

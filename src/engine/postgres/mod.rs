@@ -1,14 +1,16 @@
 //! Advisory locks of sessions in a PostgreSQL database.
 //!
 //! Each lock that is held has a server session of its own (`session.rs`), and all that this process waits for at a server
-//! have one session together (`watch.rs`). The driver's thread keeps them alive. If the server does not hear of a session for the time of the lease, it ends the session and frees its
-//! lock. `held.rs` counts the same time and gives the lock up earlier. `sql.rs` has the statements. `connect.rs` and
-//! `wire.rs` see to TLS and to the login.
+//! have one session together (`watch.rs`). The driver's thread keeps them alive. If the server does not hear of a session for
+//! the time of the lease, it ends the session and frees its lock. `held.rs` counts the same time and gives the lock up earlier.
+//! `sql.rs` has the statements. `connect.rs` sees to TLS and to the login, which is in `startup.rs`.
 
 mod application;
 mod attempt;
 mod config;
 mod connect;
+#[cfg(feature = "postgres-tls")]
+mod end_point;
 mod environment;
 mod failure;
 #[cfg(tokio_lockfile_fuzz)]
@@ -22,9 +24,11 @@ mod login;
 mod passfile;
 mod probe;
 mod queue;
+mod scram;
 mod server;
 mod session;
 mod sql;
+mod startup;
 mod tls;
 mod token;
 mod watch;

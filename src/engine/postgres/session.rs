@@ -26,7 +26,7 @@ pub(super) struct Session {
     bell: Arc<Bell>,
     allowance: Allowance,
     /// The number of the server's process, as the login said it.
-    process: Option<i32>,
+    process: Option<u32>,
     /// What only this session answers: the number of its process, and a random text once it is prepared.
     who: String,
     application: String,
