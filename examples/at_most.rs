@@ -24,7 +24,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => several_jobs(),
-        ["--help"] => Ok(println!("{USAGE}")),
+        ["--help"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
         ["job", path, name] => job(Path::new(path), name).await,
         _ => {
             eprintln!("{USAGE}");

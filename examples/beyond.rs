@@ -22,7 +22,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let lock = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => LockFile::new(std::env::temp_dir().join("tokio-lockfile-beyond.lock"))?,
-        ["--help"] => return Ok(println!("{USAGE}")),
+        ["--help"] => {
+            println!("{USAGE}");
+            return Ok(());
+        }
         [url] if !url.starts_with('-') => LockFile::open(url)?,
         _ => {
             eprintln!("{USAGE}");

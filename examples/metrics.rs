@@ -102,7 +102,10 @@ impl Histogram {
 async fn main() -> Result<(), Box<dyn Error>> {
     match std::env::args().nth(1).as_deref() {
         None => {}
-        Some("--help") => return Ok(println!("{USAGE}")),
+        Some("--help") => {
+            println!("{USAGE}");
+            return Ok(());
+        }
         Some(_) => {
             eprintln!("{USAGE}");
             std::process::exit(2);

@@ -27,7 +27,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => rolling_update().await,
-        ["--help"] => Ok(println!("{USAGE}")),
+        ["--help"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
         ["replica", path] => replica(Path::new(path)).await,
         _ => {
             eprintln!("{USAGE}");

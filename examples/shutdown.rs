@@ -12,7 +12,10 @@ use tokio_lockfile::LockFile;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     match std::env::args().nth(1).as_deref() {
         None => {}
-        Some("--help") => return Ok(println!("usage: shutdown")),
+        Some("--help") => {
+            println!("usage: shutdown");
+            return Ok(());
+        }
         Some(_) => {
             eprintln!("usage: shutdown");
             std::process::exit(2);

@@ -28,7 +28,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => parent().await,
-        ["--help"] => Ok(println!("{USAGE}")),
+        ["--help"] => {
+            println!("{USAGE}");
+            Ok(())
+        }
         ["worker", path] => worker(Path::new(path)).await,
         _ => {
             eprintln!("{USAGE}");

@@ -34,8 +34,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let is_option = arguments.iter().any(|argument| argument.to_string_lossy().starts_with('-'));
     match &arguments[..] {
         [] => several_processes(),
-        [help] if help == "--help" => Ok(println!("{USAGE}")),
-        [path] if !is_option => Ok(println!("{}", count_run(Path::new(path)).await?)),
+        [help] if help == "--help" => {
+            println!("{USAGE}");
+            Ok(())
+        }
+        [path] if !is_option => {
+            println!("{}", count_run(Path::new(path)).await?);
+            Ok(())
+        }
         [path, rounds] if !is_option && rounds == "rounds" => {
             for _ in 0..ROUNDS {
                 count_run(Path::new(path)).await?;

@@ -12,7 +12,10 @@ use tokio_lockfile::{LockError, LockFile};
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     match std::env::args().nth(1).as_deref() {
         None => {}
-        Some("--help") => return Ok(println!("usage: timeout")),
+        Some("--help") => {
+            println!("usage: timeout");
+            return Ok(());
+        }
         Some(_) => {
             eprintln!("usage: timeout");
             std::process::exit(2);

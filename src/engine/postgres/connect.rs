@@ -17,7 +17,7 @@ use super::failure::Failure;
 use super::login::ChannelBinding;
 use super::passfile;
 use super::startup::{Startup, Welcome};
-use super::wire::{self, AsItIs, Wire};
+use super::wire::{self, Wire};
 use crate::engine::server::socket::{Allowance, Socket};
 use crate::engine::server::steps;
 
