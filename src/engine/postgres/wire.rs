@@ -133,7 +133,7 @@ impl TlsStream for Wire {
 }
 
 /// What tokio-postgres takes for its TLS: the wire, which is ready.
-pub(super) struct AsItIs;
+struct AsItIs;
 
 impl TlsConnect<Wire> for AsItIs {
     type Stream = Wire;
