@@ -4,7 +4,7 @@
 //! turn accepts the offer. No offer stays behind: the last waiter that goes away withdraws it, the task that made it looks
 //! once more after giving up its turn, and the watchdog withdraws an offer that nobody accepts in time.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 #[cfg(loom)]
@@ -24,12 +24,13 @@ use crate::sys::offer::{Offer, Release, STANDS};
 #[derive(Debug)]
 pub(super) struct HandOff<T> {
     waiting: AtomicUsize,
-    offer: Arc<Offer<T>>,
+    /// Most locks are never handed off.
+    offer: OnceLock<Arc<Offer<T>>>,
 }
 
 impl<T: Release> HandOff<T> {
     pub(super) fn new() -> Self {
-        Self { waiting: AtomicUsize::new(0), offer: Offer::new() }
+        Self { waiting: AtomicUsize::new(0), offer: OnceLock::new() }
     }
 
     /// A task begins to wait for the turn.
@@ -63,9 +64,10 @@ impl<T: Release> HandOff<T> {
         now: Instant,
         try_turn: impl FnOnce() -> Option<Turn>,
     ) -> Option<(T, Turn)> {
-        self.offer.make(held, now + STANDS);
-        if !self.offer.watch() {
-            return Some((self.offer.take()?, turn));
+        let offer = self.offer.get_or_init(Offer::new);
+        offer.make(held, now + STANDS);
+        if !offer.watch() {
+            return Some((offer.take()?, turn));
         }
         drop(turn);
         match self.somebody_waits() {
@@ -76,7 +78,7 @@ impl<T: Release> HandOff<T> {
 
     /// The held lock that is offered, for the task that has the turn.
     pub(super) fn accept(&self) -> Option<T> {
-        self.offer.take()
+        self.offer.get()?.take()
     }
 
     fn withdraw<Turn>(&self, try_turn: impl FnOnce() -> Option<Turn>) -> Option<(T, Turn)> {
@@ -91,11 +93,7 @@ mod tests {
     use loom::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
     use loom::thread;
 
-    use super::{AtomicUsize, HandOff, Instant, Release, SeqCst};
-
-    impl Release for () {
-        fn release(self, _kept: impl Send + 'static) {}
-    }
+    use super::{AtomicUsize, HandOff, Instant, SeqCst};
 
     /// The lock in the system counts how often it is held. The turn is a mutex, as the exclusive turn of a slot.
     struct Lock {

@@ -33,19 +33,20 @@ pub(crate) trait Release: Send + 'static {
 /// How long the offers for one lock stand.
 #[derive(Debug)]
 pub(crate) struct Allowance {
-    first: Duration,
+    /// In milliseconds: each handle has an allowance.
+    first: u32,
     /// How many offers in a row were made in vain.
     missed: AtomicU32,
 }
 
 impl Allowance {
     pub(crate) const fn new(first: Duration) -> Self {
-        Self { first, missed: AtomicU32::new(0) }
+        Self { first: first.as_millis() as u32, missed: AtomicU32::new(0) }
     }
 
     pub(crate) fn get(&self) -> Duration {
         let doubled = 2u32.saturating_pow(self.missed.load(Ordering::Relaxed));
-        self.first.saturating_mul(doubled)
+        Duration::from_millis(self.first.into()).saturating_mul(doubled)
     }
 
     pub(crate) fn missed(&self) {

@@ -69,7 +69,11 @@ impl Held for FileHeld {
     fn release(mut self: Box<Self>, target: &Target, end: End) {
         let is_slow = self.is_slow_to_release();
         let (path, held) = (Arc::clone(&target.path), self.held.take().expect("present until it is released"));
-        let release = move || end(held.release(&path));
+        // If it cannot be run, the lock goes before the end.
+        let release = move || {
+            let released = held.release(&path);
+            end(released);
+        };
         match is_slow {
             true => blocking::detach(release),
             false => release(),

@@ -3,9 +3,8 @@
 //! The keeper of the lock, a job of the driver, tells it. But the driver may be stopped, busy or dead. So the holder also
 //! looks at the lease itself, with a timer of its own runtime.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use tokio::runtime::{Handle, Id};
 use tokio::sync::{oneshot, watch};
 
 use super::lease::Lease;
@@ -21,13 +20,11 @@ pub(crate) struct LossSender(watch::Sender<Option<LostReason>>);
 pub(crate) struct Loss {
     lease: Arc<Lease>,
     told: watch::Receiver<Option<LostReason>>,
-    /// The runtime in which the holder has waited for the loss. It has timers, which others may lack.
-    waited_in: Arc<OnceLock<Id>>,
 }
 
 pub(crate) fn channel(lease: Arc<Lease>) -> (LossSender, Loss) {
     let (sender, told) = watch::channel(None);
-    (LossSender(sender), Loss { lease, told, waited_in: Arc::default() })
+    (LossSender(sender), Loss { lease, told })
 }
 
 impl LossSender {
@@ -53,9 +50,8 @@ impl Loss {
     /// # Panics
     /// Where a runtime has no timers.
     pub(crate) fn wait(&self) -> impl Future<Output = LostReason> + Send + use<> {
-        let (lease, told, waited_in) = (Arc::clone(&self.lease), self.told.clone(), Arc::clone(&self.waited_in));
+        let (lease, told) = (Arc::clone(&self.lease), self.told.clone());
         async move {
-            let _ = waited_in.set(Handle::current().id());
             tokio::select! {
                 biased;
                 reason = word(told) => reason,
@@ -64,15 +60,14 @@ impl Loss {
         }
     }
 
-    /// What the keeper answers. The reason of the loss if the lock is lost before: where the holder has waited for the loss,
-    /// at the end of the lease at the latest. Elsewhere there may be no timers, and the keeper has to tell.
+    /// What the keeper answers. The reason of the loss if the lock is lost before: at the end of the lease at the latest. To
+    /// be awaited on the driver's thread, which has timers.
     pub(crate) async fn before<T>(self, mut answer: oneshot::Receiver<T>) -> Result<T, LostReason> {
-        let has_timers = self.waited_in.get() == Some(&Handle::current().id());
         let lost = tokio::select! {
             biased;
             Ok(answer) = &mut answer => return Ok(answer),
             reason = word(self.told.clone()) => reason,
-            () = self.lease.expired(), if has_timers => LostReason::Expired,
+            () = self.lease.expired() => LostReason::Expired,
         };
         // A keeper ends right after its answer, which looks like a loss.
         answer.try_recv().map_err(|_| lost)
@@ -138,21 +133,7 @@ mod tests {
         drop(sender);
         assert_eq!(wait.await, Ok(42));
         let (_silent, loss) = channel(lease(TTL));
-        assert!(!poll_once(pin!(loss.wait())).await);
         let (_never, answered) = oneshot::channel::<()>();
         assert_eq!(loss.before(answered).await, Err(LostReason::Expired));
-    }
-
-    #[test]
-    fn an_answer_needs_no_timers() {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let (_sender, loss) = channel(lease(TTL));
-        let (answer, answered) = oneshot::channel();
-        runtime.block_on(async {
-            let mut wait = pin!(loss.before(answered));
-            assert!(!poll_once(wait.as_mut()).await);
-            answer.send(42).unwrap();
-            assert_eq!(wait.await, Ok(42));
-        });
     }
 }
