@@ -138,6 +138,7 @@
 //! | `pid_exists` | [`pid_exists`] |
 //! | `make_tempfile` | not public |
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 // What users call.

@@ -19,7 +19,7 @@ use super::server_url::ServerUrl;
 /// [`io_error`](Self::io_error) returns the error of the system call. [`Debug`](fmt::Debug) shows the same text, because a
 /// `main` that returns an error prints that.
 ///
-/// End each pattern with `..`: then a later version with more fields needs no change of your code.
+/// Each pattern ends with `..`, because a later version may have more fields.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -37,6 +37,7 @@ use super::server_url::ServerUrl;
 pub enum LockError {
     /// The text is not a lock URL.
     #[error("invalid lock URL {url:?}: {reason}")]
+    #[non_exhaustive]
     InvalidUrl {
         /// The given text, with `***` in the place of all that may be a part of a password. For a server this is everything
         /// but the scheme. If only the value of a parameter is wrong, this is the URL without its password.
@@ -47,6 +48,7 @@ pub enum LockError {
 
     /// The path cannot be the path of a lock file on any system.
     #[error("invalid lock file path {path:?}: {reason}")]
+    #[non_exhaustive]
     InvalidPath {
         /// The given path.
         path: PathBuf,
@@ -57,6 +59,7 @@ pub enum LockError {
     /// This platform, this file system or this server does not support the requested kind of lock, or the feature of
     /// this kind is not enabled.
     #[error("{} lock is not possible at {path:?}: {reason}", kind.with_article())]
+    #[non_exhaustive]
     Unsupported {
         /// Path of the lock file, or URL of the lock on a server.
         path: PathBuf,
@@ -70,6 +73,7 @@ pub enum LockError {
 
     /// The file at the path is not a lock file of this kind. It was not changed.
     #[error("{path:?} is not a lock file of kind {kind}: {found}")]
+    #[non_exhaustive]
     NotALockFile {
         /// The path.
         path: PathBuf,
@@ -82,6 +86,7 @@ pub enum LockError {
     /// The holder of the lock file seems to be dead, but nothing proves it, or nothing proves that the file is a lock
     /// of this kind. The file was not changed.
     #[error("{path:?} looks like a lock that {} left behind, but {reason}", Left(*pid))]
+    #[non_exhaustive]
     Stale {
         /// Path of the lock file.
         path: PathBuf,
@@ -93,6 +98,7 @@ pub enum LockError {
 
     /// The lock was not free in time. With a limit of zero: it was held.
     #[error("{}", Late { subject: Subject(path), limit: *limit, holder: holder.as_deref(), trouble: trouble.as_deref() })]
+    #[non_exhaustive]
     TimedOut {
         /// Path of the lock file, URL of the lock on a server, or name of the null lock. The name may be empty.
         path: PathBuf,
@@ -107,6 +113,7 @@ pub enum LockError {
     /// The lock was lost while it was held: somebody removed or replaced the lock file, or the server ended the session
     /// or did not answer in time. Another process may hold the lock now.
     #[error("lost the lock {path:?}: {reason}")]
+    #[non_exhaustive]
     Lost {
         /// Path of the lock file, or URL of the lock on a server.
         path: PathBuf,
@@ -116,6 +123,7 @@ pub enum LockError {
 
     /// A system call failed. A lock that somebody else holds never causes this error.
     #[error("cannot {action} {path:?}: {error}{}", advice(action, error))]
+    #[non_exhaustive]
     Io {
         /// Path of the lock file, or URL of the lock on a server.
         path: PathBuf,
@@ -127,6 +135,7 @@ pub enum LockError {
 
     /// The server of the lock does not answer as it should. A lock that somebody else holds never causes this error.
     #[error("cannot {action} {url}: {source}")]
+    #[non_exhaustive]
     Engine {
         /// URL of the lock, without its password.
         url: String,

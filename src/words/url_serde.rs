@@ -6,6 +6,7 @@ use serde::ser::{Serialize, Serializer};
 use super::url::LockUrl;
 
 /// As a string, with the feature `serde`.
+#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
 impl Serialize for LockUrl {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -13,6 +14,7 @@ impl Serialize for LockUrl {
 }
 
 /// From a string, with the feature `serde`.
+#[cfg_attr(docsrs, doc(cfg(feature = "serde")))]
 impl<'de> Deserialize<'de> for LockUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_str(UrlVisitor)
