@@ -36,9 +36,15 @@ pub(crate) struct ServerUrl {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Host {
-    /// Decoded. An IPv6 address is without its brackets.
+    /// Decoded. An IPv6 address is without its brackets, and with its zone as in `fe80::1%eth0`.
     pub(crate) name: String,
     pub(crate) port: Option<u16>,
+}
+
+/// The host as its certificate names it: an address without its zone, which means something only on this machine.
+#[allow(dead_code, reason = "for the engines, which are features")]
+pub(crate) fn without_zone(host: &str) -> &str {
+    host.split_once('%').map_or(host, |(address, _)| address)
 }
 
 /// A password, if there is one. It plays no part in what a URL names.
@@ -180,14 +186,17 @@ fn parse_host(host: &str) -> Result<Host, String> {
         Some(address) => {
             let (address, port) = address.split_once(']').ok_or(unclosed)?;
             let port = if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or(unclosed)?) };
+            // A zone is written %25eth0 (RFC 6874), and named %eth0 (RFC 4007).
             let (number, zone) = address.split_once('%').unwrap_or((address, ""));
+            let zone = zone.strip_prefix("25").unwrap_or(zone);
             let is_zone = zone.chars().all(is_of_name);
             number
                 .parse::<Ipv6Addr>()
                 .ok()
                 .filter(|_| is_zone)
                 .ok_or("the text between [ and ] is not an IPv6 address")?;
-            (address.to_owned(), port)
+            let percent = if zone.is_empty() { "" } else { "%" };
+            (format!("{number}{percent}{zone}"), port)
         }
         None => {
             let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
@@ -305,7 +314,7 @@ impl fmt::Display for ServerUrl {
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.name.contains(':') {
-            true => write!(f, "[{}]", self.name)?,
+            true => write!(f, "[{}]", self.name.replace('%', "%25"))?,
             false => write!(f, "{}", utf8_percent_encode(&self.name, ESCAPED))?,
         }
         match self.port {
@@ -346,6 +355,15 @@ mod tests {
         assert_eq!(server.parameter("lock"), Some("n&m"));
         assert_eq!(url.to_string(), "postgres://a%40b@db,[::1]:5433/my%20app?lock=n%26m&ttl=3s&shared");
         assert!(!format!("{url:?}").contains("S3cret"));
+    }
+
+    #[test]
+    fn a_zone_is_decoded() {
+        for text in ["etcd://[fe80::1%25eth0]:2379/x", "etcd://[fe80::1%eth0]:2379/x"] {
+            let url: LockUrl = text.parse().unwrap();
+            assert_eq!(url.server().unwrap().hosts[0].name, "fe80::1%eth0");
+            assert_eq!(url.to_string(), "etcd://[fe80::1%25eth0]:2379/x");
+        }
     }
 
     #[test]

@@ -16,13 +16,15 @@ use crate::engine::server::roots;
 use crate::engine::server::socket::Socket;
 use crate::engine::server::steps;
 use crate::util::blocking;
+use crate::words::server_url::without_zone;
 
 type Certificates = Vec<CertificateDer<'static>>;
 
 pub(super) async fn begin(tls: &Tls, host: &str, stream: Socket) -> Result<TlsStream<Socket>, Failure> {
     let tls = tls.clone();
     let config = blocking::run(move || configure(&tls)).await.map_err(Failure::not_sent)?.map_err(Failure::unusable)?;
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| Failure::unusable(io::Error::other(error)))?;
+    let name = ServerName::try_from(without_zone(host).to_owned())
+        .map_err(|error| Failure::unusable(io::Error::other(error)))?;
     let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
     steps::run(host.to_owned(), handshake).await.and_then(|done| done).map_err(Failure::not_sent)
 }
