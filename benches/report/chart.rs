@@ -13,12 +13,19 @@ pub(crate) fn write(rows: &[Row]) {
 
 fn table(rows: &[Row]) -> String {
     let mut text = String::from(
-        "# Benchmarks\n\nWritten by `cargo bench --features postgres,etcd`. Only the ratios mean anything; what is compared took turns in one run.\n\n\
-         | What | Measured | Goal | | Beside, or unit | Details |\n|---|---|---|---|---|---|\n",
+        "# Benchmarks\n\nWritten by `cargo bench --features postgres,etcd`. What is compared took turns in one run.\n\n\
+         # Ratios\n\nThe ratios say more than the times, which depend on the machine.\n\n\
+         | What | Ratio | To | Goal | | Median (99th percentile), or the number behind the ratio |\n|---|---|---|---|---|---|\n",
     );
-    for row in rows {
+    for row in rows.iter().filter(|row| !row.has_unit()) {
         let (goal, verdict) = (row.goal(), row.verdict());
-        writeln!(text, "| {} | {:.2} | {goal} | {verdict} | {} | {} |", row.what, row.value, row.beside, row.details)
+        writeln!(text, "| {} | {:.2} | {} | {goal} | {verdict} | {} |", row.what, row.value, row.beside, row.details)
+            .unwrap();
+    }
+    text.push_str("\n# Values\n\n| What | Measured | Goal | | More |\n|---|---|---|---|---|\n");
+    for row in rows.iter().filter(|row| row.has_unit()) {
+        let (goal, verdict) = (row.goal(), row.verdict());
+        writeln!(text, "| {} | {:.2} {} | {goal} | {verdict} | {} |", row.what, row.value, row.beside, row.details)
             .unwrap();
     }
     let missed: Vec<&Row> = rows.iter().filter(|row| row.verdict() == "missed").collect();

@@ -70,6 +70,23 @@ impl Row {
         self
     }
 
+    /// Whether the value has a unit. Otherwise it is a ratio.
+    pub(crate) fn has_unit(&self) -> bool {
+        const UNITS: [&str; 10] = [
+            "milliseconds",
+            "seconds",
+            "KiB",
+            "threads",
+            "times",
+            "percent",
+            "%",
+            "writes a second",
+            "served later",
+            "MiB",
+        ];
+        UNITS.iter().any(|unit| self.beside.starts_with(unit))
+    }
+
     pub(crate) fn verdict(&self) -> &'static str {
         match self.goal {
             Goal::AtMost(goal) if self.value <= goal => "met",

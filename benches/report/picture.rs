@@ -12,17 +12,17 @@ struct Scale {
 }
 
 const PANELS: [(Panel, &str, Scale); 5] = [
-    (Panel::Free, "Take and release a free lock", Scale { from: 1e-6, to: 1e-3, is_time: true }),
+    (Panel::Free, "Take and release a free lock, on a disk", Scale { from: 1e-6, to: 1e-3, is_time: true }),
     (Panel::HandOver, "From a release to the next process", Scale { from: 1e-5, to: 1e-1, is_time: true }),
     (Panel::Crash, "From SIGKILL of the holder to the next process", Scale { from: 1e-4, to: 1e-1, is_time: true }),
     (Panel::Waits, "Threads for thousands of waits", Scale { from: 1.0, to: 1e3, is_time: false }),
     (Panel::Exit, "From a timeout to the end of the program", Scale { from: 1e-3, to: 1e1, is_time: true }),
 ];
 
-const WIDTH: i32 = 860;
-const COLUMN: i32 = WIDTH / 2;
-/// Where the bars of a panel begin and end, from its left side.
-const BARS: (i32, i32) = (150, COLUMN - 80);
+/// One column, so that it can be read on a narrow screen.
+const WIDTH: i32 = 430;
+/// Where the bars begin and end.
+const BARS: (i32, i32) = (150, WIDTH - 80);
 const LINE: i32 = 20;
 /// The heights of a panel's title and of its axis.
 const TITLE: i32 = 36;
@@ -50,23 +50,19 @@ pub(crate) fn draw(rows: &[Row]) -> String {
         );
         (title, scale, bars)
     });
-    let height_of = |bars: &[&Bar]| TITLE + LINE * bars.len() as i32 + AXIS;
     let mut body = String::new();
     let mut top = 10;
-    for pair in panels.chunks(2) {
-        for ((title, scale, bars), left) in pair.iter().zip([0, COLUMN]) {
-            panel(&mut body, (left, top), title, scale, bars);
-        }
-        top += pair.iter().map(|(_, _, bars)| height_of(bars)).max().unwrap_or(0);
+    for (title, scale, bars) in &panels {
+        panel(&mut body, top, title, scale, bars);
+        top += TITLE + LINE * bars.len() as i32 + AXIS;
     }
-    // The last panel has no neighbour.
-    let note = top - height_of(&panels[4].2) + TITLE;
-    for (number, line) in NOTE.iter().enumerate() {
-        let (x, y) = (COLUMN + 20, note + 4 + 18 * number as i32);
-        writeln!(body, "<text class=\"axis\" x=\"{x}\" y=\"{y}\">{line}</text>").unwrap();
+    for line in NOTE {
+        top += 18;
+        writeln!(body, "<text class=\"axis\" x=\"20\" y=\"{top}\">{line}</text>").unwrap();
     }
+    top += 16;
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {top}\" font-family=\"sans-serif\" font-size=\"13\">\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{top}\" viewBox=\"0 0 {WIDTH} {top}\" font-family=\"sans-serif\" font-size=\"13\">\n\
          <style>{STYLE}</style>\n\
          <rect class=\"card\" x=\"0.5\" y=\"0.5\" width=\"{}\" height=\"{}\" rx=\"6\"/>\n{body}</svg>\n",
         WIDTH - 1,
@@ -74,10 +70,10 @@ pub(crate) fn draw(rows: &[Row]) -> String {
     )
 }
 
-fn panel(svg: &mut String, (left, top): (i32, i32), title: &str, scale: &Scale, bars: &[&Bar]) {
-    let (first, last) = (left + BARS.0, left + BARS.1);
+fn panel(svg: &mut String, top: i32, title: &str, scale: &Scale, bars: &[&Bar]) {
+    let (first, last) = BARS;
     let bottom = top + TITLE + LINE * bars.len() as i32;
-    writeln!(svg, "<text class=\"title\" x=\"{}\" y=\"{}\">{title}</text>", left + 20, top + 20).unwrap();
+    writeln!(svg, "<text class=\"title\" x=\"20\" y=\"{}\">{title}</text>", top + 20).unwrap();
     let decades = (scale.to / scale.from).log10().round() as i32;
     for decade in 0..=decades {
         let (x, value) = (first + (last - first) * decade / decades, scale.from * 10f64.powi(decade));

@@ -85,7 +85,7 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
     };
     let fairness = |kind: &str, counts: &[u64; TASKS]| {
         let details = format!("tokio::sync::Mutex: {:.3}", spread(mutex));
-        Row::new(format!("{kind}: most to least among them"), "times", spread(counts), Goal::AtMost(1.05), details)
+        Row::new(format!("{kind}: most to least of 100 tasks"), "times", spread(counts), Goal::AtMost(1.05), details)
     };
     let reading = {
         let details = format!("{:.0} a second", total(shared) / (time * rounds).as_secs_f64());
