@@ -80,16 +80,14 @@ impl Failure {
         match self {
             Self::NoAnswer(_) => ANOTHER_SERVER,
             Self::Postgres(error) if error.as_db_error().is_some() => "",
-            Self::Postgres(_) if text.ends_with("password missing") => {
-                "; set PGPASSWORD, use a password file, or write user:password@ in the URL"
-            }
             Self::Postgres(_)
                 if is(&["error communicating", "error parsing", "unexpected message", "connection closed"]) =>
             {
                 ANOTHER_SERVER
             }
             Self::Io(_) if text.contains("UnknownIssuer") => "; sslrootcert names the authorities to trust",
-            Self::Io(_) if text.contains("certificate") => "",
+            // It is PostgreSQL then, or somebody in between.
+            Self::Io(_) if ["certificate", "SCRAM", "signature"].iter().any(|word| text.contains(word)) => "",
             Self::Io(error) => match error.kind() {
                 io::ErrorKind::ConnectionRefused => "; does PostgreSQL run there?",
                 io::ErrorKind::BrokenPipe

@@ -141,8 +141,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Startup<'a, S> {
     }
 
     fn password(&self) -> io::Result<&'a str> {
-        let missing = || io::Error::new(io::ErrorKind::PermissionDenied, "password missing");
-        self.password.ok_or_else(missing)
+        const MISSING: &str =
+            "password missing; set PGPASSWORD, use a password file, or write user:password@ in the URL";
+        self.password.ok_or_else(|| io::Error::new(io::ErrorKind::PermissionDenied, MISSING))
     }
 
     /// Fails for this reason if the login must be bound to the certificate.
