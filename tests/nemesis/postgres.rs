@@ -112,6 +112,11 @@ impl Postgres {
     fn processes(&self) -> Vec<String> {
         let file = fs::read_to_string(self.primary.data().join("postmaster.pid")).unwrap_or_default();
         let Some(first) = file.lines().next() else { return Vec::new() };
+        // Somebody else may have the number of one that has ended.
+        let words = fs::read(Path::new("/proc").join(first).join("cmdline")).unwrap_or_default();
+        if !String::from_utf8_lossy(&words).contains(self.primary.data().to_str().unwrap()) {
+            return Vec::new();
+        }
         let others = Command::new("pgrep").args(["-P", first]).output().unwrap().stdout;
         let others = String::from_utf8(others).unwrap();
         [first].into_iter().chain(others.lines()).map(str::to_owned).collect()
