@@ -12,6 +12,7 @@ use crate::history::{Event, LOCKS, now, read};
 use crate::schedule::{Fault, Lane, OF_CLIENTS, OF_NETWORK, steps};
 use crate::setting::{CLIENT_HOSTS, LONGEST_LEASE, Setting};
 use crate::stage::{Wires, act};
+use crate::support::HANG;
 use crate::{etcd, postgres};
 
 /// After the last fault: within this time everything has to work again. The longest lease may have begun with it, and then
@@ -118,7 +119,7 @@ pub(crate) fn run(words: &[&str]) {
     std::thread::sleep(RECOVERY);
     let calm = Calm { began: calm, healthy: calm + RECOVERY, hiccup: longest_hiccup(CALM) };
     let forgotten = forgotten(&setting);
-    let unserved = fleet.end(RECOVERY);
+    let unserved = fleet.end(HANG);
     drop(fleet);
     let left = left_over(&setting);
     let mut verdict = judge(&read(dir.path()), &events, calm, options.client.locks());

@@ -57,7 +57,9 @@ pub(crate) fn judge(turns: &[Turn], events: &[Event], calm: Calm, locks: usize) 
         verdict.tokens(&holds, events);
         verdict.gaps(lock, &holds, calm);
     }
-    verdict.failures(turns, calm);
+    if calm.hiccup < HICCUP {
+        verdict.failures(turns, calm);
+    }
     verdict.violations.sort();
     verdict
 }
