@@ -127,6 +127,10 @@ impl Verdict {
                         self.exceptions.entry(OLD_PRIMARY).or_default().0 += 1;
                         continue;
                     }
+                    if events.iter().any(|event| is_paused(event, hold, hold.first)) {
+                        self.exceptions.entry(PAUSED).or_default().0 += 1;
+                        continue;
+                    }
                     self.tokens_out_of_order += 1;
                     let text = format!("a token that does not grow: {former:?} and {hold:?}");
                     self.violations.push((hold.first, text));
@@ -212,12 +216,13 @@ fn excuse(old: &Turn, began: Duration, ended: Duration, events: &[Event]) -> Opt
             return Some(names[1]);
         }
     }
-    // What a singleton says is true until its runtime has run.
-    let is_paused = |event: &&Event| {
-        event.fault == Fault::StopClient
-            && event.hit.reach.concerns(old.client)
-            && began < event.ended + FLIGHT
-            && ended > event.began
-    };
-    (old.way == Way::Lead && ended - began < FLIGHT && events.iter().any(|event| is_paused(&event))).then_some(PAUSED)
+    let is_paused = ended - began < FLIGHT && events.iter().any(|event| is_paused(event, old, began));
+    is_paused.then_some(PAUSED)
+}
+
+/// Whether a singleton may still say that it leads, or begin its work, because its process was stopped. That is so until its
+/// runtime has run.
+fn is_paused(event: &Event, turn: &Turn, moment: Duration) -> bool {
+    let is_stop = event.fault == Fault::StopClient && event.hit.reach.concerns(turn.client);
+    turn.way == Way::Lead && is_stop && (event.began..event.ended + FLIGHT).contains(&moment)
 }
