@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow, Statement};
 
 use super::application;
 use super::config::{Host, LockNumber, Settings};
@@ -25,6 +26,8 @@ pub(super) struct Session {
     moving: JoinHandle<Result<(), tokio_postgres::Error>>,
     bell: Arc<Bell>,
     allowance: Allowance,
+    /// What [`free`](Self::free) asks, once the server has read it.
+    look: Option<Statement>,
     /// The number of the server's process, as the login said it.
     process: Option<u32>,
     /// What only this session answers: the number of its process, and a random text once it is prepared.
@@ -100,6 +103,7 @@ impl Session {
             moving,
             bell,
             allowance,
+            look: None,
             process,
             who: String::new(),
             application: application::name(settings.application_name.as_deref()).await?,
@@ -173,32 +177,51 @@ impl Session {
     }
 
     async fn send(&mut self, statement: &str, limit: Duration) -> Result<Vec<SimpleQueryRow>, Failure> {
+        self.begin();
+        let answer = within(limit, self.client.simple_query(statement)).await;
+        let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
+        Ok(self.finish(answer).await?.into_iter().filter_map(row).collect())
+    }
+
+    fn begin(&mut self) {
         self.is_asked = true;
         self.allowance.renew();
-        let answer = match within(limit, self.client.simple_query(statement)).await {
+    }
+
+    async fn finish<T>(&mut self, answer: Result<T, Failure>) -> Result<T, Failure> {
+        match answer {
             Err(failure @ Failure::NoAnswer(_)) => return Err(failure),
             Err(Failure::Postgres(error)) if error.is_closed() => {
                 // What the server said when it ended the session.
                 return Err(self.end().await.map_or(Failure::Postgres(error), Failure::from));
             }
-            answer => answer,
-        };
-        self.is_asked = false;
-        let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
-        Ok(answer?.into_iter().filter_map(row).collect())
+            answer => {
+                self.is_asked = false;
+                answer
+            }
+        }
     }
 
     /// Whether each row comes from this session, at a primary.
     fn check(&self, rows: &[SimpleQueryRow]) -> Result<(), Failure> {
         for row in rows {
-            match (column(row, 0)?, column(row, 1)?) {
-                (who, _) if who != Some(&*self.who) => return Err(Failure::another_session()),
-                (_, Some("f")) => {}
-                (_, Some("t")) => return Err(Failure::standby()),
-                _ => return Err(Failure::no_such_answer()),
-            }
+            let is_standby = match column(row, 1)? {
+                Some("f") => Some(false),
+                Some("t") => Some(true),
+                _ => None,
+            };
+            self.check_one(column(row, 0)?, is_standby)?;
         }
         Ok(())
+    }
+
+    fn check_one(&self, who: Option<&str>, is_standby: Option<bool>) -> Result<(), Failure> {
+        match (who, is_standby) {
+            (who, _) if who != Some(&*self.who) => Err(Failure::another_session()),
+            (_, Some(false)) => Ok(()),
+            (_, Some(true)) => Err(Failure::standby()),
+            (_, None) => Err(Failure::no_such_answer()),
+        }
     }
 
     /// Resolves when the session has ended, with the reason if it is told for the first time.
@@ -260,12 +283,28 @@ impl Session {
         self.ask(&sql::leave(queue, place), self.settings.connect_timeout).await.map(drop)
     }
 
-    /// Which of these locks nobody has, as their places in the list.
+    /// Which of these locks nobody has, as their places in the list. Beside each number: whether it is to be shared.
     pub(super) async fn free(&mut self, locks: &[(i64, bool)]) -> Result<Vec<usize>, Failure> {
-        let free = self.value(&sql::free(locks)).await?;
-        let place = |text: &str| text.parse().ok().filter(|place| (1..=locks.len()).contains(place));
-        let places = free.split(' ').filter(|text| !text.is_empty()).map(place);
-        places.map(|place| place.map(|place| place - 1).ok_or_else(Failure::no_such_answer)).collect()
+        let (keys, shared): (Vec<i64>, Vec<bool>) = locks.iter().copied().unzip();
+        let sent = Moment::now();
+        self.begin();
+        let answer = within(self.settings.connect_timeout, async {
+            let types = [Type::INT8_ARRAY, Type::BOOL_ARRAY];
+            let statement = match self.look.take() {
+                Some(statement) => statement,
+                None => self.client.prepare_typed(&sql::free(), &types).await?,
+            };
+            self.client.query_one(self.look.insert(statement), &[&keys, &shared]).await
+        });
+        let answer = answer.await;
+        let row = self.finish(answer).await?;
+        let no_such_answer = |_| Failure::no_such_answer();
+        let who = row.try_get(0).map_err(no_such_answer)?;
+        self.check_one(who, row.try_get(1).map_err(no_such_answer)?)?;
+        self.sent = sent;
+        let free: Vec<i64> = row.try_get(2).map_err(no_such_answer)?;
+        let place = |place: i64| usize::try_from(place - 1).ok().filter(|&place| place < locks.len());
+        free.into_iter().map(|at| place(at).ok_or_else(Failure::no_such_answer)).collect()
     }
 
     /// From now on, the bell rings when somebody wakes this session.

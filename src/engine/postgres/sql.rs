@@ -226,17 +226,12 @@ pub(super) fn listen(process: u32) -> String {
     format!("LISTEN tokio_lockfile_{}; SELECT {WHO}", process % queue::CHANNELS)
 }
 
-/// Which of these locks nobody has. The third column has the places in the list, from 1 on. Beside each number: whether to
-/// try for the shared lock.
-pub(super) fn free(locks: &[(i64, bool)]) -> String {
-    let keys: Vec<String> = locks.iter().map(|(key, _)| key.to_string()).collect();
-    let shared: Vec<&str> = locks.iter().map(|(_, is_shared)| if *is_shared { "t" } else { "f" }).collect();
+/// Which of these locks nobody has. Its parameters are the numbers of the locks, and for each whether to try for the shared
+/// lock. The third column has the places in the list, from 1 on. The server reads this text once for each session.
+pub(super) fn free() -> String {
     format!(
-        "SELECT {WHO}, (SELECT pg_catalog.string_agg(at::pg_catalog.text, ' ') FROM ROWS FROM \
-         (pg_catalog.unnest('{{{}}}'::pg_catalog.int8[]), pg_catalog.unnest('{{{}}}'::pg_catalog.bool[])) \
+        "SELECT {WHO}, ARRAY(SELECT at FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) \
          WITH ORDINALITY AS locks (key, is_shared, at) WHERE {})",
-        keys.join(","),
-        shared.join(","),
         is_free("key", "is_shared")
     )
 }

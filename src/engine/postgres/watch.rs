@@ -34,7 +34,7 @@ use crate::util::random;
 use crate::words::mode::Mode;
 
 /// How often the session looks if nobody wakes it.
-const PERIOD: Duration = Duration::from_millis(800);
+const PERIOD: Duration = Duration::from_secs(1);
 
 /// The pause after a look for nothing, and before the next look if somebody looks at the turnstile just now. Anybody in the
 /// database can wake the session.
@@ -154,7 +154,8 @@ struct Waits {
     next_look: Instant,
     /// Before that, nobody wakes the session.
     quiet_until: Instant,
-    is_woken: bool,
+    /// Whether somebody has woken it, or an answer has shown that something is free.
+    has_news: bool,
 }
 
 async fn next(orders: &mut UnboundedReceiver<Order>) -> Order {
@@ -177,7 +178,7 @@ impl Waits {
             answered: now,
             next_look: now,
             quiet_until: now,
-            is_woken: false,
+            has_news: false,
         }
     }
 
@@ -277,7 +278,7 @@ impl Waits {
                 reason = session.ended() => return Err(reason),
                 order = next(&mut self.orders) => self.take(order),
                 () = bell.rung() => {
-                    self.is_woken = true;
+                    self.has_news = true;
                     self.next_look = self.next_look.min(self.quiet_until);
                 }
                 () = sleep_until(next_time) => if self.waits.is_empty() {
@@ -314,7 +315,7 @@ impl Waits {
                 None => At::Outside,
             };
             if is_free {
-                self.next_look = Instant::now();
+                (self.has_news, self.next_look) = (true, Instant::now());
             }
         }
         Ok(())
@@ -328,39 +329,41 @@ impl Waits {
     /// Looks what has become free. Returns the grant if the session has got its lock.
     async fn look(&mut self, session: &mut Session) -> Result<Option<String>, Failure> {
         self.next_look = self.end_of_period();
-        let is_woken = mem::take(&mut self.is_woken);
-        let is_free = match self.waits[..] {
-            [Wait { lock, mode, at: At::Turnstile, .. }] => {
-                if let Tried::Granted(grant) = session.try_lock(lock, mode, true).await? {
-                    session.leave(lock.queue(), 0).await?;
-                    return Ok(Some(grant));
-                }
-                vec![false]
-            }
-            // Who wakes it has seen that it is the first.
-            [Wait { at: At::Place { .. }, .. }] if is_woken => vec![true],
-            _ => self.free(session).await?,
+        let has_news = mem::take(&mut self.has_news);
+        let is_alone = self.waits.len() == 1;
+        let is_free = match has_news && is_alone {
+            true => vec![true],
+            false => self.free(session).await?,
         };
         let mut is_vain = true;
         for (wait, _) in self.waits.iter_mut().zip(is_free).filter(|(_, is_free)| *is_free) {
-            let At::Place { place, .. } = wait.at else {
-                wait.tell();
-                is_vain = false;
-                continue;
-            };
-            match session.advance(wait.lock, wait.mode, place).await? {
-                Advanced::Behind(before) => wait.at = At::Place { place, before },
-                Advanced::Not => self.next_look = self.next_look.min(Instant::now() + SHORT_PAUSE),
-                Advanced::ToTurnstile { is_free } => {
-                    wait.at = At::Turnstile;
-                    is_vain = false;
-                    if is_free {
-                        self.next_look = Instant::now();
+            let Wait { lock, mode, at, .. } = *wait;
+            match at {
+                At::Outside => {}
+                At::Turnstile if is_alone => {
+                    if let Tried::Granted(grant) = session.try_lock(lock, mode, true).await? {
+                        session.leave(lock.queue(), 0).await?;
+                        return Ok(Some(grant));
                     }
                 }
+                At::Turnstile => {
+                    wait.tell();
+                    is_vain = false;
+                }
+                At::Place { place, .. } => match session.advance(lock, mode, place).await? {
+                    Advanced::Behind(before) => wait.at = At::Place { place, before },
+                    Advanced::Not => self.next_look = self.next_look.min(Instant::now() + SHORT_PAUSE),
+                    Advanced::ToTurnstile { is_free } => {
+                        wait.at = At::Turnstile;
+                        is_vain = false;
+                        if is_free {
+                            (self.has_news, self.next_look) = (true, Instant::now());
+                        }
+                    }
+                },
             }
         }
-        if is_woken && is_vain {
+        if has_news && is_vain {
             self.quiet_until = Instant::now() + SHORT_PAUSE;
         }
         Ok(None)
