@@ -64,19 +64,19 @@ async fn idle(whose: &str, count: usize, have_sessions: bool) -> Row {
     )
 }
 
-/// The CPU time of all processes of the server.
+/// The CPU time of all processes of the server, exact where proc(5) counts in hundredths of a second.
 fn cpu_time(server: &Server) -> Duration {
     let file = std::fs::read_to_string(server.data().join("postmaster.pid")).unwrap();
     let postmaster = file.lines().next().unwrap();
-    let mut ticks = 0;
+    let mut nanos = 0;
     for process in std::fs::read_dir("/proc").unwrap() {
-        let Ok(stat) = std::fs::read_to_string(process.unwrap().path().join("stat")) else { continue };
+        let dir = process.unwrap().path();
+        let Ok(stat) = std::fs::read_to_string(dir.join("stat")) else { continue };
         let (pid, rest) = (stat.split(' ').next().unwrap(), stat.rsplit_once(") ").unwrap().1);
-        let fields: Vec<&str> = rest.split(' ').collect();
-        if pid == postmaster || fields[1] == postmaster {
-            ticks += fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        if pid == postmaster || rest.split(' ').nth(1) == Some(postmaster) {
+            let times = std::fs::read_to_string(dir.join("schedstat")).unwrap();
+            nanos += times.split(' ').next().unwrap().parse::<u64>().unwrap();
         }
     }
-    // On every Linux, proc(5) shows hundredths of a second.
-    Duration::from_millis(ticks * 10)
+    Duration::from_nanos(nanos)
 }

@@ -190,10 +190,10 @@ impl Session {
 
     async fn finish<T>(&mut self, answer: Result<T, Failure>) -> Result<T, Failure> {
         match answer {
-            Err(failure @ Failure::NoAnswer(_)) => return Err(failure),
+            Err(failure @ Failure::NoAnswer(_)) => Err(failure),
+            // What the server said when it ended the session.
             Err(Failure::Postgres(error)) if error.is_closed() => {
-                // What the server said when it ended the session.
-                return Err(self.end().await.map_or(Failure::Postgres(error), Failure::from));
+                Err(self.end().await.map_or(Failure::Postgres(error), Failure::from))
             }
             answer => {
                 self.is_asked = false;
