@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
+use tokio_lockfile::LockFile;
 
 use crate::outcome::{Goal, Row};
 use crate::postgres::server::{Server, key, until, value};
@@ -19,8 +20,8 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
     rows
 }
 
-/// `have_sessions`: the library takes waits with other limits for waits at other servers, as if they were of other
-/// processes.
+/// `have_sessions`: all wait for one lock, as if in processes of their own. The library takes another list of hosts for
+/// another server.
 async fn idle(whose: &str, count: usize, have_sessions: bool) -> Row {
     let server = Server::start(
         "max_connections = 600\nlog_lock_waits = on\nlog_min_duration_statement = 1s\n\
@@ -33,8 +34,10 @@ async fn idle(whose: &str, count: usize, have_sessions: bool) -> Row {
     }
     let mut waits = JoinSet::new();
     for number in 0..count {
-        let limit = if have_sessions { 60_000 + number } else { 60_000 };
-        let lock = server.lock(&format!("lock={number}&connect_timeout={limit}ms"));
+        let (hosts, name) = if have_sessions { (number + 1, 0) } else { (1, number) };
+        let hosts = vec![server.host(); hosts].join(",");
+        let url = format!("postgres://postgres@{hosts}/postgres?lock={name}&connect_timeout=1m");
+        let lock = LockFile::open(&url).unwrap();
         waits.spawn(async move { lock.obtain().await.unwrap() });
     }
     // Each lock is held, and has a place that is taken.

@@ -36,6 +36,9 @@ use crate::words::mode::Mode;
 /// How often the session looks if nobody wakes it.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// The same where it stands at no turnstile: it would only notice that others have been killed in the queue.
+const LONG_PERIOD: Duration = Duration::from_secs(3);
+
 /// The pause after a look for nothing, and before the next look if somebody looks at the turnstile just now. Anybody in the
 /// database can wake the session.
 const SHORT_PAUSE: Duration = Duration::from_millis(5);
@@ -303,9 +306,8 @@ impl Waits {
     }
 
     async fn enter(&mut self, session: &mut Session) -> Result<(), Failure> {
-        if self.waits.iter().all(|wait| matches!(wait.at, At::Outside)) {
-            self.next_look = self.end_of_period();
-        }
+        let is_new = self.waits.iter().all(|wait| matches!(wait.at, At::Outside));
+        let mut has_news = false;
         for wait in self.waits.iter_mut().filter(|wait| matches!(wait.at, At::Outside)) {
             let (place, is_free) = session.enter(wait.lock, wait.mode).await?;
             wait.at = match place {
@@ -314,15 +316,19 @@ impl Waits {
                 // The queue was as long as can be.
                 None => At::Outside,
             };
-            if is_free {
-                (self.has_news, self.next_look) = (true, Instant::now());
-            }
+            has_news |= is_free;
+        }
+        let end = self.end_of_period();
+        self.next_look = if is_new { end } else { end.min(self.next_look) };
+        if has_news {
+            (self.has_news, self.next_look) = (true, Instant::now());
         }
         Ok(())
     }
 
     fn end_of_period(&self) -> Instant {
-        let period = PERIOD.min(self.server.settings.beat());
+        let is_first = self.waits.iter().any(|wait| matches!(wait.at, At::Turnstile));
+        let period = if is_first { PERIOD } else { LONG_PERIOD }.min(self.server.settings.beat());
         Instant::now() + period.mul_f64(1.0 - random::fraction() / 4.0)
     }
 
@@ -363,6 +369,7 @@ impl Waits {
                 },
             }
         }
+        self.next_look = self.next_look.min(self.end_of_period());
         if has_news && is_vain {
             self.quiet_until = Instant::now() + SHORT_PAUSE;
         }
