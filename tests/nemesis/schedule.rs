@@ -82,8 +82,8 @@ pub(crate) fn steps(seed: u64, lane: Lane, faults: &[Fault], length: Duration) -
     let (mut steps, mut at) = (Vec::new(), Duration::ZERO);
     loop {
         at += Duration::from_millis(random.u64(300..2_500));
-        // Some are short, and some longer than most leases.
-        let lasts = if random.bool() { random.u64(50..1_000) } else { random.u64(1_000..8_000) };
+        // Some are short, and most are longer than most leases.
+        let lasts = if random.u8(..3) == 0 { random.u64(50..1_000) } else { random.u64(2_000..10_000) };
         let lasts = Duration::from_millis(lasts);
         let (fault, target) = (faults[random.usize(..faults.len())], random.usize(..1_000));
         if at + lasts > length {
