@@ -16,11 +16,6 @@ use crate::util::timer::sleep;
 /// How often a driver maintains the watches.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How often the driver reads events that may be mere looks at a file, once it is ahead of that pace by [`BURST`] and no
-/// wait has ended meanwhile.
-const PACE: Duration = Duration::from_millis(1);
-const BURST: Duration = Duration::from_millis(64);
-
 #[derive(Debug)]
 pub(super) struct Driver {
     /// `None` only after the driver has ended.
@@ -28,8 +23,6 @@ pub(super) struct Driver {
     tick: Tick,
     runtime: Id,
     owner: Owner,
-    /// When all the reads that found nothing but looks would be due, at that pace.
-    paced: Instant,
 }
 
 impl Driver {
@@ -37,7 +30,7 @@ impl Driver {
     /// In a runtime without timers. So the caller panics and not the driver.
     pub(super) fn new(inotify: AsyncFd<Arc<OwnedFd>>, runtime: Id) -> Self {
         let (tick, owner) = (Tick::new(), Owner::this_process());
-        Self { inotify: Some(inotify), paced: tick.last, tick, runtime, owner }
+        Self { inotify: Some(inotify), tick, runtime, owner }
     }
 
     pub(super) async fn drive(mut self) {
@@ -57,20 +50,10 @@ impl Driver {
 
     async fn read(&mut self) {
         let due = Watches::get().dispatch();
-        let (is_more_than_a_look, has_ended_a_wait) = (due.is_more_than_a_look, due.has_ended_a_wait);
+        let pause = due.pause;
         due.wake();
-        let now = Instant::now();
-        if has_ended_a_wait {
-            self.paced = now;
-        }
-        if is_more_than_a_look {
-            return;
-        }
-        // Anybody who may read the lock file can open and close it in a loop. Each time is an event, and a wake-up of
-        // all waits.
-        self.paced = self.paced.max(now) + PACE;
-        if self.paced - now > BURST {
-            sleep(PACE).await;
+        if !pause.is_zero() {
+            sleep(pause).await;
         }
     }
 

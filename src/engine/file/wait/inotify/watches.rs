@@ -34,6 +34,12 @@ const PROBES: usize = 25;
 /// The number of watches that are removed at once. Each removal takes about 15 µs.
 const REMOVALS: usize = 64;
 
+/// How often the drivers together read events that may be mere looks at a file, once they are ahead of that pace by
+/// [`BURST`] and no wait has ended meanwhile. Anybody who may read a lock file can open and close it in a loop. Each time is
+/// an event, and a wake-up of all its waits.
+const PACE: Duration = Duration::from_millis(1);
+const BURST: Duration = Duration::from_millis(64);
+
 /// For how long nobody asks again for what the system has refused, at least. At most it is twice as long.
 const REFUSED: Duration = Duration::from_secs(2);
 
@@ -67,6 +73,8 @@ pub(super) struct Watches {
     live: usize,
     /// Whether one has ended since the last events were read.
     has_ended_a_wait: bool,
+    /// When all the reads that found nothing but looks would be due, at their pace.
+    paced: Option<Instant>,
     /// The runtimes that have a driver.
     driven: Vec<Id>,
     /// The runtimes that have no I/O driver. They are not asked again.
@@ -97,11 +105,8 @@ static WATCHES: PerProcess<Mutex<Watches>> = PerProcess::new();
 #[derive(Debug, Default)]
 pub(super) struct Due {
     signals: Vec<Arc<Signal>>,
-    /// Whether an event is more than the close of a file by somebody who could not write it. Such a close can be the
-    /// release of a lock, or a mere look at the file.
-    pub(super) is_more_than_a_look: bool,
-    /// Whether a wait has ended since the last events: then they were more than looks.
-    pub(super) has_ended_a_wait: bool,
+    /// How long the driver waits before it reads again.
+    pub(super) pause: Duration,
 }
 
 impl Due {
@@ -213,18 +218,38 @@ impl Watches {
 
     /// Reads the events of inotify and returns the waits that they concern.
     pub(super) fn dispatch(&mut self) -> Due {
-        let mut due = Due { has_ended_a_wait: std::mem::take(&mut self.has_ended_a_wait), ..Due::default() };
-        let Some(inotify) = self.inotify.clone() else { return due };
+        let mut due = Due::default();
+        let may_be_looks = self.read(&mut due);
+        let now = Instant::now();
+        if std::mem::take(&mut self.has_ended_a_wait) {
+            self.paced = None;
+        }
+        if may_be_looks {
+            let paced = self.paced.map_or(now, |paced| paced.max(now)) + PACE;
+            self.paced = Some(paced);
+            due.pause = (paced - now).saturating_sub(BURST);
+        }
+        due
+    }
+
+    /// Returns whether each event is the close of a file by somebody who could not write it. Such a close can be the release
+    /// of a lock, or a mere look at the file. `false` if another driver has read all events.
+    fn read(&mut self, due: &mut Due) -> bool {
+        let (mut looks, mut others) = (0, 0);
+        let Some(inotify) = self.inotify.clone() else { return false };
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = Reader::new(&*inotify, &mut buffer);
         loop {
             match events.next() {
                 Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
-                    due.is_more_than_a_look = true;
+                    others += 1;
                     self.files.values().chain(self.dirs.values()).for_each(|signals| due.event(signals));
                 }
                 Ok(event) => {
-                    due.is_more_than_a_look |= event.events() != ReadFlags::CLOSE_NOWRITE;
+                    match event.events() {
+                        ReadFlags::CLOSE_NOWRITE => looks += 1,
+                        _ => others += 1,
+                    }
                     let at = event.wd();
                     let signals = self.files.get(&at).into_iter().chain(self.dirs.get(&at));
                     signals.for_each(|signals| due.event(signals));
@@ -234,7 +259,7 @@ impl Watches {
                     }
                 }
                 Err(Errno::INTR) => {}
-                Err(_) => return due,
+                Err(_) => return looks > 0 && others == 0,
             }
         }
     }
