@@ -30,16 +30,14 @@ impl Queue {
         self.0 + place
     }
 
-    /// The places that are taken, as a table. Who only looks whether one is free has it in the other mode.
+    /// The places that are taken, as a table.
     pub(super) fn taken(self) -> String {
-        let (class, first, last) = ((self.0 >> 32) as u32, self.0 as u32, (self.0 + LAST) as u32);
-        format!(
-            "(SELECT objid::pg_catalog.int8 & {LAST} AS place, pid FROM pg_catalog.pg_locks \
-             WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock' AND objsubid = 1 \
-             AND classid = '{class}'::pg_catalog.oid \
-             AND objid >= '{first}'::pg_catalog.oid AND objid <= '{last}'::pg_catalog.oid \
-             AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) AS taken"
-        )
+        taken(&self.bounds().map(|number| format!("'{number}'::pg_catalog.oid")))
+    }
+
+    /// The parts of its numbers in `pg_locks`: the upper half, and the first and the last lower half.
+    pub(super) fn bounds(self) -> [u32; 3] {
+        [(self.0 >> 32) as u32, self.0 as u32, (self.0 + LAST) as u32]
     }
 
     /// Whether nobody stands at the turnstile. Nobody is kept out meanwhile for longer than this expression takes.
@@ -50,13 +48,23 @@ impl Queue {
              THEN pg_catalog.pg_advisory_unlock_shared({turnstile}) ELSE false END"
         )
     }
+}
 
-    /// Wakes the session of the first one, if its place is `from` or later.
-    pub(super) fn wake_first(self, from: i64) -> String {
-        format!(
-            "(SELECT pg_catalog.count(pg_catalog.pg_notify(pg_catalog.concat('tokio_lockfile_', pid % {CHANNELS}), \
-             pid::pg_catalog.text)) FROM (SELECT * FROM {} ORDER BY place LIMIT 1) AS first WHERE place >= {from})",
-            self.taken()
-        )
-    }
+/// Who only looks whether a place is free has it in the other mode.
+fn taken([class, first, last]: &[String; 3]) -> String {
+    format!(
+        "(SELECT objid::pg_catalog.int8 & {LAST} AS place, pid FROM pg_catalog.pg_locks \
+         WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock' AND objsubid = 1 \
+         AND classid = {class} AND objid >= {first} AND objid <= {last} \
+         AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) AS taken"
+    )
+}
+
+/// Wakes the session of the first one, if its place is `from` or later. The bounds of the queue are the parameters $1 to $3.
+pub(super) fn wake_first(from: i64) -> String {
+    format!(
+        "(SELECT pg_catalog.count(pg_catalog.pg_notify(pg_catalog.concat('tokio_lockfile_', pid % {CHANNELS}), \
+         pid::pg_catalog.text)) FROM (SELECT * FROM {} ORDER BY place LIMIT 1) AS first WHERE place >= {from})",
+        taken(&[1, 2, 3].map(|number| format!("${number}")))
+    )
 }

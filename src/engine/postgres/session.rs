@@ -1,13 +1,14 @@
 //! One server session.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio_postgres::types::Type;
-use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow, Statement};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row, SimpleQueryMessage, SimpleQueryRow, Statement};
 
 use super::application;
 use super::config::{Host, LockNumber, Settings};
@@ -26,8 +27,8 @@ pub(super) struct Session {
     moving: JoinHandle<Result<(), tokio_postgres::Error>>,
     bell: Arc<Bell>,
     allowance: Allowance,
-    /// What [`free`](Self::free) asks, once the server has read it.
-    look: Option<Statement>,
+    /// The statements that the server has read for this session.
+    prepared: HashMap<&'static str, Statement>,
     /// The number of the server's process, as the login said it.
     process: Option<u32>,
     /// What only this session answers: the number of its process, and a random text once it is prepared.
@@ -103,7 +104,7 @@ impl Session {
             moving,
             bell,
             allowance,
-            look: None,
+            prepared: HashMap::new(),
             process,
             who: String::new(),
             application: application::name(settings.application_name.as_deref()).await?,
@@ -280,31 +281,44 @@ impl Session {
     }
 
     pub(super) async fn leave(&mut self, queue: Queue, place: i64) -> Result<(), Failure> {
-        self.ask(&sql::leave(queue, place), self.settings.connect_timeout).await.map(drop)
+        let ([class, first, last], place) = (queue.bounds(), queue.place(place));
+        let types = [Type::OID, Type::OID, Type::OID, Type::INT8];
+        let limit = self.settings.connect_timeout;
+        self.ask_again(&sql::LEAVE, &types, &[&class, &first, &last, &place], limit).await.map(drop)
     }
 
     /// Which of these locks nobody has, as their places in the list. Beside each number: whether it is to be shared.
     pub(super) async fn free(&mut self, locks: &[(i64, bool)]) -> Result<Vec<usize>, Failure> {
         let (keys, shared): (Vec<i64>, Vec<bool>) = locks.iter().copied().unzip();
+        let types = [Type::INT8_ARRAY, Type::BOOL_ARRAY];
+        let row = self.ask_again(&sql::FREE, &types, &[&keys, &shared], self.settings.connect_timeout).await?;
+        let free: Vec<i64> = row.try_get(2).map_err(|_| Failure::no_such_answer())?;
+        let place = |place: i64| usize::try_from(place - 1).ok().filter(|&place| place < locks.len());
+        free.into_iter().map(|at| place(at).ok_or_else(Failure::no_such_answer)).collect()
+    }
+
+    /// The only row of the answer to a statement that this session asks often. The server reads its text once.
+    async fn ask_again(
+        &mut self,
+        statement: &'static str,
+        types: &[Type],
+        parameters: &[&(dyn ToSql + Sync)],
+        limit: Duration,
+    ) -> Result<Row, Failure> {
         let sent = Moment::now();
         self.begin();
-        let answer = within(self.settings.connect_timeout, async {
-            let types = [Type::INT8_ARRAY, Type::BOOL_ARRAY];
-            let statement = match self.look.take() {
-                Some(statement) => statement,
-                None => self.client.prepare_typed(&sql::free(), &types).await?,
-            };
-            self.client.query_one(self.look.insert(statement), &[&keys, &shared]).await
+        let answer = within(limit, async {
+            if !self.prepared.contains_key(statement) {
+                self.prepared.insert(statement, self.client.prepare_typed(statement, types).await?);
+            }
+            self.client.query_one(&self.prepared[statement], parameters).await
         });
         let answer = answer.await;
         let row = self.finish(answer).await?;
         let no_such_answer = |_| Failure::no_such_answer();
-        let who = row.try_get(0).map_err(no_such_answer)?;
-        self.check_one(who, row.try_get(1).map_err(no_such_answer)?)?;
+        self.check_one(row.try_get(0).map_err(no_such_answer)?, row.try_get(1).map_err(no_such_answer)?)?;
         self.sent = sent;
-        let free: Vec<i64> = row.try_get(2).map_err(no_such_answer)?;
-        let place = |place: i64| usize::try_from(place - 1).ok().filter(|&place| place < locks.len());
-        free.into_iter().map(|at| place(at).ok_or_else(Failure::no_such_answer)).collect()
+        Ok(row)
     }
 
     /// From now on, the bell rings when somebody wakes this session.
@@ -317,10 +331,17 @@ impl Session {
         Ok(Arc::clone(&self.bell))
     }
 
-    /// Whether the session had the lock.
+    /// Whether the session had the lock. Wakes who is the first in the queue.
     pub(super) async fn unlock(&mut self, lock: LockNumber, mode: Mode, limit: Duration) -> Result<bool, Failure> {
-        let statement = sql::unlock(lock, mode, &self.application);
-        Ok(column(&self.ask(&statement, limit).await?, 2)? == Some("t"))
+        let row = self.ask(&sql::unlock(lock, mode, &self.application), limit).await?;
+        let (had, is_open) = (column(&row, 2)? == Some("t"), column(&row, 4)? == Some("t"));
+        if !is_open {
+            let [class, first, last] = lock.queue().bounds();
+            let types = [Type::OID, Type::OID, Type::OID];
+            // The lock is free, and the first one looks once in a while too.
+            let _ = self.ask_again(&sql::WAKE, &types, &[&class, &first, &last], limit).await;
+        }
+        Ok(had)
     }
 
     /// The third column of the last row; empty for NULL.

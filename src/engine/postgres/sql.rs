@@ -9,10 +9,11 @@
 //!
 //! The texts differ only in constants that the server does not count. So pg_stat_statements has few rows of them.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::config::LockNumber;
-use super::queue::{self, Queue};
+use super::queue;
 use crate::words::mode::Mode;
 
 const WHO: &str = "pg_catalog.concat_ws(' ', pg_catalog.pg_backend_pid(), \
@@ -166,17 +167,17 @@ pub(super) fn try_lock(lock: LockNumber, mode: Mode, is_at_turnstile: bool, appl
     )
 }
 
-/// The third column is whether the session had the lock. Wakes who stands at the turnstile.
+/// The third column is whether the session had the lock. The fifth is whether nobody stands at the turnstile.
 pub(super) fn unlock(lock: LockNumber, mode: Mode, application: &str) -> String {
-    let (suffix, key, queue) = (suffix(mode), lock.key, lock.queue());
+    let (suffix, key, is_open) = (suffix(mode), lock.key, lock.queue().is_open());
     format!(
-        "SELECT {WHO}, had, pg_catalog.set_config('application_name', '{application}', false), \
-         CASE WHEN {} THEN NULL ELSE {} END \
-         FROM (SELECT pg_catalog.pg_advisory_unlock{suffix}({key}) AS had OFFSET 0) AS unlocked",
-        queue.is_open(),
-        queue.wake_first(0)
+        "SELECT {WHO}, had, pg_catalog.set_config('application_name', '{application}', false), {is_open} \
+         FROM (SELECT pg_catalog.pg_advisory_unlock{suffix}({key}) AS had OFFSET 0) AS unlocked"
     )
 }
+
+/// Wakes who is the first in a queue. Its parameters are the bounds of the queue.
+pub(super) static WAKE: LazyLock<String> = LazyLock::new(|| format!("SELECT {WHO}, {}", queue::wake_first(0)));
 
 /// Whether nobody has a lock, by a try. What it gets ends with the statement.
 fn is_free(key: &str, is_shared: &str) -> String {
@@ -215,11 +216,12 @@ pub(super) fn advance(lock: LockNumber, mode: Mode, place: i64) -> String {
     )
 }
 
-/// Leaves a place, and wakes who is the first now but not at the turnstile yet.
-pub(super) fn leave(queue: Queue, place: i64) -> String {
-    let (wake, lock) = (queue.wake_first(1), queue.place(place));
-    format!("SELECT {WHO}, had, {wake} FROM (SELECT pg_catalog.pg_advisory_unlock({lock}) AS had OFFSET 0) AS unlocked")
-}
+/// Leaves a place, and wakes who is the first now but not at the turnstile yet. Its parameters are the bounds of the queue and
+/// the number of the place.
+pub(super) static LEAVE: LazyLock<String> = LazyLock::new(|| {
+    let wake = queue::wake_first(1);
+    format!("SELECT {WHO}, had, {wake} FROM (SELECT pg_catalog.pg_advisory_unlock($4) AS had OFFSET 0) AS unlocked")
+});
 
 /// From now on, the server tells the session of this process when somebody wakes it.
 pub(super) fn listen(process: u32) -> String {
@@ -227,14 +229,14 @@ pub(super) fn listen(process: u32) -> String {
 }
 
 /// Which of these locks nobody has. Its parameters are the numbers of the locks, and for each whether to try for the shared
-/// lock. The third column has the places in the list, from 1 on. The server reads this text once for each session.
-pub(super) fn free() -> String {
+/// lock. The third column has the places in the list, from 1 on.
+pub(super) static FREE: LazyLock<String> = LazyLock::new(|| {
     format!(
         "SELECT {WHO}, ARRAY(SELECT at FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) \
          WITH ORDINALITY AS locks (key, is_shared, at) WHERE {})",
         is_free("key", "is_shared")
     )
-}
+});
 
 pub(super) fn unlock_all() -> String {
     format!("SELECT {WHO}, pg_catalog.pg_advisory_unlock_all()")
