@@ -2,9 +2,11 @@
 
 use std::fmt;
 use std::fs::File;
+use std::future::poll_fn;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 
 use tokio::task::unconstrained;
 
@@ -160,15 +162,7 @@ impl LockGuard {
     /// # Ok(()) }
     /// ```
     pub async fn run<F: Future>(self, work: F) -> Result<F::Output, LockError> {
-        let output = {
-            let work = pin!(work);
-            tokio::select! {
-                // The work comes first. If it is done at once, we do not need to watch the file.
-                biased;
-                output = work => Ok(output),
-                reason = self.lost() => Err(reason),
-            }
-        };
+        let output = self.while_held(pin!(work)).await;
         let path = self.acquisition().target().path.clone();
         let released = self.release().await;
         match output {
@@ -177,6 +171,23 @@ impl LockGuard {
             // stopped.
             Err(reason) => Err(released.err().unwrap_or_else(|| LockError::lost(&path, reason))),
         }
+    }
+
+    /// The output of `work`, unless the lock is lost before.
+    pub(crate) async fn while_held<F: Future>(&self, mut work: Pin<&mut F>) -> Result<F::Output, LostReason> {
+        let mut lost = pin!(self.lost());
+        poll_fn(|context| {
+            // A process may stand still for longer than a lease. Then the work must not go on until a timer fires.
+            let is_over = self.acquisition().target().server.is_some() && !self.is_held();
+            // The work comes first. If it is done at once, we do not need to watch the file.
+            if !is_over {
+                if let Poll::Ready(output) = work.as_mut().poll(context) {
+                    return Poll::Ready(Ok(output));
+                }
+            }
+            lost.as_mut().poll(context).map(Err)
+        })
+        .await
     }
 
     /// The locked file itself, for the native kinds. It is open for reading. It is also open for writing if its

@@ -347,15 +347,13 @@ impl Singleton {
         };
         tokio::select! {
             biased;
-            done = work => match done {
-                Ok(Ok(result)) => Ended::Done(result),
-                Ok(Err(_)) if term.is_asked_to_step_down() => Ended::SteppedDown,
-                Ok(Err(error)) => failed(Failure::Work(error)),
-                Err(panic) => failed(Failure::Panic(panic)),
+            done = guard.while_held(work) => match done {
+                Ok(Ok(Ok(result))) => Ended::Done(result),
+                Ok(Ok(Err(_))) if term.is_asked_to_step_down() => Ended::SteppedDown,
+                Ok(Ok(Err(error))) => failed(Failure::Work(error)),
+                Ok(Err(panic)) => failed(Failure::Panic(panic)),
+                Err(reason) => Ended::Failed(Failure::Loss(LockError::lost(&self.lock.target().path, reason))),
             },
-            reason = guard.lost() => {
-                Ended::Failed(Failure::Loss(LockError::lost(&self.lock.target().path, reason)))
-            }
             ended = told_to_end => ended,
         }
     }

@@ -187,6 +187,7 @@ fn a_stopped_driver_is_a_loss_in_time() {
     if in_own_process("lifetimes::a_stopped_driver_is_a_loss_in_time") {
         let cluster = Cluster::of(1);
         let runtime = Builder::new_multi_thread().enable_all().build().unwrap();
-        runtime.block_on(stopped_driver::is_a_loss_in_time(|number| cluster.lock(&number.to_string())));
+        let lock = |number: usize| cluster.lock(&number.to_string());
+        runtime.block_on(stopped_driver::is_a_loss_in_time(Duration::from_secs(3), lock));
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::server::{Server, sessions, until, waiters};
 use crate::stopped_driver;
@@ -120,7 +120,8 @@ fn a_stopped_driver_is_a_loss_in_time() {
     if in_own_process("runtimes::a_stopped_driver_is_a_loss_in_time") {
         let server = Server::shared();
         let lock = |number| server.lock(&format!("lock=stopped_driver_{number}&ttl=2s"));
-        Runtime::new().unwrap().block_on(stopped_driver::is_a_loss_in_time(lock));
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(stopped_driver::is_a_loss_in_time(Duration::from_secs(2), lock));
     }
 }
 

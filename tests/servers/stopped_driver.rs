@@ -1,9 +1,10 @@
 //! The thread that talks to the server stands still, and the holder hears of the loss all the same.
 
 use std::fs;
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
@@ -11,12 +12,30 @@ use tokio_lockfile::{LockError, LockFile, LostReason};
 
 use crate::support::{HANG, take};
 
-/// `lock` has a lock with a short lease for each number. To be called in a process of its own.
-pub(crate) async fn is_a_loss_in_time(lock: impl Fn(usize) -> LockFile) {
-    let [lock, other, ref more @ ..]: [LockFile; 10] = std::array::from_fn(lock);
-    let (guard, at_work) = (take(&lock).await, take(&other).await);
+/// `lock` has a lock with this short lease for each number. To be called in a process of its own.
+pub(crate) async fn is_a_loss_in_time(lease: Duration, lock: impl Fn(usize) -> LockFile) {
+    let [lock, other, third, ref more @ ..]: [LockFile; 11] = std::array::from_fn(lock);
+    let (guard, at_work, late) = (take(&lock).await, take(&other).await, take(&third).await);
     let stopped = StoppedDriver::new();
-    let (reason, run) = tokio::join!(timeout(HANG, guard.lost()), timeout(HANG, at_work.run(pending::<()>())));
+    let began = Instant::now();
+    // As in a process that is stopped for longer than the lease.
+    let mut polls = 0;
+    let stands_still = poll_fn(|context| {
+        polls += 1;
+        assert!(polls <= 2, "the work goes on after the lease");
+        while polls == 2 && began.elapsed() < lease {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        context.waker().wake_by_ref();
+        Poll::<()>::Pending
+    });
+    let (reason, run, late) = tokio::join!(
+        timeout(HANG, guard.lost()),
+        timeout(HANG, at_work.run(pending::<()>())),
+        timeout(HANG, late.run(stands_still)),
+    );
+    let late = late.expect("the loss is not noticed").unwrap_err();
+    assert!(matches!(late, LockError::Lost { reason: LostReason::Expired, .. }), "{late}");
     assert_eq!(reason.expect("nobody hears of the loss"), LostReason::Expired);
     assert!(!guard.is_held());
     let run = run.expect("the work goes on").unwrap_err();
