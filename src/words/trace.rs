@@ -100,7 +100,7 @@ pub(crate) fn no_events(error: &std::io::Error) {
     warn!(
         name: "no_events",
         target: TARGET,
-        %error,
+        error = %error,
         "no events from inotify: waits poll, and the loss of a lock is noticed only within a second{what_to_do}",
     );
 }
@@ -226,7 +226,7 @@ pub(crate) fn lock_failed(target: &Target, error: &LockError) {
         name: "lock_failed",
         target: TARGET,
         path = %Escaped(&*target.path),
-        %error,
+        error = %error,
         "the lock failed; standing by again",
     );
 }
