@@ -336,9 +336,9 @@ impl LockFile {
     /// in a destructor.
     ///
     /// This works everywhere. It blocks the thread for a few system calls, or until a server has answered. It never
-    /// waits for a holder. Inside a runtime it starts a thread for that, so there `attempt` costs less. Inside a
-    /// runtime it is `None` also while this process still releases the lock on a server, on a file system that is not
-    /// local, or on Windows.
+    /// waits for a holder. Inside a runtime it starts a thread for that, so there `attempt` costs less. If this process
+    /// still releases the lock on a server, on a file system that is not local, or on Windows, it waits for that: inside a
+    /// runtime for at most half a second, and then it is `None`.
     ///
     /// # Errors
     /// The errors are the same as for [`attempt`](Self::attempt).

@@ -40,8 +40,8 @@ struct Caller {
     is_reported: bool,
 }
 
-/// The same for a caller that blocks its runtime: it waits for no other task. `None` also while a task of this process
-/// releases the lock, or tries for it.
+/// The same for a caller that blocks its runtime: it waits for no other task, and for a release only for a moment. `None`
+/// also while a task of this process tries for the lock.
 pub(crate) async fn attempt_at_once(lock: &Lock, mode: Mode) -> Result<Option<Acquisition>, LockError> {
     attempt_with(lock, mode, Caller { may_wait: false, is_reported: false }).await
 }
@@ -135,6 +135,9 @@ impl<F> Drop for OfThisProcess<F> {
 /// How long an attempt waits for a release of this process, which may be on a file system that hangs.
 const LONGEST_RELEASE: Duration = Duration::from_secs(5);
 
+/// The same for a caller that blocks its runtime. The release may need a thread that this caller has.
+const LONGEST_BLOCKED_RELEASE: Duration = Duration::from_millis(500);
+
 /// How long an attempt waits for the try of another reader of this process, whose task may not be polled. A try for a file
 /// seldom takes a millisecond, but a server has to be connected to.
 fn patience(lock: &Lock) -> Duration {
@@ -144,8 +147,9 @@ fn patience(lock: &Lock) -> Duration {
 async fn attempt_here(lock: &Lock, mode: Mode, caller: Caller) -> Result<Option<Acquisition>, LockError> {
     let Caller { may_wait, is_reported } = caller;
     let mut turn = lock.slot().try_turn(mode);
-    if turn.is_none() && may_wait {
-        let _ = timeout(LONGEST_RELEASE, pin!(lock.slot().released())).await;
+    if turn.is_none() {
+        let limit = if may_wait { LONGEST_RELEASE } else { LONGEST_BLOCKED_RELEASE };
+        let _ = timeout(limit, pin!(lock.slot().released())).await;
         turn = lock.slot().try_turn(mode);
     }
     let Some(turn) = turn else { return Ok(None) };
