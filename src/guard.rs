@@ -202,9 +202,9 @@ impl LockGuard {
     /// start of the file, and belongs to this guard alone. But the readers of one process have one file together: if the
     /// lock is shared, read at an offset, and do not move the position.
     ///
-    /// The kernel refuses writing while another process has a lease on the file, as file servers have (fcntl(2),
-    /// `F_SETLEASE`), and asks it to give the lease back. This call waits up to 50 ms for that. If it takes longer, the file
-    /// is open only for reading until this is called again.
+    /// Another process, such as a file server, may have a lease on the file (fcntl(2), `F_SETLEASE`). Then the kernel
+    /// does not open the file for writing, and asks that process to give the lease back. This call waits up to 50 ms
+    /// for that. If it takes longer, the file is open only for reading until this is called again.
     ///
     /// Change the file in place, with [`set_len`](File::set_len). Do not rename another file over it: the lock stays
     /// with the old file, and the guard reports it as [lost](Self::lost).

@@ -17,8 +17,9 @@ use crate::words::holder::ForTime;
 /// [`Singleton::leadership`](crate::Singleton::leadership), and all handles of one singleton and of its clones show the
 /// same.
 ///
-/// Its text is for people, as on a status page: `leads for 3m 12s`, `stands by`, or `cannot get its lock: …`. The last one
-/// says that the lock does not work, so that nobody takes this process for a healthy standby.
+/// Its text is for people, as on a status page: `leads for 3m 12s`, `stands by`, or `cannot get its lock: …`. The last
+/// one says that the lock does not work, so that nobody takes this process for a healthy standby. Before the lock has
+/// answered for the first time, the text is `has no answer from its lock yet`.
 ///
 /// ```
 /// # use tokio_lockfile::{LockFile, Singleton};

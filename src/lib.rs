@@ -28,10 +28,10 @@
 //!
 //! # When to use it, and when not
 //!
-//! It is for programs on Tokio that must not run twice, or not at the same time, and for files that several programs change.
-//! Beside it, a wait for std's `File::lock`, fs4 or fd-lock blocks a thread, and has no limit of time. async-fd-lock does
-//! this on Tokio's blocking pool, so that a dropped wait goes on. None of them notices that somebody removes a lock file,
-//! or tells who holds it.
+//! This crate is for programs on Tokio that must not run twice, or not at the same time. It is also for files that
+//! several programs change. In std's `File::lock`, fs4 and fd-lock, a wait blocks a thread, and has no limit of time.
+//! async-fd-lock does the same on Tokio's blocking pool, so a dropped wait goes on there. None of them notices that
+//! somebody removes a lock file, or tells who holds it.
 //!
 //! Something else is better in these cases:
 //!
@@ -65,7 +65,7 @@
 //!   has ended. A wait that is dropped leaves nothing behind.
 //! - **Never someone else's file.** What is not certainly a lock record is not removed or overwritten.
 //! - **Never in the way.** No thread waits, and an idle wait costs almost no CPU.
-//! - **Always an answer**: who holds it, since when, why it failed, what to do.
+//! - **Always an answer**: who holds it, since when, why it failed, and often what to do.
 //!
 //! The page of [`guarantees`] names the test behind each of them, and says what is not guaranteed.
 //!
@@ -87,7 +87,7 @@
 //! | `release_failed` | WARN | the lock could not be released properly | `error` |
 //! | `no_events` | WARN, once for the process, without `path` | no events from inotify | `error` |
 //!
-//! A task that waits for a permit of a [`Semaphore`] reports it as a wait for the first of the locks.
+//! While a task waits for a permit of a [`Semaphore`], the log shows a wait for the first of its locks.
 //!
 //! A [`Singleton`] adds these:
 //!

@@ -35,8 +35,8 @@ pub enum Restart {
 
 /// Why [`Singleton::run`] ended without a result.
 ///
-/// Its text says the cause. [`Debug`](fmt::Debug) shows the text of a failed lock, and what `Debug` shows of a failure of the
-/// work, because a `main` that returns an error prints that.
+/// Its text includes the cause. [`Debug`](fmt::Debug) shows the same text for an error of the lock. For an error of the
+/// work, it shows the `Debug` text of that error. A `main` that returns an error prints its `Debug` text.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SingletonError<E> {

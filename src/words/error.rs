@@ -16,10 +16,10 @@ use super::server_url::ServerUrl;
 /// In that case, and only then, [`attempt`](crate::LockFile::attempt) returns `Ok(None)`.
 ///
 /// The text of an error includes its cause. So [`source`](std::error::Error::source) does not return the cause again.
-/// [`io_error`](Self::io_error) returns the error of the system call. [`Debug`](fmt::Debug) shows the same text, because a
-/// `main` that returns an error prints that.
+/// [`io_error`](Self::io_error) returns the error of the system call. [`Debug`](fmt::Debug) shows the same text,
+/// because a `main` that returns an error prints its `Debug` text.
 ///
-/// Each pattern ends with `..`, because a later version may have more fields.
+/// End each pattern with `..`, because a later version may have more fields.
 ///
 /// ```
 /// # use std::time::Duration;
