@@ -459,7 +459,7 @@ mod tests {
         let (_dir, lock, path) = lock();
         fault::silence(&path);
         let permits = Semaphore::new([lock.clone()]);
-        for (limit, asked) in [(300, "150ms"), (5_000, "500ms")] {
+        for limit in [300, 5_000] {
             let limit = Duration::from_millis(limit);
             let began = tokio::time::Instant::now();
             let errors = tokio::join!(lock.obtain_timeout(limit), permits.obtain_timeout(limit));
@@ -467,7 +467,7 @@ mod tests {
             for error in [errors.0.unwrap_err(), errors.1.unwrap_err()] {
                 let said = error.to_string();
                 assert!(said.starts_with(&format!("timed out after {limit:?} waiting for ")), "{said}");
-                assert!(said.ends_with(&format!("has not answered for {asked}")), "{said}");
+                assert!(said.ends_with("does not answer"), "{said}");
             }
         }
     }

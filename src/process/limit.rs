@@ -112,7 +112,7 @@ async fn too_late(limit: Duration, lock: &Lock, seen: &Mutex<Seen>, grace: Durat
     let (holder, trouble) = match (answer, asked) {
         (Some(Ok(holder)), _) => (holder, None),
         (Some(Err(error)), _) => (None, Some(error.cause())),
-        (None, Some(asked)) => (None, Some(lock.no_answer(asked.elapsed()))),
+        (None, Some(_)) => (None, Some(lock.no_answer())),
         (None, None) => (None, None),
     };
     let path = lock.target().path.to_path_buf();

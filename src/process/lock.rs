@@ -78,12 +78,11 @@ impl Lock {
         Ok(holder)
     }
 
-    /// That a look has had no answer for so long, and what has failed last, if anything has.
-    pub(super) fn no_answer(&self, waited: Duration) -> String {
+    /// That a look has had no answer, and what has failed last, if anything has.
+    pub(super) fn no_answer(&self) -> String {
         let who = if self.target.server.is_some() { "server" } else { "file system" };
         let failure = self.engine.last_failure().map(|failure| format!(": {failure}"));
-        let waited = Duration::from_millis(waited.as_millis() as u64);
-        format!("the {who} has not answered for {waited:?}{}", failure.unwrap_or_default())
+        format!("the {who} does not answer{}", failure.unwrap_or_default())
     }
 
     /// Who holds the lock, in any process. More than one if it is shared.

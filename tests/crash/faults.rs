@@ -42,7 +42,9 @@ pub(crate) fn run() {
                     tried += 1;
                     errors += usize::from(error.is_some());
                     match error {
-                        Some(error) if error.contains(" lock is not possible at ") => _ = unsupported.insert((kind, call)),
+                        Some(error) if error.contains(" lock is not possible at ") => {
+                            _ = unsupported.insert((kind, call))
+                        }
                         Some(_) => {}
                         None => _ = got_around.insert((kind, call, *fault)),
                     }
