@@ -136,7 +136,7 @@ impl Connection {
             more = vec![is_ours.then(|| grant.into())];
         } else if let Some(key) = between("pg_advisory_unlock(", ")") {
             let was_ours = locks.get(&key) == Some(&us) && locks.remove(&key).is_some();
-            more = vec![Some(if was_ours { "t" } else { "f" }.into()), Some("name".into())];
+            more = vec![Some(if was_ours { "t" } else { "f" }.into()), Some("name".into()), Some("t".into())];
         } else if statement.contains("count(*) FROM pg_catalog.pg_locks") {
             more = vec![Some(locks.values().filter(|&&owner| owner == us).count().to_string().into())];
         } else if statement.contains("pg_locks") {
@@ -209,7 +209,7 @@ async fn an_answer_that_is_none_is_an_error_and_no_panic() {
         ("idle_session_timeout', true)", 3),
         ("tokio_lockfile.stamp', '", 3),
         ("pg_try_advisory_lock", 3),
-        ("pg_advisory_unlock(", 4),
+        ("pg_advisory_unlock(", 5),
         ("pg_locks", 6),
     ];
     for (statement, columns) in STATEMENTS {
