@@ -1,10 +1,10 @@
 //! What a session speaks through: the socket, or TLS over it.
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::Ready;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -27,6 +27,50 @@ pub(super) struct Wire {
     /// What tokio-postgres has still to hear of the login, which was without it. Until then, what it writes is its own part of
     /// a login, and goes nowhere.
     login: BytesMut,
+    messages: Messages,
+}
+
+/// Where the reading is in the messages of a session. Settings and notices are dropped: nobody reads them, and tokio-postgres
+/// would keep each setting for as long as the session is open.
+#[derive(Default)]
+struct Messages {
+    kind: u8,
+    /// How many bytes of its kind and its length have come.
+    head: u8,
+    /// How many bytes of its content have still to come. Until its head is there, the part of its length that has come.
+    rest: u32,
+}
+
+impl Messages {
+    const DROPPED: [u8; 2] = *b"SN";
+    const HEAD: u8 = 5;
+
+    /// Moves what is not dropped to the front, and returns its length.
+    fn filter(&mut self, bytes: &mut [u8]) -> usize {
+        let mut kept = 0;
+        for at in 0..bytes.len() {
+            let byte = bytes[at];
+            match self.head {
+                0 => *self = Self { kind: byte, head: 1, rest: 0 },
+                Self::HEAD => self.rest -= 1,
+                _ => {
+                    (self.head, self.rest) = (self.head + 1, self.rest << 8 | u32::from(byte));
+                    if self.head == Self::HEAD {
+                        // The length counts itself. What is shorter is an error, which tokio-postgres tells.
+                        self.rest = self.rest.saturating_sub(4);
+                    }
+                }
+            }
+            if self.head == Self::HEAD && self.rest == 0 {
+                self.head = 0;
+            }
+            if !Self::DROPPED.contains(&self.kind) {
+                bytes[kept] = byte;
+                kept += 1;
+            }
+        }
+        kept
+    }
 }
 
 enum Stream {
@@ -49,14 +93,14 @@ pub(super) async fn offers_tls(socket: &mut Socket) -> io::Result<bool> {
 impl Wire {
     pub(super) fn plain(mut socket: Socket) -> Self {
         let allowance = socket.limit();
-        Self { stream: Stream::Plain(socket), allowance, login: BytesMut::new() }
+        Self { stream: Stream::Plain(socket), allowance, login: BytesMut::new(), messages: Messages::default() }
     }
 
     #[cfg(feature = "postgres-tls")]
     pub(super) async fn encrypted(mut socket: Socket, tls: &Tls, host: &str) -> io::Result<Self> {
         let allowance = socket.limit();
         let stream = Stream::Encrypted(Box::new(handshake::shake_hands(socket, tls, host).await?));
-        Ok(Self { stream, allowance, login: BytesMut::new() })
+        Ok(Self { stream, allowance, login: BytesMut::new(), messages: Messages::default() })
     }
 
     #[cfg(not(feature = "postgres-tls"))]
@@ -100,8 +144,16 @@ macro_rules! forward {
 
 impl AsyncRead for Wire {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.login.is_empty() {
-            return forward!(self, poll_read(context, buf));
+        while self.login.is_empty() {
+            let before = buf.filled().len();
+            ready!(forward!(self, poll_read(context, buf)))?;
+            let read = &mut buf.filled_mut()[before..];
+            let (length, kept) = (read.len(), self.messages.filter(read));
+            buf.set_filled(before + kept);
+            // Nothing is the end, unless it was dropped.
+            if kept > 0 || length == 0 {
+                return Poll::Ready(Ok(()));
+            }
         }
         let length = self.login.len().min(buf.remaining());
         buf.put_slice(&self.login.split_to(length));
@@ -141,6 +193,27 @@ impl TlsConnect<Wire> for AsItIs {
     type Future = Ready<Result<Wire, Infallible>>;
 
     fn connect(self, wire: Wire) -> Self::Future {
-        ready(Ok(wire))
+        std::future::ready(Ok(wire))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Messages;
+
+    #[test]
+    fn settings_and_notices_are_dropped_in_whatever_pieces_they_come() {
+        let row = b"D\0\0\x01\x2c".iter().copied().chain([b'S'; 0x128]).collect::<Vec<u8>>();
+        let said =
+            [&row[..], b"S\0\0\0\x08a\0b\0N\0\0\0\x05\0S\0\0\0\x04", b"1\0\0\0\x04Z\0\0\0\x05I", &row[..9]].concat();
+        let heard = [&row[..], b"1\0\0\0\x04Z\0\0\0\x05I", &row[..9]].concat();
+        for size in 1..said.len() {
+            let (mut messages, mut said, mut kept) = (Messages::default(), said.clone(), Vec::new());
+            for piece in said.chunks_mut(size) {
+                let length = messages.filter(piece);
+                kept.extend_from_slice(&piece[..length]);
+            }
+            assert_eq!(kept, heard, "{size}");
+        }
     }
 }
