@@ -180,8 +180,8 @@ async fn an_answer_without_an_end_is_refused() {
     let port = listener.local_addr().unwrap().port();
     let server = std::thread::spawn(move || {
         let (mut client, _) = listener.accept().unwrap();
-        // An answer to the first message, with the greatest length that can be said.
-        let mut sent = client.write(b"R\x7f\xff\xff\xff").unwrap();
+        // A refusal, with the greatest length that can be said.
+        let mut sent = client.write(b"E\x7f\xff\xff\xff").unwrap();
         while sent < MUCH {
             match client.write(&[0; 1 << 16]) {
                 Ok(more) => sent += more,

@@ -22,6 +22,9 @@ const SASL: u32 = 10;
 const SASL_CONTINUE: u32 = 11;
 const SASL_FINAL: u32 = 12;
 
+/// The longest message of a login, as in libpq. A challenge is copied and taken apart.
+const LONGEST: u32 = 2_000;
+
 const SCRAM: &str = "SCRAM-SHA-256";
 const BOUND_SCRAM: &str = "SCRAM-SHA-256-PLUS";
 
@@ -182,7 +185,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin> Startup<'a, S> {
             || io::Error::new(io::ErrorKind::UnexpectedEof, "the server ended the connection before it was ready");
         let is_end = |error: io::Error| if error.kind() == io::ErrorKind::UnexpectedEof { ends() } else { error };
         let kind = self.stream.read_u8().await.map_err(is_end)?;
-        let length = self.stream.read_u32().await.map_err(is_end)?.checked_sub(4).ok_or_else(unexpected)?;
+        let length = self.stream.read_u32().await.map_err(is_end)?;
+        if kind == b'R' && length > LONGEST {
+            return Err(unexpected());
+        }
+        let length = length.checked_sub(4).ok_or_else(unexpected)?;
         let mut content = Vec::new();
         let mut rest = (&mut *self.stream).take(length.into());
         rest.read_to_end(&mut content).await?;
@@ -266,6 +273,7 @@ mod tests {
             (b"R\0\0\0\x0c\0\0\0\x05sal", "ended the connection"),
             (b"R\0\0\0\x0b\0\0\0\x05sal", "none of a login"),
             (b"R\0\0\0\x03", "none of a login"),
+            (b"R\0\0\x07\xd1", "none of a login"),
             (b"R\0\0\0\x04", "unknown authentication type"),
             (b"R\0\0\0\x08\0\0\0\x02", "unknown authentication type"),
             (b"R\0\0\0\x08\0\0\0\x07", "GSSAPI"),
