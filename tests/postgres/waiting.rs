@@ -329,3 +329,39 @@ async fn who_wakes_a_wait_for_nothing_wakes_it_seldom() {
     release(&client, "x").await;
     got(wait).await.release().await.unwrap();
 }
+
+/// Anybody in the database can send as much as he likes to a session that listens.
+#[tokio::test]
+async fn a_flood_of_notifications_costs_no_lock() {
+    let server = Server::start("");
+    let client = server.client().await;
+    hold(&client, "x").await;
+    let wait = server.waiting(&server.lock("lock=x&ttl=30s"), "x").await;
+    let pid = queue(&client, "x").await;
+    release(&client, "x").await;
+    let guard = got(wait).await;
+    let flood = "repeat('x', 7900) || n) FROM generate_series(1, 6000) AS n";
+    client.simple_query(&format!("SELECT pg_notify('tokio_lockfile_' || {pid} % 64, {flood}")).await.unwrap();
+    guard.release().await.unwrap();
+}
+
+/// Another program's commit waits for a standby that is away, and every commit with a NOTIFY waits behind it.
+#[tokio::test]
+async fn the_lock_comes_although_nobody_can_be_woken() {
+    let server = Server::start("synchronous_standby_names = 'away'");
+    let (client, other) = (server.client().await, server.client().await);
+    let guard = take(&server.lock("lock=x")).await;
+    let mut waits = Vec::new();
+    for number in 0..3 {
+        waits.push(server.waiting_as(&of_another(&server, number, "lock=x"), "x", number + 1).await);
+    }
+    let stuck = tokio::spawn(async move { other.simple_query("CREATE TABLE t (); NOTIFY news").await.map(drop) });
+    until(&client, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", "1").await;
+    let began = Instant::now();
+    guard.release().await.unwrap();
+    for wait in waits {
+        got(wait).await.release().await.unwrap();
+    }
+    println!("after {:?}", began.elapsed());
+    assert!(!stuck.is_finished());
+}

@@ -100,6 +100,7 @@ impl Address {
 pub(super) async fn keep_moving<S, T>(
     mut connection: tokio_postgres::Connection<S, T>,
     bell: Arc<Bell>,
+    allowance: Allowance,
 ) -> Result<(), tokio_postgres::Error>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -107,6 +108,8 @@ where
 {
     while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
         if let AsyncMessage::Notification(notification) = message? {
+            // A message has its kind, its length, the number of a process and two texts that end with a zero.
+            allowance.give_back(11 + notification.channel().len() + notification.payload().len());
             bell.hear(notification.payload());
         }
     }
@@ -181,7 +184,7 @@ impl Way {
         };
         let ((client, connection), process) = steps::run(self.address.server(), login).await??;
         let bell = Arc::<Bell>::default();
-        let moving = tokio::spawn(keep_moving(connection, Arc::clone(&bell)));
+        let moving = tokio::spawn(keep_moving(connection, Arc::clone(&bell), allowance.clone()));
         Ok(Connection { client, moving, bell, allowance, process })
     }
 

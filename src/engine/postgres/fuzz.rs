@@ -22,7 +22,7 @@ pub(crate) fn answer(bytes: &[u8]) {
         theirs.write_all(WELCOME).await?;
         let (client, connection) =
             Config::new().user("app").connect_raw(ours, NoTls).await.map_err(io::Error::other)?;
-        tokio::spawn(connect::keep_moving(connection, Default::default()));
+        tokio::spawn(connect::keep_moving(connection, Default::default(), Default::default()));
         let asking = tokio::spawn(async move { client.simple_query("").await });
         theirs.write_all(bytes).await?;
         theirs.shutdown().await?;

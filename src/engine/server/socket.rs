@@ -27,7 +27,7 @@ pub(crate) struct Socket {
 }
 
 /// How many bytes may still come. So a server that sends without end does not fill the memory.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Allowance(Arc<AtomicUsize>);
 
 impl Allowance {
@@ -37,6 +37,13 @@ impl Allowance {
     /// Another answer is due.
     pub(crate) fn renew(&self) {
         self.0.store(Self::BYTES, Ordering::Relaxed);
+    }
+
+    /// So many bytes have been read, and nothing of them is kept.
+    #[cfg_attr(not(feature = "postgres"), expect(dead_code, reason = "the reader of etcd has its own limit"))]
+    pub(crate) fn give_back(&self, bytes: usize) {
+        let more = |left: usize| Some(left.saturating_add(bytes).min(Self::BYTES));
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 
     fn take(&self, bytes: usize) -> io::Result<()> {
