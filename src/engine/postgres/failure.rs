@@ -59,6 +59,11 @@ impl Failure {
         self.sql_state() == Some("57014")
     }
 
+    /// The server has not waited any longer for a lock of its own.
+    pub(super) fn is_lock_timeout(&self) -> bool {
+        self.sql_state() == Some("55P03")
+    }
+
     /// Whether the session has ended, as an old one may.
     pub(super) fn is_end_of_session(&self) -> bool {
         match self {

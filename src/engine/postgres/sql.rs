@@ -176,12 +176,17 @@ pub(super) fn unlock(lock: LockNumber, mode: Mode, application: &str) -> String 
     )
 }
 
-/// A transaction with NOTIFY writes to the disk of the server. Nobody has to wait for that.
-const UNFLUSHED: &str = "pg_catalog.set_config('synchronous_commit', 'off', true)";
+/// A transaction with NOTIFY writes to the disk of the server, and nobody has to wait for that. Its commit waits for every other
+/// one with NOTIFY, and that may wait for a standby that is away: this gives up soon. A place that is left stays free.
+fn wake_first(from: i64) -> String {
+    format!(
+        "pg_catalog.set_config('synchronous_commit', 'off', true), pg_catalog.set_config('lock_timeout', '100ms', true), {}",
+        queue::wake_first(from)
+    )
+}
 
 /// Wakes who is the first in a queue. Its parameters are the bounds of the queue.
-pub(super) static WAKE: LazyLock<String> =
-    LazyLock::new(|| format!("SELECT {WHO}, {UNFLUSHED}, {}", queue::wake_first(0)));
+pub(super) static WAKE: LazyLock<String> = LazyLock::new(|| format!("SELECT {WHO}, {}", wake_first(0)));
 
 /// Whether nobody has a lock, by a try. What it gets ends with the statement.
 fn is_free(key: &str, is_shared: &str) -> String {
@@ -223,11 +228,8 @@ pub(super) fn advance(lock: LockNumber, mode: Mode, place: i64) -> String {
 /// Leaves a place, and wakes who is the first now but not at the turnstile yet. Its parameters are the bounds of the queue and
 /// the number of the place.
 pub(super) static LEAVE: LazyLock<String> = LazyLock::new(|| {
-    let wake = queue::wake_first(1);
-    format!(
-        "SELECT {WHO}, had, {UNFLUSHED}, {wake} \
-         FROM (SELECT pg_catalog.pg_advisory_unlock($4) AS had OFFSET 0) AS unlocked"
-    )
+    let wake = wake_first(1);
+    format!("SELECT {WHO}, had, {wake} FROM (SELECT pg_catalog.pg_advisory_unlock($4) AS had OFFSET 0) AS unlocked")
 });
 
 /// From now on, the server tells the session of this process when somebody wakes it.
