@@ -63,6 +63,12 @@ impl Fake {
     }
 }
 
+/// An array of bigint with 2,147,483,647 elements, of which none follows.
+const HUGE_ARRAY: &[u8] = b"\0\0\0\x01\0\0\0\0\0\0\0\x14\x7f\xff\xff\xff\0\0\0\x01";
+
+/// The types text, boolean and bigint[].
+const PREPARED: [u32; 3] = [25, 16, 1016];
+
 struct Connection {
     stream: TcpStream,
     state: Arc<State>,
@@ -82,8 +88,28 @@ impl Connection {
         let mut stamp = String::new();
         loop {
             let (tag, body) = self.receive(1)?;
-            if tag != [b'Q'] {
-                return Ok(());
+            match tag[..] {
+                [b'Q'] => {}
+                // Whatever is prepared is the question which locks are free.
+                [b'P'] => {
+                    self.send(b'1', b"")?;
+                    self.send(b't', b"\0\x02\0\0\x03\xf8\0\0\x03\xe8")?;
+                    self.describe(&PREPARED)?;
+                    continue;
+                }
+                [b'B'] => {
+                    let who = format!("{} {stamp}", self.process()).into_bytes();
+                    self.send(b'2', b"")?;
+                    self.send_data(&vec![Some(who), Some(b"\0".into()), Some(HUGE_ARRAY.into())])?;
+                    self.send(b'C', b"SELECT 1\0")?;
+                    continue;
+                }
+                [b'S'] => {
+                    self.send(b'Z', b"I")?;
+                    continue;
+                }
+                [b'D' | b'E' | b'C'] => continue,
+                _ => return Ok(()),
             }
             let statements = String::from_utf8(body).unwrap();
             for statement in statements.trim_end_matches('\0').split("; ") {
@@ -152,14 +178,27 @@ impl Connection {
     }
 
     fn send_row(&mut self, row: &Row) -> io::Result<()> {
-        let count = (row.len() as u16).to_be_bytes();
-        let (mut description, mut data) = (count.to_vec(), count.to_vec());
+        self.describe(&vec![25; row.len()])?;
+        self.send_data(row)
+    }
+
+    /// Says which types the columns have.
+    fn describe(&mut self, types: &[u32]) -> io::Result<()> {
+        let mut description = (types.len() as u16).to_be_bytes().to_vec();
+        for kind in types {
+            description.extend(b"c\0\0\0\0\0\0\0");
+            description.extend(kind.to_be_bytes());
+            description.extend(b"\xff\xff\xff\xff\xff\xff\0\0");
+        }
+        self.send(b'T', &description)
+    }
+
+    fn send_data(&mut self, row: &Row) -> io::Result<()> {
+        let mut data = (row.len() as u16).to_be_bytes().to_vec();
         for value in row {
-            description.extend(b"c\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
             data.extend(value.as_ref().map_or(-1, |value| value.len() as i32).to_be_bytes());
             data.extend(value.iter().flatten());
         }
-        self.send(b'T', &description)?;
         self.send(b'D', &data)
     }
 
@@ -240,6 +279,50 @@ async fn an_answer_that_is_none_is_an_error_and_no_panic() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_place_that_no_queue_has_is_an_error_and_no_panic() {
+    for place in ["-9223372036854775808", "-1", "1048576", "9223372036854775807"] {
+        let fake = Fake::start(0);
+        fake.twist(|asked, mut row| {
+            if asked.contains("AS entered") {
+                row.truncate(2);
+                row.extend([Some(place.into()), Some("f".into())]);
+            } else if asked.contains("THEN NULL WHEN") {
+                row[2] = None;
+            }
+            row
+        });
+        let wait = timeout(HANG, fake.lock("x&connect_timeout=1s", "3s").obtain()).await.expect("hangs");
+        let error = wait.unwrap_err().to_string();
+        assert!(error.contains("not that of PostgreSQL"), "{place}: {error}");
+    }
+}
+
+/// Memory for what an answer announces could be more than there is, and then the process ends.
+#[tokio::test]
+async fn an_array_is_as_long_as_what_comes_of_it() {
+    let fake = Fake::start(0);
+    fake.twist(|asked, mut row| {
+        if asked.contains("AS entered") {
+            row.truncate(2);
+            row.extend([Some("0".into()), Some("f".into())]);
+        } else if asked.contains("THEN NULL WHEN") {
+            row[2] = None;
+        }
+        row
+    });
+    let peak = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmPeak:")).unwrap();
+        peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() >> 20
+    };
+    let before = peak();
+    let wait = timeout(HANG, fake.lock("x&connect_timeout=1s", "3s").obtain()).await.expect("hangs");
+    let error = wait.unwrap_err().to_string();
+    assert!(error.contains("not that of PostgreSQL"), "{error}");
+    assert!(peak() < before + 8, "{} GiB", peak());
 }
 
 /// A kernel can refuse a timer, which the server only logs. It shows the value that counts.

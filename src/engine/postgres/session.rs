@@ -14,7 +14,7 @@ use super::application;
 use super::config::{Host, LockNumber, Settings};
 use super::connect::{self, Address, Bell, Connection, within};
 use super::failure::{self, Failure};
-use super::queue::Queue;
+use super::queue::{self, Queue};
 use super::sql;
 use crate::engine::server::lease::Moment;
 use crate::engine::server::socket::Allowance;
@@ -296,9 +296,9 @@ impl Session {
         let (keys, shared): (Vec<i64>, Vec<bool>) = locks.iter().copied().unzip();
         let types = [Type::INT8_ARRAY, Type::BOOL_ARRAY];
         let row = self.ask_again(&sql::FREE, &types, &[&keys, &shared], self.settings.connect_timeout).await?;
-        let free: Vec<i64> = row.try_get(2).map_err(|_| Failure::no_such_answer())?;
-        let place = |place: i64| usize::try_from(place - 1).ok().filter(|&place| place < locks.len());
-        free.into_iter().map(|at| place(at).ok_or_else(Failure::no_such_answer)).collect()
+        let free: &str = row.try_get(2).map_err(|_| Failure::no_such_answer())?;
+        let place = |at: &str| at.parse::<usize>().ok()?.checked_sub(1).filter(|&place| place < locks.len());
+        free.split_ascii_whitespace().map(|at| place(at).ok_or_else(Failure::no_such_answer)).collect()
     }
 
     /// The only row of the answer to a statement that this session asks often. The server reads its text once.
@@ -385,9 +385,11 @@ pub(super) fn column(row: &SimpleQueryRow, at: usize) -> Result<Option<&str>, Fa
     row.try_get(at).map_err(|_| Failure::no_such_answer())
 }
 
-/// The number in the third column; `None` for NULL.
+/// The place of a queue in the third column; `None` for NULL.
 fn place(row: &SimpleQueryRow) -> Result<Option<i64>, Failure> {
-    column(row, 2)?.map(|place| place.parse().map_err(|_| Failure::no_such_answer())).transpose()
+    let Some(text) = column(row, 2)? else { return Ok(None) };
+    let place = text.parse().ok().filter(|place| (0..=queue::LAST).contains(place));
+    place.map(Some).ok_or_else(Failure::no_such_answer)
 }
 
 pub(super) fn read_try(row: &SimpleQueryRow) -> Result<Tried, Failure> {

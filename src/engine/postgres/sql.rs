@@ -238,11 +238,11 @@ pub(super) fn listen(process: u32) -> String {
 }
 
 /// Which of these locks nobody has. Its parameters are the numbers of the locks, and for each whether to try for the shared
-/// lock. The third column has the places in the list, from 1 on.
+/// lock. The third column has the places in the list, from 1 on, as a text: an array says how long it is before it is there.
 pub(super) static FREE: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "SELECT {WHO}, ARRAY(SELECT at FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) \
-         WITH ORDINALITY AS locks (key, is_shared, at) WHERE {})",
+        "SELECT {WHO}, pg_catalog.array_to_string(ARRAY(SELECT at FROM ROWS FROM (pg_catalog.unnest($1), \
+         pg_catalog.unnest($2)) WITH ORDINALITY AS locks (key, is_shared, at) WHERE {}), ' ')",
         is_free("key", "is_shared")
     )
 });
