@@ -198,6 +198,21 @@ async fn who_is_killed_in_the_queue_keeps_nobody_waiting() {
     last.release();
 }
 
+/// The least number that PostgreSQL has, and the greatest. The places of their queues have any numbers too.
+#[tokio::test]
+async fn the_numbers_of_locks_have_all_64_bits() {
+    let (server, client) = (Server::shared(), Server::shared().client().await);
+    for key in [i64::MIN, i64::MIN + 1, -1, 0, 1, i64::MAX] {
+        let lock = server.lock(&format!("key={key}"));
+        client.simple_query(&format!("SELECT pg_advisory_lock({key})")).await.unwrap();
+        assert!(lock.attempt().await.unwrap().is_none());
+        let mut wait = Box::pin(lock.obtain());
+        assert!(timeout(Duration::from_millis(300), wait.as_mut()).await.is_err());
+        assert_eq!(value(&client, &format!("SELECT pg_advisory_unlock({key})")).await, "t");
+        timeout(HANG, wait).await.expect("hangs").unwrap().release().await.unwrap();
+    }
+}
+
 /// Fifty locks that psql holds. The server searches for no deadlock, and logs nothing.
 #[tokio::test]
 async fn waits_that_last_need_one_session_and_no_line_of_the_log() {
