@@ -154,6 +154,8 @@ struct Waits {
     backoff: Backoff,
     /// When the server last answered.
     answered: Instant,
+    /// Since when no look has succeeded, although sessions begin.
+    failing: Option<Instant>,
     next_look: Instant,
     /// Before that, nobody wakes the session.
     quiet_until: Instant,
@@ -179,6 +181,7 @@ impl Waits {
             leaving: Vec::new(),
             backoff: Backoff::new(PAUSES),
             answered: now,
+            failing: None,
             next_look: now,
             quiet_until: now,
             has_news: false,
@@ -220,9 +223,11 @@ impl Waits {
         }
     }
 
-    /// The session has ended, and the places are free. The waits fail if the server has been away for too long.
+    /// The session has ended, and the places are free. The waits fail if the server has been away for too long, or has let
+    /// nobody look for so long.
     async fn begin_again(&mut self, failure: &Failure) {
-        let is_away = self.answered.elapsed() >= self.server.settings.connect_timeout;
+        let since = self.answered.min(*self.failing.get_or_insert_with(Instant::now));
+        let is_away = since.elapsed() >= self.server.settings.connect_timeout;
         self.waits.iter_mut().for_each(|wait| wait.at = At::Outside);
         if is_away {
             // Where it cannot be told, a try is due, which fails as well.
@@ -264,13 +269,16 @@ impl Waits {
         loop {
             self.leave(&mut session).await?;
             self.enter(&mut session).await?;
-            if !self.waits.is_empty() && self.next_look <= Instant::now() {
+            let is_due = self.next_look <= Instant::now();
+            if is_due && !self.waits.is_empty() {
                 if let Some(grant) = self.look(&mut session).await? {
                     self.hand_over(session, grant).await;
                     return Ok(());
                 }
             }
-            self.backoff = Backoff::new(PAUSES);
+            if is_due || self.waits.is_empty() {
+                (self.backoff, self.failing) = (Backoff::new(PAUSES), None);
+            }
             self.answered = Instant::now();
             let next_time = match self.waits.is_empty() {
                 true => self.answered + server.settings.warmth(),
