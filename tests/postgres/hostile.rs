@@ -69,6 +69,9 @@ const HUGE_ARRAY: &[u8] = b"\0\0\0\x01\0\0\0\0\0\0\0\x14\x7f\xff\xff\xff\0\0\0\x
 /// The types text, boolean and bigint[].
 const PREPARED: [u32; 3] = [25, 16, 1016];
 
+/// What stands for the text of a statement that was prepared.
+const EXECUTE: &str = "EXECUTE";
+
 struct Connection {
     stream: TcpStream,
     state: Arc<State>,
@@ -90,17 +93,25 @@ impl Connection {
             let (tag, body) = self.receive(1)?;
             match tag[..] {
                 [b'Q'] => {}
-                // Whatever is prepared is the question which locks are free.
                 [b'P'] => {
+                    // After a name and the text, the types of the parameters are as in the answer.
+                    let types = body.splitn(3, |&byte| byte == 0).last().unwrap();
                     self.send(b'1', b"")?;
-                    self.send(b't', b"\0\x02\0\0\x03\xf8\0\0\x03\xe8")?;
+                    self.send(b't', types)?;
                     self.describe(&PREPARED)?;
                     continue;
                 }
                 [b'B'] => {
                     let who = format!("{} {stamp}", self.process()).into_bytes();
+                    let row = self.twisted(EXECUTE, vec![Some(who), Some(b"\0".into()), None]);
+                    if row.is_empty() {
+                        // No answer, and never one again.
+                        loop {
+                            self.receive(1)?;
+                        }
+                    }
                     self.send(b'2', b"")?;
-                    self.send_data(&vec![Some(who), Some(b"\0".into()), Some(HUGE_ARRAY.into())])?;
+                    self.send_data(&row)?;
                     self.send(b'C', b"SELECT 1\0")?;
                     continue;
                 }
@@ -171,10 +182,14 @@ impl Connection {
             return None;
         }
         let row = [Some(who.into_bytes()), Some("f".into())].into_iter().chain(more).collect();
-        Some(match &*self.state.twist.lock().unwrap() {
+        Some(self.twisted(statement, row))
+    }
+
+    fn twisted(&self, statement: &str, row: Row) -> Row {
+        match &*self.state.twist.lock().unwrap() {
             Some(twist) => twist(statement, row),
             None => row,
-        })
+        }
     }
 
     fn send_row(&mut self, row: &Row) -> io::Result<()> {
@@ -281,6 +296,24 @@ async fn an_answer_that_is_none_is_an_error_and_no_panic() {
     }
 }
 
+/// Here to whom it was to wake. The lock is free, and the next try has a session that owes no answer.
+#[tokio::test]
+async fn a_session_that_owes_an_answer_is_not_used_again() {
+    let fake = Fake::start(0);
+    fake.twist(|asked, mut row| {
+        if asked == EXECUTE {
+            row.clear();
+        } else if asked.contains("AS unlocked") {
+            row[4] = Some("f".into());
+        }
+        row
+    });
+    let lock = fake.lock("x&connect_timeout=1s", "30s");
+    for _ in 0..2 {
+        take(&lock).await.release().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_place_that_no_queue_has_is_an_error_and_no_panic() {
     for place in ["-9223372036854775808", "-1", "1048576", "9223372036854775807"] {
@@ -305,7 +338,9 @@ async fn a_place_that_no_queue_has_is_an_error_and_no_panic() {
 async fn an_array_is_as_long_as_what_comes_of_it() {
     let fake = Fake::start(0);
     fake.twist(|asked, mut row| {
-        if asked.contains("AS entered") {
+        if asked == EXECUTE {
+            row[2] = Some(HUGE_ARRAY.into());
+        } else if asked.contains("AS entered") {
             row.truncate(2);
             row.extend([Some("0".into()), Some("f".into())]);
         } else if asked.contains("THEN NULL WHEN") {
@@ -319,7 +354,8 @@ async fn an_array_is_as_long_as_what_comes_of_it() {
         peak.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() >> 20
     };
     let before = peak();
-    let wait = timeout(HANG, fake.lock("x&connect_timeout=1s", "3s").obtain()).await.expect("hangs");
+    // Longer than from one look to the next.
+    let wait = timeout(HANG, fake.lock("x&connect_timeout=2s", "3s").obtain()).await.expect("hangs");
     let error = wait.unwrap_err().to_string();
     assert!(error.contains("not that of PostgreSQL"), "{error}");
     assert!(peak() < before + 8, "{} GiB", peak());

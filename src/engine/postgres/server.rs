@@ -84,7 +84,7 @@ impl Server {
 
     fn warm_session(&self) -> Option<Session> {
         let sessions = &mut self.warm().sessions;
-        sessions.retain(|session| !session.has_ended());
+        sessions.retain(Session::is_usable);
         sessions.pop()
     }
 
@@ -123,7 +123,7 @@ impl Server {
     /// Keeps a session that holds nothing for a moment.
     pub(super) fn keep_warm(self: &Arc<Self>, session: Session) {
         let mut warm = self.warm();
-        if warm.sessions.len() >= WARM_SESSIONS || session.has_ended() {
+        if warm.sessions.len() >= WARM_SESSIONS || !session.is_usable() {
             return;
         }
         warm.sessions.push(session);

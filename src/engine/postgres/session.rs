@@ -241,8 +241,9 @@ impl Session {
         self.end().await.map_or_else(closed, Failure::from)
     }
 
-    pub(super) fn has_ended(&self) -> bool {
-        self.client.is_closed() || self.moving.is_finished()
+    /// Whether it is open, and owes no answer.
+    pub(super) fn is_usable(&self) -> bool {
+        !(self.is_asked || self.client.is_closed() || self.moving.is_finished())
     }
 
     pub(super) fn sent(&self) -> Moment {
