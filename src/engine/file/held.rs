@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::execution::TargetOnDisk;
 use super::outcome::Identity;
@@ -9,6 +10,7 @@ use super::protocol;
 use super::wait::loss;
 use crate::engine::contract::{BoxFuture, End, Held};
 use crate::sys::OpenFile;
+use crate::sys::offer::{Offer, Release, STANDS};
 use crate::sys::process::Owner;
 use crate::util::blocking;
 use crate::words::error::LostReason;
@@ -75,7 +77,7 @@ impl Held for FileHeld {
             end(released);
         };
         match is_slow {
-            true => blocking::detach(release),
+            true => detach(release),
             false => release(),
         }
     }
@@ -87,8 +89,44 @@ impl Drop for FileHeld {
         if let Some(held) = self.held.take() {
             // The file system may hang, and with it the thread that calls it.
             if is_slow && held.owner().is_some_and(Owner::is_this_process) {
-                blocking::detach(move || drop(held));
+                detach(move || drop(held));
             }
         }
+    }
+}
+
+/// Work for the blocking pool.
+struct Work(Box<dyn FnOnce() + Send>);
+
+impl Release for Work {
+    fn release(self, _kept: impl Send + 'static) {
+        blocking::detach(self.0);
+    }
+}
+
+/// Runs `work` on the blocking pool, and does not wait for it. Waits for this very lock may fill that pool
+/// (`blocking_obtain` in `spawn_blocking`). So what the pool does not begin in time is run on the pool of the watchdog.
+fn detach(work: impl FnOnce() + Send + 'static) {
+    let offer = Offer::new();
+    offer.make(Work(Box::new(work)), Instant::now() + STANDS);
+    let on_pool = Arc::clone(&offer);
+    blocking::detach(move || on_pool.take().into_iter().for_each(|Work(work)| work()));
+    offer.watch();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::support::HANG;
+
+    #[test]
+    fn a_release_does_not_wait_for_a_full_blocking_pool() {
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        let (sender, done) = mpsc::channel();
+        let waits = runtime.spawn_blocking(move || done.recv_timeout(HANG));
+        runtime.block_on(async { detach(move || sender.send(()).unwrap()) });
+        assert_eq!(runtime.block_on(waits).unwrap(), Ok(()));
     }
 }
