@@ -1,6 +1,5 @@
 //! The way of a lock from the thread on which a try has got it to the task that has asked for it.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,7 +27,24 @@ impl<Turn: Send + 'static, H: Held + ?Sized + 'static> Release for Unclaimed<Tur
     /// Then the task, if it is still there, gets its turn back and can try again.
     fn release(self, kept: impl Send + 'static) {
         let Self { grant: Grant { held, turn, .. }, target, back } = self;
-        held.release(&target, Box::new(move |_| drop((back.send(turn), kept))));
+        let back = GiveBack::new(turn, back);
+        held.release(&target, Box::new(move |_| drop((back, kept))));
+    }
+}
+
+/// Gives a turn back where it is dropped: at the end of a release, or where no thread can run the release. Then the lock
+/// has been dropped before.
+pub(crate) struct GiveBack<Turn>(Option<(Turn, oneshot::Sender<Turn>)>);
+
+impl<Turn> GiveBack<Turn> {
+    pub(crate) fn new(turn: Turn, to: oneshot::Sender<Turn>) -> Self {
+        Self(Some((turn, to)))
+    }
+}
+
+impl<Turn> Drop for GiveBack<Turn> {
+    fn drop(&mut self) {
+        self.0.take().into_iter().for_each(|(turn, to)| drop(to.send(turn)));
     }
 }
 
@@ -49,14 +65,13 @@ impl<Turn: Send + 'static, H: Held + ?Sized + 'static> Claim<Turn, H> {
     }
 
     /// Takes the lock. The turn comes back if the lock has been released, once nothing is left of it.
-    pub(crate) async fn take(mut self, allowance: &Allowance) -> io::Result<Result<Grant<Turn, H>, Turn>> {
+    pub(crate) async fn take(mut self, allowance: &Allowance) -> Result<Grant<Turn, H>, Turn> {
         if let Some(Unclaimed { grant, .. }) = self.offer.take() {
             allowance.taken();
-            return Ok(Ok(grant));
+            return Ok(grant);
         }
         allowance.missed();
-        let back = (&mut self.back).await;
-        back.map(Err).map_err(|_| io::Error::other("the release of a lock that its task has not taken was interrupted"))
+        Err((&mut self.back).await.expect("the turn comes back wherever the release ends"))
     }
 }
 
@@ -70,15 +85,17 @@ impl<Turn: Send + 'static, H: Held + ?Sized + 'static> Drop for Claim<Turn, H> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::path::Path;
     use std::time::Duration;
 
     use tokio::time::timeout;
 
     use super::*;
     use crate::engine;
-    use crate::engine::contract::Attempt;
+    use crate::engine::contract::{Attempt, BoxFuture, Contention, End};
     use crate::engine::memory::{SUFFIX, fault};
     use crate::support::HANG;
+    use crate::words::error::LostReason;
     use crate::words::kind::LockKind;
     use crate::words::mode::Mode;
     use crate::words::options::Options;
@@ -109,7 +126,7 @@ mod tests {
         let allowance = Allowance::new(HANG);
         let (claim, watch) = Claim::new(grant, &target, &allowance);
         watch();
-        let grant = claim.take(&allowance).await.unwrap().expect("it is offered");
+        let grant = claim.take(&allowance).await.expect("it is offered");
         assert!(is_held(&target));
         assert_eq!(gone.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         drop(grant);
@@ -140,7 +157,7 @@ mod tests {
             while is_held(&target) {
                 tokio::task::yield_now().await;
             }
-            assert!(timeout(HANG, claim.take(&allowance)).await.expect("hangs").unwrap().is_err());
+            assert!(timeout(HANG, claim.take(&allowance)).await.expect("hangs").is_err());
         }
     }
 
@@ -152,5 +169,43 @@ mod tests {
         drop(claim);
         assert!(timeout(HANG, gone).await.expect("hangs").is_err());
         assert!(!is_held(&target), "the turn came first");
+    }
+
+    /// A lock whose release cannot run: the system starts no thread, or the runtime shuts down.
+    #[derive(Debug)]
+    struct OnlyDropped;
+
+    impl Held for OnlyDropped {
+        fn check(&self, _target: &Target) -> Result<(), LostReason> {
+            Ok(())
+        }
+
+        fn lost<'a>(&'a self, _target: &'a Target) -> BoxFuture<'a, LostReason> {
+            Box::pin(std::future::pending())
+        }
+
+        fn is_of_this_process(&self) -> bool {
+            true
+        }
+
+        fn release(self: Box<Self>, _target: &Target, end: End) {
+            drop(end);
+        }
+
+        fn is_slow_to_release(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test]
+    async fn the_turn_goes_back_also_if_the_release_cannot_run() {
+        let target = Arc::new(Target::null(Path::new(""), Options::default()));
+        let (turn, _gone) = oneshot::channel::<()>();
+        let grant = Grant { held: Box::new(OnlyDropped), turn, taken_over: None, contention: Contention::None };
+        let allowance = Allowance::new(ALLOWANCE);
+        let (mut claim, watch) = Claim::new(grant, &target, &allowance);
+        watch();
+        let turn = timeout(HANG, &mut claim.back).await.expect("hangs").expect("the turn is lost");
+        assert!(!turn.is_closed());
     }
 }

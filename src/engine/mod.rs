@@ -2,7 +2,7 @@
 //!
 //! [`contract`] says what an engine promises. [`of`] is the one place that chooses an engine.
 
-mod claim;
+pub(crate) mod claim;
 pub(crate) mod contract;
 #[cfg(feature = "etcd")]
 mod etcd;

@@ -16,6 +16,7 @@ use super::lock::Lock;
 use super::registry::Turn;
 use super::report::{Report, Wait};
 use super::{time_slice, writers_turn};
+use crate::engine::claim::GiveBack;
 use crate::engine::contract::{Answer, Attempt};
 use crate::sys::process::Owner;
 use crate::util::blocking;
@@ -165,7 +166,7 @@ async fn attempt_here(lock: &Lock, mode: Mode, caller: Caller) -> Result<Option<
         if !leads {
             return Ok(None);
         }
-        turn = match lead(lock, turn, wait).await? {
+        turn = match lead(lock, turn, wait).await {
             Found::Lock(acquisition) => return Ok(Some(acquisition)),
             Found::Turn(turn) => turn,
         };
@@ -194,7 +195,7 @@ async fn obtain_here<'a>(
     };
     let turn = match mode {
         Mode::Exclusive => turn,
-        Mode::Shared => match Box::pin(wait_for_lead(lock, turn, &mut report)).await? {
+        Mode::Shared => match Box::pin(wait_for_lead(lock, turn, &mut report)).await {
             Found::Lock(acquisition) => return Ok(acquisition),
             Found::Turn(turn) => turn,
         },
@@ -267,34 +268,35 @@ fn rest_of_writers_turn(lock: &Lock, turn: &Turn<Hold>, now: std::time::Instant)
 }
 
 /// Waits for the lead among the readers. Then it does the same as [`lead`].
-async fn wait_for_lead(lock: &Lock, mut turn: Turn<Hold>, report: &mut Report<'_>) -> Result<Found, LockError> {
+async fn wait_for_lead(lock: &Lock, mut turn: Turn<Hold>, report: &mut Report<'_>) -> Found {
     report.during(lock, pin!(turn.take_lead())).await;
     lead(lock, turn, report.wait()).await
 }
 
 /// The same as [`find_here`] for the reader that has just got the lead.
-async fn lead(lock: &Lock, turn: Turn<Hold>, wait: Wait) -> Result<Found, LockError> {
+async fn lead(lock: &Lock, turn: Turn<Hold>, wait: Wait) -> Found {
     let mut now = std::time::Instant::now();
     if let Some(rest) = rest_of_writers_turn(lock, &turn, now) {
         turn.pause(rest).await;
         now = std::time::Instant::now();
     }
     let turn = match Acquisition::join(lock, turn, wait, now) {
-        Ok(acquisition) => return Ok(Found::Lock(acquisition)),
+        Ok(acquisition) => return Found::Lock(acquisition),
         Err(turn) => turn,
     };
     match turn.accept() {
         // The task before has offered an exclusive lock, and no lock changes its mode.
-        Some(hold) => release_offered(lock, turn, hold).await.map(Found::Turn),
-        None => Ok(Found::Turn(turn)),
+        Some(hold) => Found::Turn(release_offered(turn, hold).await),
+        None => Found::Turn(turn),
     }
 }
 
 /// Releases an offered lock. The turn is kept until then, also if the caller goes away.
-async fn release_offered(lock: &Lock, turn: Turn<Hold>, hold: Hold) -> Result<Turn<Hold>, LockError> {
-    let (back, released) = oneshot::channel();
-    hold.release_and_then(|| drop(back.send(turn)));
-    released.await.map_err(|error| LockError::io(&lock.target.path, "try for", std::io::Error::other(error)))
+async fn release_offered(turn: Turn<Hold>, hold: Hold) -> Turn<Hold> {
+    let (to, back) = oneshot::channel();
+    let turn = GiveBack::new(turn, to);
+    hold.release_and_then(|| drop(turn));
+    back.await.expect("the turn comes back wherever the release ends")
 }
 
 /// Lets other processes try first if this one has used up its time slice.

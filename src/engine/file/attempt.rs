@@ -159,7 +159,7 @@ async fn try_on_pool<Turn: Send + 'static>(
     });
     match tried.await.map_err(failed)?? {
         FromPool::NoLock(decided) => Ok(decided),
-        FromPool::Lock(claim, ours) => Ok(match claim.take(&lock.allowance).await.map_err(failed)? {
+        FromPool::Lock(claim, ours) => Ok(match claim.take(&lock.allowance).await {
             Ok(grant) => Ok(Tried::Acquired(grant)),
             // It may still be free, or somebody else's by now.
             Err(turn) => Err((turn, Undecided::Slow(Contended::default().with_ours(ours)))),

@@ -62,7 +62,7 @@ where
             Message::Lock(claim) => claim,
             Message::NoLock(outcome) => return Ok(outcome),
         };
-        match claim.take(allowance).await? {
+        match claim.take(allowance).await {
             Ok(grant) => return Ok(Ok(Attempt::Acquired(grant))),
             Err(back) => turn = back,
         }
