@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_lockfile::{LockError, LockFile};
 
-use crate::support::{HANG, each_shared_kind, poll_once, take};
+use crate::support::{each_shared_kind, poll_once, take};
 
 /// The first reader's try may be under way on the blocking pool or on a server. Nobody polls it.
 #[tokio::test]
@@ -32,6 +32,10 @@ fn into_the_writers_turn() -> Duration {
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_reader_that_lets_writers_go_first_keeps_its_place() {
+    use std::time::Instant;
+
+    use crate::support::HANG;
+
     let dir = tempfile::tempdir().unwrap();
     let writer = LockFile::native(dir.path().join("x.lock")).unwrap();
     let reader = writer.shared().unwrap();
