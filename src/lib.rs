@@ -88,6 +88,8 @@
 //! | `no_events` | WARN, once for the process, without `path` | no events from inotify | `error` |
 //!
 //! While a task waits for a permit of a [`Semaphore`], the log shows a wait for the first of its locks.
+//! A release on a server, or on a file system that may be slow, ends on another thread. So only a subscriber for the whole
+//! program hears of it.
 //!
 //! A [`Singleton`] adds these:
 //!

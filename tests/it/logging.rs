@@ -95,8 +95,13 @@ async fn acquired_and_released() {
     if !in_own_process("logging::acquired_and_released") {
         return;
     }
+    // Where a release may take long, it ends on another thread.
+    let recorder = Recorder::default();
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(recorder.clone())).unwrap();
+    let recorder = &recorder;
     each_file_kind(|kind, path| async move {
-        let (recorder, _listening) = Recorder::listen();
+        recorder.events.lock().unwrap().clear();
+        recorder.spans.lock().unwrap().clear();
         let guard = kind(&path).obtain().await.unwrap();
         assert!(tracing::Span::current().is_none());
         guard.release().await.unwrap();
