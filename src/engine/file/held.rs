@@ -114,7 +114,7 @@ fn detach(work: impl FnOnce() + Send + 'static) {
     offer.watch();
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::mpsc;
 
