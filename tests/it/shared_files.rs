@@ -264,7 +264,7 @@ mod linux {
         each_shared_file_kind(|modes, path| async move {
             let other = Holder::holding(&(modes.reader)(&path));
             let writer = (modes.writer)(&path);
-            let error = writer.obtain_timeout(std::time::Duration::from_millis(20)).await.unwrap_err();
+            let error = writer.obtain_timeout(std::time::Duration::from_secs(1)).await.unwrap_err();
             assert!(error.to_string().contains(&format!("held by pid {} (", other.pid())), "{error}");
             other.release();
         })
