@@ -205,14 +205,14 @@ fn find_record(file: &File, stat: &Stat, is_ours: bool) -> Option<Option<u32>> {
 
 /// Opens the file for writing, where that is permitted. An open that meets the lease of another process asks the other one
 /// to give it back, which takes a moment.
-fn reopen_after_leases(file: &File, path: &Path) -> Option<OpenFile> {
-    for _ in 0..LEASE_LOOKS {
+fn reopen_after_leases(file: &File, path: &Path) -> io::Result<OpenFile> {
+    for _ in 1..LEASE_LOOKS {
         match sys::reopen_for_writing(file, path) {
             Err(error) if sys::is_open_refused_for_now(&error) => std::thread::sleep(LEASE_LOOK),
-            reopened => return reopened.ok(),
+            reopened => return reopened,
         }
     }
-    None
+    sys::reopen_for_writing(file, path)
 }
 
 /// A held lock.
@@ -225,7 +225,7 @@ pub(super) struct Held {
     /// Whether the owner's record is in the file, as far as we know.
     wrote: AtomicBool,
     /// The file once more, for whoever asks for it, where `file` is open only for reading and may be written.
-    data: OnceLock<OpenFile>,
+    data: OnceLock<Option<OpenFile>>,
     /// Takes the record out for whoever asks for the file.
     clearing: Once,
     /// `None` when the lock has been released.
@@ -252,11 +252,19 @@ impl Held {
                 };
             }
         });
-        if self.data.get().is_none() && !sys::is_open_for_writing(&self.file) {
-            // Another thread may have opened it first.
-            reopen_after_leases(&self.file, path).into_iter().for_each(|file| _ = self.data.set(file));
+        if self.data.get().is_none() {
+            let data = match sys::is_open_for_writing(&self.file) {
+                true => None,
+                false => match reopen_after_leases(&self.file, path) {
+                    // The next call asks again.
+                    Err(error) if sys::is_open_refused_for_now(&error) => return &self.file,
+                    reopened => reopened.ok(),
+                },
+            };
+            // Another thread may have been first.
+            let _ = self.data.set(data);
         }
-        self.data.get().unwrap_or(&self.file)
+        self.data.get().and_then(Option::as_ref).unwrap_or(&self.file)
     }
 
     /// The file, if it was made for this lock for certain.
