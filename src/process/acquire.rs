@@ -18,6 +18,7 @@ use super::report::{Report, Wait};
 use super::{time_slice, writers_turn};
 use crate::engine::claim::GiveBack;
 use crate::engine::contract::{Answer, Attempt};
+use crate::sys::offer::Release;
 use crate::sys::process::Owner;
 use crate::util::blocking;
 use crate::util::timer::timeout;
@@ -294,8 +295,7 @@ async fn lead(lock: &Lock, turn: Turn<Hold>, wait: Wait) -> Found {
 /// Releases an offered lock. The turn is kept until then, also if the caller goes away.
 async fn release_offered(turn: Turn<Hold>, hold: Hold) -> Turn<Hold> {
     let (to, back) = oneshot::channel();
-    let turn = GiveBack::new(turn, to);
-    hold.release_and_then(|| drop(turn));
+    hold.release(GiveBack::new(turn, to));
     back.await.expect("the turn comes back wherever the release ends")
 }
 

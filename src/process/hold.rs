@@ -110,24 +110,19 @@ impl Hold {
         let (ours, theirs) = (&self.target.path, &target.path);
         Arc::ptr_eq(ours, theirs) || ours.as_os_str() == theirs.as_os_str()
     }
+}
 
-    /// Releases the lock, because no task takes it, and then calls `end`. The guard of this hold has already reported
-    /// success, and that was true then. So a failure goes to the log.
-    pub(super) fn release_and_then(self, end: impl FnOnce() + Send + 'static) {
+impl Release for Hold {
+    /// The guard of this hold has already reported success, and that was true then. So a failure goes to the log.
+    fn release(self, kept: impl Send + 'static) {
         if !self.held.is_of_this_process() {
             return;
         }
         let target = Arc::clone(&self.target);
-        let log_and_end = move |released: Result<(), LockError>| {
+        let log = move |released: Result<(), LockError>| {
             released.unwrap_or_else(|error| trace::not_released(&target, &error, None));
-            end();
+            drop(kept);
         };
-        self.held.release(&self.target, Box::new(log_and_end));
-    }
-}
-
-impl Release for Hold {
-    fn release(self, kept: impl Send + 'static) {
-        self.release_and_then(|| drop(kept));
+        self.held.release(&self.target, Box::new(log));
     }
 }
