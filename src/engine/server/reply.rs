@@ -182,8 +182,9 @@ mod tests {
                 let Ok(Attempt::Acquired(grant)) = engine.attempt(Mode::Exclusive, ()).get().await else {
                     panic!("it came before the end of the release")
                 };
-                reply.give(grant.held, Contention::None, &target, &allowance);
+                // Before it is given: the task may take it and look at once.
                 jobs.fetch_add(1, Ordering::SeqCst);
+                reply.give(grant.held, Contention::None, &target, &allowance);
             }
         };
         let mut asking = Box::pin(ask((), &allowance, job));
