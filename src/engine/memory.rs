@@ -472,6 +472,16 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_timeout_behind_oneself_needs_no_answer() {
+        let (_dir, lock, path) = lock();
+        let guard = take(&lock).await;
+        fault::silence(&path);
+        let said = lock.obtain_timeout(Duration::from_secs(1)).await.unwrap_err().to_string();
+        assert!(said.contains(&format!("held by this process (pid {})", std::process::id())), "{said}");
+        drop(guard);
+    }
+
     /// Wherever it stands in the order of the tries.
     #[tokio::test(start_paused = true)]
     async fn a_permit_that_does_not_answer_keeps_nobody_from_the_others() {

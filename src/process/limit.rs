@@ -112,8 +112,10 @@ async fn too_late(limit: Duration, lock: &Lock, seen: &Mutex<Seen>, grace: Durat
     let (holder, trouble) = match (answer, asked) {
         (Some(Ok(holder)), _) => (holder, None),
         (Some(Err(error)), _) => (None, Some(error.cause())),
-        (None, Some(_)) => (None, Some(lock.no_answer())),
-        (None, None) => (None, None),
+        (None, asked) => match lock.holder_here() {
+            Some(us) => (Some(us), None),
+            None => (None, asked.map(|_| lock.no_answer())),
+        },
     };
     let path = lock.target().path.to_path_buf();
     LockError::TimedOut { path, limit, holder: holder.map(Box::new), trouble }

@@ -78,6 +78,11 @@ impl Lock {
         Ok(holder)
     }
 
+    /// This process, if it holds the lock.
+    pub(super) fn holder_here(&self) -> Option<Holder> {
+        self.slot().held_since().map(|since| process::this_process(since).or_us(true))
+    }
+
     /// That a look has had no answer, and what has failed last, if anything has.
     pub(super) fn no_answer(&self) -> String {
         let who = if self.target.server.is_some() { "server" } else { "file system" };
