@@ -13,7 +13,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio_lockfile::LockFile;
 
 /// The limit for a hang. No wait takes this long when the test succeeds.
-const HANG: Duration = Duration::from_secs(60);
+const HANG: Duration = Duration::from_secs(120);
 
 fn program() -> PathBuf {
     let test = std::env::current_exe().unwrap();

@@ -11,7 +11,7 @@ use tokio_lockfile::{LockFile, LockGuard};
 use crate::worker::{BEGIN, END, ROLE};
 
 /// The limit for a hang.
-pub(crate) const HANG: Duration = Duration::from_secs(20);
+pub(crate) const HANG: Duration = Duration::from_secs(60);
 
 /// The calls that are tested, with their names in strace.
 pub(crate) const CALLS: &[&str] = &[

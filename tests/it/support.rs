@@ -12,7 +12,7 @@ use tokio_lockfile::{LockFile, LockGuard};
 pub(crate) use crate::kinds::{FILE_KINDS, SHARED_KINDS};
 
 /// The limit for a hang. No wait takes this long when the test succeeds.
-pub(crate) const HANG: Duration = Duration::from_secs(60);
+pub(crate) const HANG: Duration = Duration::from_secs(120);
 
 /// One kind of lock: each call creates a new handle on `path`.
 pub(crate) type Kind = fn(&Path) -> LockFile;

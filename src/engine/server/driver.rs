@@ -135,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    const HANG: Duration = Duration::from_secs(60);
+    const HANG: Duration = Duration::from_secs(120);
 
     #[test]
     fn a_job_runs_beside_a_blocked_runtime() {
