@@ -87,7 +87,7 @@ fn a_blocking_wait_with_a_limit_names_the_holder() {
     let dir = tempfile::tempdir().unwrap();
     for lock in locks(&dir) {
         let guard = lock.blocking_obtain_timeout(Duration::MAX).unwrap();
-        let error = lock.blocking_obtain_timeout(Duration::from_millis(300)).unwrap_err();
+        let error = lock.blocking_obtain_timeout(Duration::from_secs(1)).unwrap_err();
         let LockError::TimedOut { holder: Some(holder), .. } = error else { panic!("{error:?}") };
         assert_eq!(holder.pid(), std::process::id());
         drop(guard);

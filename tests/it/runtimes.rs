@@ -222,6 +222,10 @@ impl Woken {
 #[tokio::test(start_paused = true)]
 #[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
 async fn a_day_of_a_paused_clock_wakes_nobody() {
+    // The clocks of other tests go on, and their drivers wake all waits in turn.
+    if !in_own_process("runtimes::a_day_of_a_paused_clock_wakes_nobody") {
+        return;
+    }
     for kind in FILE_KINDS {
         let dir = TempDir::new().unwrap();
         let guard = take(&kind(&dir.path().join("held"))).await;
@@ -235,12 +239,10 @@ async fn a_day_of_a_paused_clock_wakes_nobody() {
                 woken.poll(wait.as_mut());
                 tokio::task::yield_now().await;
             }
-            if hour > 0 {
-                woken.0.store(0, Ordering::Relaxed);
-            }
+            woken.0.store(0, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_secs(3_600)).await;
+            assert!(hour == 0 || woken.0.load(Ordering::Relaxed) == 0, "hour {hour}");
         }
-        assert_eq!(woken.0.load(Ordering::Relaxed), 0);
     }
 }
 

@@ -50,7 +50,7 @@ async fn there_are_as_many_permits_as_locks() {
         freed.release().await.unwrap();
         let guard = semaphore.attempt().await.unwrap().expect("one is free");
         assert_eq!(guard.url(), url);
-        let error = semaphore.clone().obtain_timeout(Duration::from_millis(300)).await.unwrap_err();
+        let error = semaphore.clone().obtain_timeout(Duration::from_secs(1)).await.unwrap_err();
         let LockError::TimedOut { holder: Some(ref holder), .. } = error else { panic!("{error:?}") };
         assert_eq!(holder.pid(), std::process::id());
         assert!(matches!(semaphore.obtain_timeout(Duration::ZERO).await, Err(LockError::TimedOut { .. })));

@@ -257,7 +257,7 @@ async fn a_reader_dropped_at_any_poll_leaves_nothing() {
 async fn a_timeout_behind_readers_names_this_process() {
     each_shared_kind(|writer, reader| async move {
         let _guards = [take(&reader).await, take(&reader).await];
-        for limit in [Duration::ZERO, Duration::from_millis(300)] {
+        for limit in [Duration::ZERO, Duration::from_secs(1)] {
             let error = writer.obtain_timeout(limit).await.unwrap_err();
             let LockError::TimedOut { holder: Some(ref holder), .. } = error else { panic!("{error:?}") };
             assert_eq!(holder.pid(), std::process::id());

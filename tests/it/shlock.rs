@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use tokio_lockfile::{LockError, LockFile};
 
@@ -361,9 +362,17 @@ async fn queries_never_make_an_attempt_fail() {
     // The record of a dead holder whose PID another process has now: only the flock shows that the holder is dead.
     std::fs::write(&path, format!("{:>10}\t \t\n", std::process::id())).unwrap();
     let query = std::fs::File::open(&path).unwrap();
-    query.lock_shared().unwrap();
-    let attempt = tokio::spawn(async move { lock.attempt().await.unwrap().is_some() });
-    tokio::task::yield_now().await;
-    drop(query);
-    assert!(attempt.await.unwrap());
+    loop {
+        query.lock_shared().unwrap();
+        let (lock, began) = (lock.clone(), Instant::now());
+        let attempt = tokio::spawn(async move { lock.attempt().await.unwrap().is_some() });
+        tokio::task::yield_now().await;
+        query.unlock().unwrap();
+        // A query takes some microseconds. If this thread was off the CPU for longer, the test tries again.
+        let was_short = began.elapsed() < Duration::from_millis(3);
+        if attempt.await.unwrap() {
+            return;
+        }
+        assert!(!was_short, "a query has made it fail");
+    }
 }

@@ -13,10 +13,10 @@ use tokio::time::timeout;
 use tokio_lockfile::{LockFile, LockKind};
 
 use crate::other_program::{OtherProgram, descriptors, is_watched, threads, until, waiter_is_asleep};
-use crate::support::{HANG, Holder, Kind, each_file_kind, in_own_process, take};
+use crate::support::{FILE_KINDS, HANG, Holder, Kind, each_file_kind, in_own_process, poll_once, take};
 
-#[tokio::test]
-async fn every_way_to_release_wakes_a_waiter() {
+/// Every way in which a lock becomes free, and whether it makes an event.
+fn releases() -> [(fn(OtherProgram), fn(LockKind) -> bool); 6] {
     let unlock_and_close: fn(OtherProgram) = OtherProgram::release;
     let close = |program: OtherProgram| {
         if program.kind == LockKind::Shlock {
@@ -39,8 +39,19 @@ async fn every_way_to_release_wakes_a_waiter() {
         std::mem::forget(program);
     };
     let crash = |program: OtherProgram| drop(program.file);
-    let releases: [fn(OtherProgram); 6] = [unlock_and_close, close, remove, rename_away, unlock_without_close, crash];
-    for release in releases {
+    [
+        (unlock_and_close, |_| true),
+        (close, |_| true),
+        (remove, |_| true),
+        (rename_away, |_| true),
+        (unlock_without_close, |kind| kind == LockKind::Shlock),
+        (crash, |_| true),
+    ]
+}
+
+#[tokio::test]
+async fn every_way_to_release_wakes_a_waiter() {
+    for (release, _) in releases() {
         each_file_kind(|kind, path| async move {
             let lock = kind(&path);
             let program = OtherProgram::holding(&lock);
@@ -52,6 +63,50 @@ async fn every_way_to_release_wakes_a_waiter() {
         })
         .await;
     }
+}
+
+/// The clock moves only when this test says so. A wait looks without an event after 250 ms at the earliest. In memory, each
+/// try runs inline, so a poll is enough for it.
+#[tokio::test(start_paused = true)]
+#[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
+async fn an_event_wakes_a_waiter_wherever_the_release_makes_one() {
+    // The drivers of other tests look too.
+    if !in_own_process("waiting::an_event_wakes_a_waiter_wherever_the_release_makes_one") {
+        return;
+    }
+    // The clock does not go on by itself while this runs.
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let busy = tokio::task::spawn_blocking(move || ended.recv());
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    for (number, (release, makes_an_event)) in releases().into_iter().enumerate() {
+        for kind in FILE_KINDS {
+            let lock = kind(&dir.path().join(number.to_string()));
+            let program = OtherProgram::holding(&lock);
+            let file = File::open(&program.path).unwrap();
+            let mut wait = Box::pin(lock.obtain());
+            // It watches first, and then tries once more.
+            while !is_watched(&file) {
+                assert!(!poll_once(wait.as_mut()).await);
+            }
+            assert!(!poll_once(wait.as_mut()).await);
+            release(program);
+            let mut served_after = None;
+            for millisecond in 0..300 {
+                for _ in 0..20 {
+                    if served_after.is_none() && poll_once(wait.as_mut()).await {
+                        served_after = Some(millisecond);
+                    }
+                }
+                tokio::time::advance(Duration::from_millis(1)).await;
+            }
+            let (kind, served_after) = (lock.kind(), served_after.expect("it is not served"));
+            let by_event = served_after < 200;
+            assert_eq!(by_event, makes_an_event(kind), "release {number} of {kind}: served after {served_after} ms");
+            let _ = std::fs::remove_file(lock.path().unwrap());
+        }
+    }
+    drop(end);
+    let _ = busy.await.unwrap();
 }
 
 #[tokio::test]
@@ -321,14 +376,14 @@ fn a_lock_that_its_task_does_not_know_of_is_released_soon() {
     runtime.block_on(each_file_kind(|kind, path| async move {
         let lock = kind(&path);
         let mut wait = Box::pin(lock.obtain());
-        if crate::support::poll_once(wait.as_mut()).await {
+        if poll_once(wait.as_mut()).await {
             return; // this kind is tried inline there
         }
         // The pool has one thread. So the first try has ended when this has.
         pool.spawn_blocking(|| ()).await.unwrap();
         // This blocks our task until another process has the lock.
         let other = Holder::holding(&lock);
-        assert!(!crate::support::poll_once(wait.as_mut()).await);
+        assert!(!poll_once(wait.as_mut()).await);
         other.release();
         drop(wait.await.unwrap());
     }));
