@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::path::Path;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::Poll;
 
 use tokio::task::unconstrained;
@@ -163,13 +164,13 @@ impl LockGuard {
     /// ```
     pub async fn run<F: Future>(self, work: F) -> Result<F::Output, LockError> {
         let output = self.while_held(pin!(work)).await;
-        let path = self.acquisition().target().path.clone();
+        let target = Arc::clone(self.acquisition().target());
         let released = self.release().await;
         match output {
             Ok(output) => released.map(|()| output),
             // Somebody may have put the file back in the meantime. We still report the loss, because the work was
             // stopped.
-            Err(reason) => Err(released.err().unwrap_or_else(|| LockError::lost(&path, reason))),
+            Err(reason) => Err(released.err().unwrap_or_else(|| target.lost(reason))),
         }
     }
 
@@ -178,7 +179,7 @@ impl LockGuard {
         let mut lost = pin!(self.lost());
         poll_fn(|context| {
             // A process may stand still for longer than a lease. Then the work must not go on until a timer fires.
-            let is_over = self.acquisition().target().server.is_some() && !self.is_held();
+            let is_over = self.acquisition().target().is_on_server() && !self.is_held();
             // The work comes first. If it is done at once, we do not need to watch the file.
             if !is_over {
                 if let Poll::Ready(output) = work.as_mut().poll(context) {
@@ -240,7 +241,7 @@ impl LockGuard {
     /// The absolute path of the lock file. `None` for a null lock, and for a lock on a server.
     pub fn path(&self) -> Option<&Path> {
         let target = self.acquisition().target();
-        target.is_file().then_some(&*target.path)
+        target.address.path()
     }
 
     /// The kind of the lock.
@@ -271,7 +272,7 @@ impl fmt::Debug for LockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockGuard")
             .field("kind", &self.kind())
-            .field("path", &self.acquisition().target().path)
+            .field("path", &self.acquisition().target().address)
             .field("shared", &self.is_shared())
             .finish_non_exhaustive()
     }

@@ -97,7 +97,7 @@ impl LockFile {
 
     /// Makes a new lock for the tasks of this process. Clones of the handle are the same lock.
     pub fn null() -> Self {
-        let target = Target::null(Path::new(""), Options::default());
+        let target = Target::null("".as_ref(), Options::default());
         Self::exclusive(target).expect("nothing can be wrong with a null lock")
     }
 
@@ -159,7 +159,7 @@ impl LockFile {
         let target = self.target();
         if !target.kind.can_be_shared() {
             let reason = "readers cannot share it, because its file names one holder; use the flock kind (flockfile:)";
-            return Err(LockError::unsupported(&target.path, target.kind, reason));
+            return Err(target.unsupported(reason));
         }
         Ok(Self { lock: Arc::clone(&self.lock), mode: Mode::Shared })
     }
@@ -363,7 +363,7 @@ impl LockFile {
             true => blocking::inside_runtime(acquire::attempt_at_once(&self.lock, self.mode)),
             false => blocking::outside_runtime(acquire::attempt(&self.lock, self.mode)),
         };
-        let attempted = attempted.map_err(|error| LockError::io(&self.target().path, "try for", error))?;
+        let attempted = attempted.map_err(|error| self.target().failed("try for", error))?;
         Ok(attempted?.map(LockGuard::new))
     }
 
@@ -379,7 +379,7 @@ impl LockFile {
     #[track_caller]
     pub fn blocking_obtain(&self) -> Result<LockGuard, LockError> {
         let obtained = blocking::outside_runtime(self.obtain());
-        obtained.map_err(|error| LockError::io(&self.target().path, "wait for", error))?
+        obtained.map_err(|error| self.target().failed("wait for", error))?
     }
 
     /// Does the same as [`obtain_timeout`](Self::obtain_timeout) without a runtime.
@@ -404,7 +404,7 @@ impl LockFile {
     #[track_caller]
     pub fn blocking_obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
         let obtained = blocking::outside_runtime(self.obtain_timeout(limit));
-        obtained.map_err(|error| LockError::io(&self.target().path, "wait for", error))?
+        obtained.map_err(|error| self.target().failed("wait for", error))?
     }
 
     /// Whether a task *of this process* holds the lock, exclusively or shared, through any handle. This never blocks.
@@ -468,7 +468,7 @@ impl LockFile {
             true => blocking::inside_runtime(self.holder()),
             false => blocking::outside_runtime(self.holder()),
         };
-        looked.map_err(|error| LockError::io(&self.target().path, "look at", error))?
+        looked.map_err(|error| self.target().failed("look at", error))?
     }
 
     /// Finds all holders of the lock in any process. The list is empty if nobody holds the lock. It has more than one
@@ -505,7 +505,7 @@ impl LockFile {
 
     /// The absolute path of the lock file. `None` for a null lock, and for a lock on a server.
     pub fn path(&self) -> Option<&Path> {
-        self.target().is_file().then_some(&*self.target().path)
+        self.target().address.path()
     }
 
     /// The kind of the lock.
@@ -559,7 +559,7 @@ impl fmt::Debug for LockFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockFile")
             .field("kind", &self.kind())
-            .field("path", &self.target().path)
+            .field("path", &self.target().address)
             .field("shared", &self.is_shared())
             .field("locked", &self.locked())
             .finish()

@@ -214,7 +214,7 @@ impl Semaphore {
     pub async fn obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
         let Some(first) = self.locks.first() else {
             sleep(limit).await;
-            return Err(LockError::TimedOut { path: PathBuf::new(), limit, holder: None, trouble: None });
+            return Err(LockFile::null().target().timed_out(limit, None, None));
         };
         match limit.is_zero() {
             true => match self.attempt().await? {
@@ -267,7 +267,7 @@ impl Semaphore {
         let shared = self.locks.iter().find(|lock| lock.is_shared());
         shared.map_or(Ok(()), |lock| {
             let reason = "a shared lock limits nobody, so it is no permit of a semaphore; give it the exclusive handle";
-            Err(LockError::unsupported(&lock.target().path, lock.kind(), reason))
+            Err(lock.target().unsupported(reason))
         })
     }
 }

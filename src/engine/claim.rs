@@ -85,7 +85,6 @@ impl<Turn: Send + 'static, H: Held + ?Sized + 'static> Drop for Claim<Turn, H> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::path::Path;
     use std::time::Duration;
 
     use tokio::time::timeout;
@@ -117,7 +116,7 @@ mod tests {
     }
 
     fn is_held(target: &Target) -> bool {
-        fault::holders(&target.path) > 0
+        fault::holders(target.path()) > 0
     }
 
     #[tokio::test]
@@ -199,7 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_turn_goes_back_also_if_the_release_cannot_run() {
-        let target = Arc::new(Target::null(Path::new(""), Options::default()));
+        let target = Arc::new(Target::null("".as_ref(), Options::default()));
         let (turn, _gone) = oneshot::channel::<()>();
         let grant = Grant { held: Box::new(OnlyDropped), turn, taken_over: None, contention: Contention::None };
         let allowance = Allowance::new(ALLOWANCE);

@@ -17,10 +17,10 @@
 //!   that needs a disk or a network is an [`Answer::Later`].
 //! - **Fork.** In a process that did not acquire a `Held`, dropping it closes descriptors and does nothing else.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::future::poll_fn;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -57,7 +57,7 @@ impl<T> Answer<T> {
 pub(crate) trait Engine<Turn>: fmt::Debug + Send + Sync {
     /// What all names of this lock have in common; `None` for a lock that no other handle can name. Handles with the same
     /// identity share one queue. Correctness between processes does not depend on it.
-    fn identity(&self) -> Option<Arc<Path>>;
+    fn identity(&self) -> Option<Arc<OsStr>>;
 
     /// Tries once, and never waits for a holder.
     fn attempt(&self, mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>>;

@@ -4,6 +4,7 @@
 //! answer any more. Tests can make the server refuse, take a lock away, or hold a lock for another process.
 
 use std::collections::{HashMap, VecDeque};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
@@ -24,8 +25,8 @@ pub(super) struct Memory(Arc<Path>);
 
 impl Memory {
     pub(super) fn named_by(target: &Target) -> Option<Self> {
-        let name = target.path.file_name()?.to_str()?;
-        name.ends_with(SUFFIX).then(|| Self(Arc::clone(&target.path)))
+        let path = target.address.path().filter(|path| path.to_string_lossy().ends_with(SUFFIX));
+        path.map(|path| Self(path.into()))
     }
 }
 
@@ -105,7 +106,7 @@ impl Entry {
     fn acquire(&mut self, path: &Arc<Path>, mode: Mode) -> Result<Option<MemoryHeld>, LockError> {
         if self.is_broken {
             let refused = std::io::Error::other("the server refuses");
-            return Err(LockError::io(path, "ask the server for", refused));
+            return Err(LockError::Io { path: path.to_path_buf(), action: "ask the server for", error: refused });
         }
         let is_free = match mode {
             Mode::Exclusive => self.sessions.is_empty(),
@@ -160,8 +161,8 @@ fn granted<Turn>(held: MemoryHeld, turn: Turn, contention: Contention) -> Grant<
 }
 
 impl<Turn: std::fmt::Debug + Send + 'static> Engine<Turn> for Memory {
-    fn identity(&self) -> Option<Arc<Path>> {
-        Some(Arc::clone(&self.0))
+    fn identity(&self) -> Option<Arc<OsStr>> {
+        Some(self.0.as_os_str().into())
     }
 
     fn attempt(&self, mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>> {
@@ -265,7 +266,7 @@ impl Held for MemoryHeld {
         let release = move || {
             let lost = self.check(&target);
             self.give_back();
-            end(lost.map_err(|reason| LockError::lost(&target.path, reason)));
+            end(lost.map_err(|reason| target.lost(reason)));
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(async {

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use crate::words::error::LockError;
 use crate::words::kind::LockKind;
-use crate::words::target::Target;
+use crate::words::target::{Address, Target};
 use contract::Engine;
 
 /// The engine of a lock. This may look at the file system, but touches no network. Fails if the engine finds a mistake in
@@ -39,14 +39,15 @@ pub(crate) fn of<Turn: Debug + Send + 'static>(target: &Arc<Target>) -> Result<B
     if let Some(engine) = memory::Memory::named_by(target) {
         return Ok(Box::new(engine));
     }
-    Ok(match target.kind {
-        LockKind::Null => Box::new(null::Null::new(target)),
-        LockKind::Shlock | LockKind::Flock | LockKind::WinFlock => Box::new(file::FileLock::new(target)),
-        #[cfg(feature = "etcd")]
-        LockKind::Etcd => Box::new(etcd::Etcd::new(target)?),
-        #[cfg(feature = "postgres")]
-        LockKind::Postgres => Box::new(postgres::Postgres::new(target)?),
-        #[allow(unreachable_patterns, reason = "a feature may build the kind in")]
-        LockKind::Postgres | LockKind::Etcd => unreachable!("Target::server() refuses a kind that is not built in"),
+    Ok(match &target.address {
+        Address::Null(name) => Box::new(null::Null { name: Arc::clone(name) }),
+        Address::File(_) => Box::new(file::FileLock::new(target)),
+        Address::Server(_) => match target.kind {
+            #[cfg(feature = "etcd")]
+            LockKind::Etcd => Box::new(etcd::Etcd::new(target)?),
+            #[cfg(feature = "postgres")]
+            LockKind::Postgres => Box::new(postgres::Postgres::new(target)?),
+            _ => unreachable!("Target::server() refuses a kind that is not built in"),
+        },
     })
 }

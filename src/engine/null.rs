@@ -1,7 +1,7 @@
 //! A lock for the tasks of this process. Their queue is all that it needs.
 
+use std::ffi::OsStr;
 use std::future::{pending, ready};
-use std::path::Path;
 use std::sync::Arc;
 
 use super::contract::{Answer, Attempt, BoxFuture, Contention, End, Engine, Grant, Held};
@@ -13,18 +13,13 @@ use crate::words::target::Target;
 
 #[derive(Debug)]
 pub(super) struct Null {
-    name: Arc<Path>,
-}
-
-impl Null {
-    pub(super) fn new(target: &Target) -> Self {
-        Self { name: Arc::clone(&target.path) }
-    }
+    /// May be empty.
+    pub(super) name: Arc<OsStr>,
 }
 
 impl<Turn: Send + 'static> Engine<Turn> for Null {
-    fn identity(&self) -> Option<Arc<Path>> {
-        (!self.name.as_os_str().is_empty()).then(|| Arc::clone(&self.name))
+    fn identity(&self) -> Option<Arc<OsStr>> {
+        (!self.name.is_empty()).then(|| Arc::clone(&self.name))
     }
 
     fn attempt(&self, _mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>> {

@@ -143,7 +143,7 @@ const LONGEST_BLOCKED_RELEASE: Duration = Duration::from_millis(500);
 /// How long an attempt waits for the try of another reader of this process, whose task may not be polled. A try for a file
 /// seldom takes a millisecond, but a server has to be connected to.
 fn patience(lock: &Lock) -> Duration {
-    if lock.target.server.is_some() { Duration::from_secs(5) } else { Duration::from_millis(50) }
+    if lock.target.is_on_server() { Duration::from_secs(5) } else { Duration::from_millis(50) }
 }
 
 async fn attempt_here(lock: &Lock, mode: Mode, caller: Caller) -> Result<Option<Acquisition>, LockError> {

@@ -98,7 +98,7 @@ impl Acquisition {
         }
     }
 
-    pub(crate) fn target(&self) -> &Target {
+    pub(crate) fn target(&self) -> &Arc<Target> {
         &self.target
     }
 
@@ -137,7 +137,7 @@ impl Acquisition {
         let (report, released) = oneshot::channel();
         self.begin_release(|| true, |result| drop(report.send(result)));
         async move {
-            let interrupted = || LockError::io(&target.path, "release", io::Error::other("it was interrupted"));
+            let interrupted = || target.failed("release", io::Error::other("it was interrupted"));
             released.await.unwrap_or_else(|_| Err(interrupted()))
         }
     }
@@ -233,7 +233,7 @@ impl Ending {
 
     /// For a reader whose lock other readers still hold, or have just released.
     fn end_beside_others(self, checked: Result<(), LostReason>) -> Result<(), LockError> {
-        let result = checked.map_err(|reason| LockError::lost(&self.target.path, reason));
+        let result = checked.map_err(|reason| self.target.lost(reason));
         self.end(result)
     }
 

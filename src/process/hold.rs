@@ -78,7 +78,7 @@ impl Hold {
     /// holder wants of it, such as a lease or a fencing token.
     fn verify(&self, target: &Target) -> bool {
         let now = Instant::now();
-        let is_the_one = self.target.server == target.server;
+        let is_the_one = self.target.address.server() == target.address.server();
         let is_in_order = is_the_one && self.held.is_of_this_process() && self.check(target).is_ok();
         if is_in_order {
             self.verified.set(now);
@@ -96,7 +96,8 @@ impl Hold {
     /// The same for a task that has asked for the lock at `asked` and names it `target`. It must not get a lock that was
     /// lost before it asked. Nor must it get one whose path leads elsewhere than its own by now.
     pub(super) fn verify_for(&self, target: &Target, asked: Instant) -> bool {
-        let is_verified = self.verified.get().is_some_and(|verified| verified >= asked) && self.has_path_of(target);
+        let is_verified =
+            self.verified.get().is_some_and(|verified| verified >= asked) && self.target.address == target.address;
         is_verified || self.verify(target)
     }
 
@@ -104,11 +105,6 @@ impl Hold {
     /// removed the file and asked since then.
     pub(super) fn verify_to_share(&self, target: &Target, now: Instant) -> bool {
         self.verify_for(target, now.checked_sub(INSTANTLY).unwrap_or(now))
-    }
-
-    fn has_path_of(&self, target: &Target) -> bool {
-        let (ours, theirs) = (&self.target.path, &target.path);
-        Arc::ptr_eq(ours, theirs) || ours.as_os_str() == theirs.as_os_str()
     }
 }
 

@@ -117,6 +117,5 @@ async fn too_late(limit: Duration, lock: &Lock, seen: &Mutex<Seen>, grace: Durat
             None => (None, asked.map(|_| lock.no_answer())),
         },
     };
-    let path = lock.target().path.to_path_buf();
-    LockError::TimedOut { path, limit, holder: holder.map(Box::new), trouble }
+    lock.target().timed_out(limit, holder, trouble)
 }

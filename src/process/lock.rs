@@ -85,7 +85,7 @@ impl Lock {
 
     /// That a look has had no answer, and what has failed last, if anything has.
     pub(super) fn no_answer(&self) -> String {
-        let who = if self.target.server.is_some() { "server" } else { "file system" };
+        let who = if self.target.is_on_server() { "server" } else { "file system" };
         let failure = self.engine.last_failure().map(|failure| format!(": {failure}"));
         format!("the {who} does not answer{}", failure.unwrap_or_default())
     }
@@ -94,13 +94,13 @@ impl Lock {
     pub(crate) async fn holders(&self) -> Result<Vec<Holder>, LockError> {
         let here = self.slot().held_since();
         let mut holders = self.engine.holders().await?;
-        if self.target.server.is_some() {
+        if self.target.is_on_server() {
             // A server knows all, and a PID says little without its host.
             return Ok(holders);
         }
         let Some(since) = here.filter(|_| self.are_we_missing(&holders)) else { return Ok(holders) };
         let us = blocking::run(move || process::this_process(since)).await;
-        let us = us.map_err(|error| LockError::io(&self.target.path, "look at", error))?;
+        let us = us.map_err(|error| self.target.failed("look at", error))?;
         let place = holders.iter().position(|holder| holder.pid() == us.pid() || holder.pid() == 0);
         match place {
             Some(place) => holders[place] = us,

@@ -3,8 +3,7 @@
 //! Correctness between processes does not depend on this. Two slots for one lock would only make `locked()` imprecise.
 
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
-use std::path::Path;
+use std::ffi::OsStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -32,25 +31,8 @@ pub(super) struct Registry<T: Release + Sync> {
 }
 
 /// The kind of a lock and its identity, as its engine tells it.
-#[derive(Debug, Clone)]
-struct Key(LockKind, Arc<Path>);
-
-/// Byte by byte: a name on a server is no path, where `a//b` and `a/b/` are the same as `a/b`.
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        let (Self(kind, identity), Self(other_kind, other_identity)) = (self, other);
-        kind == other_kind && identity.as_os_str() == other_identity.as_os_str()
-    }
-}
-
-impl Eq for Key {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let Self(kind, identity) = self;
-        (kind, identity.as_os_str()).hash(state);
-    }
-}
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key(LockKind, Arc<OsStr>);
 
 /// When somebody looked who holds a lock, and whom he found.
 #[derive(Debug)]
@@ -101,7 +83,7 @@ impl<T: Release + Sync> Registry<T> {
     }
 
     /// The slot of the lock with this identity.
-    pub(super) fn slot(&'static self, kind: LockKind, identity: Arc<Path>) -> Arc<Slot<T>> {
+    pub(super) fn slot(&'static self, kind: LockKind, identity: Arc<OsStr>) -> Arc<Slot<T>> {
         let key = Key(kind, identity);
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(slot) = slots.get(&key).and_then(Weak::upgrade) {
@@ -140,7 +122,7 @@ impl<T: Release + Sync> Slot<T> {
     }
 
     /// What all handles on the lock have in common; `None` for a lock without a name.
-    pub(super) fn identity(&self) -> Option<&Path> {
+    pub(super) fn identity(&self) -> Option<&OsStr> {
         self.entry.as_ref().map(|(Key(_, identity), _)| &**identity)
     }
 
@@ -381,8 +363,8 @@ mod tests {
         Box::leak(Box::new(Registry::new()))
     }
 
-    fn path(path: &str) -> Arc<Path> {
-        Path::new(path).into()
+    fn path(path: &str) -> Arc<OsStr> {
+        OsStr::new(path).into()
     }
 
     #[test]

@@ -5,18 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::escape::{Escaped, said};
 use super::holder::{Brief, Holder};
 use super::kind::LockKind;
-use super::server_url::ServerUrl;
 
 /// The reason why a lock could not be taken, kept or released.
 ///
 /// Every variant contains the path or the URL that it concerns. It is not an error that somebody else holds the lock.
 /// In that case, and only then, [`attempt`](crate::LockFile::attempt) returns `Ok(None)`.
 ///
-/// The text of an error includes its cause. So [`source`](std::error::Error::source) does not return the cause again.
-/// [`io_error`](Self::io_error) returns the error of the system call. [`Debug`](fmt::Debug) shows the same text,
+/// The text of an error includes its cause. So [`source`](std::error::Error::source) does not return that cause again, but
+/// goes on with what has caused it. [`io_error`](Self::io_error) returns the error of the system call. [`Debug`](fmt::Debug) shows the same text,
 /// because a `main` that returns an error prints its `Debug` text.
 ///
 /// End each pattern with `..`, because a later version may have more fields.
@@ -32,11 +30,9 @@ use super::server_url::ServerUrl;
 /// }
 /// # }
 /// ```
-#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
     /// The text is not a lock URL.
-    #[error("invalid lock URL {url:?}: {reason}")]
     #[non_exhaustive]
     InvalidUrl {
         /// The given text, with `***` in the place of all that may be a part of a password. For a server this is everything
@@ -47,7 +43,6 @@ pub enum LockError {
     },
 
     /// The path cannot be the path of a lock file on any system.
-    #[error("invalid lock file path {path:?}: {reason}")]
     #[non_exhaustive]
     InvalidPath {
         /// The given path.
@@ -58,11 +53,12 @@ pub enum LockError {
 
     /// This platform, this file system or this server does not support the requested kind of lock, or the feature of
     /// this kind is not enabled.
-    #[error("{} lock is not possible at {path:?}: {reason}", kind.with_article())]
     #[non_exhaustive]
     Unsupported {
-        /// Path of the lock file, or URL of the lock on a server.
+        /// Path of the lock file. Empty for a lock that has none.
         path: PathBuf,
+        /// URL of the lock, without its password. `None` for a lock on a file.
+        url: Option<String>,
         /// The requested kind.
         kind: LockKind,
         /// What is missing, and what to use instead.
@@ -72,7 +68,6 @@ pub enum LockError {
     },
 
     /// The file at the path is not a lock file of this kind. It was not changed.
-    #[error("{path:?} is not a lock file of kind {kind}: {found}")]
     #[non_exhaustive]
     NotALockFile {
         /// The path.
@@ -85,7 +80,6 @@ pub enum LockError {
 
     /// The holder of the lock file seems to be dead, but nothing proves it, or nothing proves that the file is a lock
     /// of this kind. The file was not changed.
-    #[error("{path:?} looks like a lock that {} left behind, but {reason}", Left(*pid))]
     #[non_exhaustive]
     Stale {
         /// Path of the lock file.
@@ -97,11 +91,12 @@ pub enum LockError {
     },
 
     /// The lock was not free in time. With a limit of zero: it was held.
-    #[error("{}", Late { subject: Subject(path), limit: *limit, holder: holder.as_deref(), trouble: trouble.as_deref() })]
     #[non_exhaustive]
     TimedOut {
-        /// Path of the lock file, URL of the lock on a server, or name of the null lock. The name may be empty.
+        /// Path of the lock file. Empty for a lock that has none.
         path: PathBuf,
+        /// URL of the lock, without its password. `None` for a lock on a file.
+        url: Option<String>,
         /// The given limit.
         limit: Duration,
         /// The holder of the lock at the end of the wait, if it is known.
@@ -112,20 +107,20 @@ pub enum LockError {
 
     /// The lock was lost while it was held: somebody removed or replaced the lock file, or the server ended the session
     /// or did not answer in time. Another process may hold the lock now.
-    #[error("lost the lock {path:?}: {reason}")]
     #[non_exhaustive]
     Lost {
-        /// Path of the lock file, or URL of the lock on a server.
+        /// Path of the lock file. Empty for a lock that has none.
         path: PathBuf,
+        /// URL of the lock, without its password. `None` for a lock on a file.
+        url: Option<String>,
         /// What happened to it.
         reason: LostReason,
     },
 
     /// A system call failed. A lock that somebody else holds never causes this error.
-    #[error("cannot {action} {path:?}: {error}{}", advice(action, error))]
     #[non_exhaustive]
     Io {
-        /// Path of the lock file, or URL of the lock on a server.
+        /// Path of the lock file. Empty for a null lock.
         path: PathBuf,
         /// The action that failed. It completes "cannot … PATH".
         action: &'static str,
@@ -134,7 +129,6 @@ pub enum LockError {
     },
 
     /// The server of the lock does not answer as it should. A lock that somebody else holds never causes this error.
-    #[error("cannot {action} {url}: {source}")]
     #[non_exhaustive]
     Engine {
         /// URL of the lock, without its password.
@@ -142,42 +136,68 @@ pub enum LockError {
         /// The action that failed. It completes "cannot … URL".
         action: &'static str,
         /// The cause.
-        // The raw name tells thiserror that the text of this error says the cause.
-        r#source: Box<dyn std::error::Error + Send + Sync>,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// The lock, as an error message names it.
-struct Subject<'a>(&'a Path);
-
-impl fmt::Display for Subject<'_> {
+impl fmt::Display for LockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.to_str() {
-            _ if self.0.is_absolute() => write!(f, "{:?}", self.0),
-            Some("") => f.write_str("a null lock"),
-            Some(url) if is_url(url) => Escaped(url).fmt(f),
-            _ => write!(f, "the null lock {:?}", self.0),
+        match self {
+            Self::InvalidUrl { url, reason } => write!(f, "invalid lock URL {url:?}: {reason}"),
+            Self::InvalidPath { path, reason } => write!(f, "invalid lock file path {path:?}: {reason}"),
+            Self::Unsupported { path, url, kind, reason, .. } => {
+                let lock = Subject(path, url.as_deref());
+                write!(f, "{} lock is not possible at {lock}: {reason}", kind.with_article())
+            }
+            Self::NotALockFile { path, kind, found } => {
+                write!(f, "{path:?} is not a lock file of kind {kind}: {found}")
+            }
+            Self::Stale { path, pid: 0, reason } => {
+                write!(f, "{path:?} looks like a lock that an unknown process left behind, but {reason}")
+            }
+            Self::Stale { path, pid, reason } => {
+                write!(f, "{path:?} looks like a lock that pid {pid} left behind, but {reason}")
+            }
+            Self::TimedOut { path, url, limit, holder, trouble } => {
+                let (lock, holder) = (Subject(path, url.as_deref()), holder.as_deref());
+                match holder {
+                    _ if !limit.is_zero() => {
+                        write!(f, "timed out after {limit:?} waiting for {lock}{}", Brief(holder))?
+                    }
+                    Some(holder) => write!(f, "{lock} is held by {}", holder.to_a_person())?,
+                    None => write!(f, "{lock} is held")?,
+                }
+                trouble.as_ref().map_or(Ok(()), |trouble| write!(f, ": {trouble}"))
+            }
+            Self::Lost { path, url, reason } => write!(f, "lost the lock {}: {reason}", Subject(path, url.as_deref())),
+            Self::Io { path, action, error } => {
+                write!(f, "cannot {action} {}: {error}{}", Subject(path, None), advice(action, error))
+            }
+            Self::Engine { url, action, source } => write!(f, "cannot {action} {url}: {source}"),
         }
     }
 }
 
-/// That a lock was not free in time.
-struct Late<'a> {
-    subject: Subject<'a>,
-    limit: Duration,
-    holder: Option<&'a Holder>,
-    trouble: Option<&'a str>,
+impl std::error::Error for LockError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { error, .. } | Self::Unsupported { error: Some(error), .. } => error.source(),
+            Self::Engine { source, .. } => source.source(),
+            _ => None,
+        }
+    }
 }
 
-impl fmt::Display for Late<'_> {
+/// The lock, as an error message names it: by its path or its URL.
+struct Subject<'a>(&'a Path, Option<&'a str>);
+
+impl fmt::Display for Subject<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { subject, limit, holder, trouble } = self;
-        match holder {
-            _ if !limit.is_zero() => write!(f, "timed out after {limit:?} waiting for {subject}{}", Brief(*holder))?,
-            Some(holder) => write!(f, "{subject} is held by {}", holder.to_a_person())?,
-            None => write!(f, "{subject} is held")?,
+        match self {
+            Self(_, Some(url)) => f.write_str(url),
+            Self(path, None) if path.as_os_str().is_empty() => f.write_str("a null lock"),
+            Self(path, None) => write!(f, "{path:?}"),
         }
-        trouble.map_or(Ok(()), |trouble| write!(f, ": {trouble}"))
     }
 }
 
@@ -191,26 +211,10 @@ fn advice(action: &str, error: &io::Error) -> &'static str {
     }
 }
 
-/// The process that left a lock behind, as an error message names it.
-struct Left(u32);
-
-impl fmt::Display for Left {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            0 => f.write_str("an unknown process"),
-            pid => write!(f, "pid {pid}"),
-        }
-    }
-}
-
 impl fmt::Debug for LockError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-fn is_url(text: &str) -> bool {
-    text.split_once("://").is_some_and(|(scheme, _)| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
 /// Actions that have an advice.
@@ -223,12 +227,14 @@ impl LockError {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::InvalidUrl { .. } | Self::Engine { .. } => None,
-            // As it was given.
-            Self::InvalidPath { path, .. } | Self::NotALockFile { path, .. } | Self::Stale { path, .. } => Some(path),
-            // The name of a null lock, or a URL, is no path.
-            Self::Unsupported { path, .. } | Self::Io { path, .. } if path.to_str().is_some_and(is_url) => None,
-            Self::Unsupported { path, .. } | Self::Io { path, .. } => Some(path),
-            Self::TimedOut { path, .. } | Self::Lost { path, .. } => path.is_absolute().then_some(path),
+            // As it was given, and so it may be empty.
+            Self::InvalidPath { path, .. } => Some(path),
+            Self::NotALockFile { path, .. }
+            | Self::Stale { path, .. }
+            | Self::Unsupported { path, .. }
+            | Self::Io { path, .. }
+            | Self::TimedOut { path, .. }
+            | Self::Lost { path, .. } => (!path.as_os_str().is_empty()).then_some(path),
         }
     }
 
@@ -250,50 +256,6 @@ impl LockError {
             Self::Io { error, .. } => error.to_string(),
             other => other.to_string(),
         }
-    }
-
-    pub(crate) fn io(path: &Path, action: &'static str, error: impl Into<io::Error>) -> Self {
-        Self::Io { path: path.to_owned(), action, error: error.into() }
-    }
-
-    pub(crate) fn not_a_lock_file(path: &Path, kind: LockKind, found: impl Into<String>) -> Self {
-        Self::NotALockFile { path: path.to_owned(), kind, found: found.into() }
-    }
-
-    pub(crate) fn unsupported(path: &Path, kind: LockKind, reason: impl Into<String>) -> Self {
-        Self::Unsupported { path: path.to_owned(), kind, reason: reason.into(), error: None }
-    }
-
-    /// The same where a system call has shown it.
-    pub(crate) fn unsupported_by(path: &Path, kind: LockKind, reason: String, error: io::Error) -> Self {
-        Self::Unsupported { path: path.to_owned(), kind, reason, error: Some(error) }
-    }
-
-    #[allow(dead_code, reason = "for the engines, which are features")]
-    pub(crate) fn invalid_url(url: &ServerUrl, reason: impl Into<String>) -> Self {
-        Self::InvalidUrl { url: url.to_string(), reason: reason.into() }
-    }
-
-    /// The text of the cause may be that of a server. It is made safe to show here, for all engines.
-    #[allow(dead_code, reason = "for the engines, which are features")]
-    pub(crate) fn engine(
-        url: &ServerUrl,
-        action: &'static str,
-        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Self {
-        let source = source.into();
-        let text = source.to_string();
-        let said = said(&text);
-        let source = match source.downcast_ref::<io::Error>() {
-            _ if said == text => source,
-            Some(error) => io::Error::new(error.kind(), said).into(),
-            None => said.into(),
-        };
-        Self::Engine { url: url.to_string(), action, source }
-    }
-
-    pub(crate) fn lost(path: &Path, reason: LostReason) -> Self {
-        Self::Lost { path: path.to_owned(), reason }
     }
 }
 
@@ -349,42 +311,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_engines_error_says_its_cause_once() {
-        let cause_of_io = || io::Error::from(io::ErrorKind::ConnectionRefused);
-        let cause = cause_of_io();
-        let said = cause.to_string();
-        let url = "postgres://db/app?lock=x".into();
-        let error = LockError::Engine { url, action: "connect to", source: cause.into() };
-        assert_eq!(error.to_string(), format!("cannot connect to postgres://db/app?lock=x: {said}"));
-        assert!(error.source().is_none());
-        assert_eq!(error.path(), None);
-        let path_of = |path: &str| LockError::io(Path::new(path), "try for", cause_of_io()).path().map(Path::to_owned);
-        assert_eq!(path_of("postgres://db/app?lock=x"), None);
-        assert_eq!(path_of("/run/app://x"), Some("/run/app://x".into()));
-        assert_eq!(io::Error::from(error).kind(), io::ErrorKind::ConnectionRefused);
+    fn an_error_says_its_cause_once_and_its_source_goes_on_behind_it() {
+        let cause = || io::Error::new(io::ErrorKind::ConnectionRefused, Nested(io::Error::other("no route")));
+        let (path, url) = (PathBuf::from("/run/x"), "etcd://db/x".to_owned());
+        for (error, said) in [
+            (LockError::Io { path: path.clone(), action: "lock", error: cause() }, "cannot lock \"/run/x\": refused"),
+            (
+                LockError::Engine { url, action: "try for", source: cause().into() },
+                "cannot try for etcd://db/x: refused",
+            ),
+        ] {
+            assert_eq!(error.to_string(), said);
+            assert_eq!(error.source().unwrap().to_string(), "no route");
+            assert_eq!(io::Error::from(error).kind(), io::ErrorKind::ConnectionRefused);
+        }
+        let system = LockError::Io { path, action: "lock", error: io::Error::from_raw_os_error(2) };
+        assert!(system.source().is_none());
     }
 
-    #[test]
-    fn the_article_fits() {
-        let said = |kind| LockError::unsupported(Path::new("x"), kind, "no").to_string();
-        assert!(said(LockKind::Etcd).starts_with("an etcd lock "), "{}", said(LockKind::Etcd));
-        assert!(said(LockKind::Shlock).starts_with("a shlock lock "), "{}", said(LockKind::Shlock));
+    #[derive(Debug)]
+    struct Nested(io::Error);
+
+    impl fmt::Display for Nested {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("refused")
+        }
     }
 
-    #[test]
-    fn words_from_outside_are_made_safe() {
-        let url: crate::LockUrl = "etcd://db/x".parse().unwrap();
-        let url = url.server().unwrap();
-        let error = LockError::engine(url, "try for", "no\n\u{202e}");
-        assert_eq!(error.to_string(), r"cannot try for etcd://db/x: no\n\u{202e}");
-        let error = LockError::engine(url, "try for", io::Error::new(io::ErrorKind::TimedOut, "no\n"));
-        assert_eq!(error.to_string(), r"cannot try for etcd://db/x: no\n");
-        assert_eq!(error.io_error().unwrap().kind(), io::ErrorKind::TimedOut);
-        let system = LockError::engine(url, "try for", io::Error::from_raw_os_error(2));
-        assert_eq!(system.io_error().unwrap().raw_os_error(), Some(2));
-        for name in ["a\n", "a://\n"] {
-            let error = LockError::TimedOut { path: name.into(), limit: Duration::ZERO, holder: None, trouble: None };
-            assert!(!error.to_string().contains('\n'), "{error}");
+    impl std::error::Error for Nested {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
         }
     }
 }

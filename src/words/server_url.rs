@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::io;
 use std::net::Ipv6Addr;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
+use super::error::LockError;
+use super::escape::said;
 use super::kind::LockKind;
 use super::mode::Mode;
 use super::percent;
@@ -291,6 +294,33 @@ impl ServerUrl {
     }
 }
 
+/// The errors of this lock.
+impl ServerUrl {
+    /// The engine of its kind has found a mistake in it.
+    #[allow(dead_code, reason = "for the engines, which are features")]
+    pub(crate) fn invalid(&self, reason: impl Into<String>) -> LockError {
+        LockError::InvalidUrl { url: self.to_string(), reason: reason.into() }
+    }
+
+    /// `action` completes "cannot … URL". The text of the cause may be that of a server. It is made safe to show here, for
+    /// all engines.
+    pub(crate) fn failed(
+        &self,
+        action: &'static str,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> LockError {
+        let cause = cause.into();
+        let text = cause.to_string();
+        let said = said(&text);
+        let source = match cause.downcast_ref::<io::Error>() {
+            _ if said == text => cause,
+            Some(error) => io::Error::new(error.kind(), said).into(),
+            None => said.into(),
+        };
+        LockError::Engine { url: self.to_string(), action, source }
+    }
+}
+
 /// The URL without its password.
 impl fmt::Display for ServerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -326,8 +356,7 @@ impl fmt::Display for Host {
 
 #[cfg(test)]
 mod tests {
-    use crate::words::error::LockError;
-    use crate::words::mode::Mode;
+    use super::*;
     use crate::words::url::LockUrl;
 
     fn reason(url: &str) -> String {
@@ -339,6 +368,18 @@ mod tests {
             }
             other => panic!("{url}: {other:?}"),
         }
+    }
+
+    #[test]
+    fn words_of_a_server_are_made_safe() {
+        let url: LockUrl = "etcd://db/x".parse().unwrap();
+        let url = url.server().unwrap();
+        assert_eq!(url.failed("try for", "no\n\u{202e}").to_string(), r"cannot try for etcd://db/x: no\n\u{202e}");
+        let error = url.failed("try for", io::Error::new(io::ErrorKind::TimedOut, "no\n"));
+        assert_eq!(error.to_string(), r"cannot try for etcd://db/x: no\n");
+        assert_eq!(error.io_error().unwrap().kind(), io::ErrorKind::TimedOut);
+        let system = url.failed("try for", io::Error::from_raw_os_error(2));
+        assert_eq!(system.io_error().unwrap().raw_os_error(), Some(2));
     }
 
     #[test]

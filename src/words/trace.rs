@@ -2,7 +2,6 @@
 //! compares the two. A name and its fields stay; a message is for people.
 
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,7 +12,7 @@ use super::error::{LockError, LostReason};
 use super::escape::Escaped;
 use super::holder::{Brief, Holder};
 use super::kind::LockKind;
-use super::target::Target;
+use super::target::{Address, Target};
 
 const TARGET: &str = "tokio_lockfile";
 
@@ -24,7 +23,7 @@ const EMFILE: i32 = 24;
 
 /// Around a wait.
 pub(crate) fn obtain_span(target: &Target) -> Span {
-    debug_span!(target: TARGET, OBTAIN, path = %Escaped(&*target.path), kind = %target.kind)
+    debug_span!(target: TARGET, OBTAIN, path = %target.address, kind = %target.kind)
 }
 
 pub(crate) fn waiting_is_heard() -> bool {
@@ -36,8 +35,8 @@ pub(crate) fn warnings_are_heard() -> bool {
 }
 
 /// The path, for an event that may be inside the `obtain` span, which shows it already.
-fn path(target: &Target) -> Option<DisplayValue<Escaped<&Path>>> {
-    (!is_in_obtain_span()).then(|| display(Escaped(&*target.path)))
+fn path(target: &Target) -> Option<DisplayValue<&Address>> {
+    (!is_in_obtain_span()).then(|| display(&target.address))
 }
 
 /// The kind, likewise.
@@ -141,7 +140,7 @@ pub(crate) fn released(target: &Target, since: std::time::Instant) {
     debug!(
         name: "released",
         target: TARGET,
-        path = %Escaped(&*target.path),
+        path = %target.address,
         held_ms = millis(since.elapsed()),
         "released",
     );
@@ -152,7 +151,7 @@ pub(crate) fn lost(target: &Target, reason: LostReason, held: Option<Duration>) 
     warn!(
         name: "lost",
         target: TARGET,
-        path = %Escaped(&*target.path),
+        path = %target.address,
         held_ms = held.map(millis),
         %reason,
         "lost the lock while it was held",
@@ -171,7 +170,7 @@ fn release_failed(target: &Target, error: &LockError) {
     warn!(
         name: "release_failed",
         target: TARGET,
-        path = %Escaped(&*target.path),
+        path = %target.address,
         error = %error,
         "the lock could not be released properly",
     );
@@ -181,7 +180,7 @@ pub(crate) fn stands_by(target: &Target) {
     info!(
         name: "stands_by",
         target: TARGET,
-        path = %Escaped(&*target.path),
+        path = %target.address,
         kind = %target.kind,
         "stands by",
     );
@@ -191,7 +190,7 @@ pub(crate) fn leads(target: &Target, waited: Duration) {
     info!(
         name: "leads",
         target: TARGET,
-        path = %Escaped(&*target.path),
+        path = %target.address,
         kind = %target.kind,
         waited_ms = millis(waited),
         "leads",
@@ -202,7 +201,7 @@ pub(crate) fn stepped_down(target: &Target, held: Duration, reason: &str) {
     info!(
         name: "stepped_down",
         target: TARGET,
-        path = %Escaped(&*target.path),
+        path = %target.address,
         held_ms = millis(held),
         %reason,
         "stepped down",
@@ -214,7 +213,7 @@ pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Disp
     warn!(
         name: "work_failed",
         target: TARGET,
-        path = %Escaped(&*target.path),
+        path = %target.address,
         held_ms = millis(held),
         error = %format_args!("{error:#}"),
         "the work under the lock failed; {}", if goes_on { "standing by again" } else { "shutting down" },
@@ -225,7 +224,7 @@ pub(crate) fn lock_failed(target: &Target, error: &LockError) {
     warn!(
         name: "lock_failed",
         target: TARGET,
-        path = %Escaped(&*target.path),
+        path = %target.address,
         error = %error,
         "the lock failed; standing by again",
     );
@@ -233,7 +232,7 @@ pub(crate) fn lock_failed(target: &Target, error: &LockError) {
 
 /// In the words of libpq. `fault`: what is wrong with the file.
 #[cfg(feature = "postgres")]
-pub(crate) fn password_file_passed_over(file: &Path, fault: &str) {
+pub(crate) fn password_file_passed_over(file: &std::path::Path, fault: &str) {
     warn!(
         name: "password_file_ignored",
         target: TARGET,
@@ -243,11 +242,11 @@ pub(crate) fn password_file_passed_over(file: &Path, fault: &str) {
 }
 
 #[cfg(feature = "etcd")]
-pub(crate) fn password_in_clear(cluster: &Path) {
+pub(crate) fn password_in_clear(cluster: &dyn fmt::Display) {
     warn!(
         name: "password_in_clear",
         target: TARGET,
-        path = %Escaped(cluster),
+        path = %cluster,
         "the password goes to etcd without encryption; add tls=on to the URL",
     );
 }
@@ -255,6 +254,8 @@ pub(crate) fn password_in_clear(cluster: &Path) {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
+    #[cfg(feature = "postgres")]
+    use std::path::Path;
     use std::sync::Mutex;
 
     use tracing::span::{Attributes, Id, Record};
@@ -314,7 +315,7 @@ mod tests {
         }
         let names: &'static Names = Box::leak(Box::default());
         let _listening = tracing::subscriber::set_default(names);
-        let target = Target::null(Path::new("x"), Options::default());
+        let target = Target::null("x".as_ref(), Options::default());
         let (second, now, error) = (Duration::from_secs(1), Instant::now(), std::io::Error::from_raw_os_error(EMFILE));
         waiting(&target, second, None);
         waits_for_itself(&target, second);
@@ -325,16 +326,16 @@ mod tests {
         taken_over(&target, 7, now);
         released(&target, now.into_std());
         lost(&target, LostReason::Removed, Some(second));
-        not_released(&target, &LockError::io(Path::new("/x"), "unlock", error), Some(second));
+        not_released(&target, &target.failed("unlock", error), Some(second));
         stands_by(&target);
         leads(&target, second);
         stepped_down(&target, second, "asked to");
         work_failed(&target, second, &"no disk", true);
-        lock_failed(&target, &LockError::lost(Path::new("/x"), LostReason::Removed));
+        lock_failed(&target, &target.lost(LostReason::Removed));
         #[cfg(feature = "postgres")]
         password_file_passed_over(Path::new("/x"), "is not used");
         #[cfg(feature = "etcd")]
-        password_in_clear(Path::new("x"));
+        password_in_clear(&"x");
 
         let mut told = told_by_the_front_page();
         told.retain(|name, _| cfg!(feature = "postgres") || name != "password_file_ignored");

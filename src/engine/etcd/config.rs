@@ -1,8 +1,7 @@
 //! What the URL of a lock says: which cluster, which name, and how to talk to the servers.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::engine::server::span;
@@ -78,7 +77,7 @@ impl fmt::Display for Endpoint {
 
 impl Config {
     pub(super) fn new(url: &ServerUrl) -> Result<Self, LockError> {
-        Self::read(url).map_err(|reason| LockError::invalid_url(url, reason))
+        Self::read(url).map_err(|reason| url.invalid(reason))
     }
 
     fn read(url: &ServerUrl) -> Result<Self, String> {
@@ -99,9 +98,9 @@ impl Config {
     }
 
     /// What all names of a lock in this cluster have in common.
-    pub(super) fn identity(&self, name: &str) -> Arc<Path> {
+    pub(super) fn identity(&self, name: &str) -> String {
         let endpoints: Vec<String> = self.endpoints.iter().map(Endpoint::to_string).collect();
-        Path::new(&format!("etcd://{}/{name}", endpoints.join(","))).into()
+        format!("etcd://{}/{name}", endpoints.join(","))
     }
 }
 
@@ -165,7 +164,7 @@ mod tests {
 
     fn read(url: &str) -> Result<Config, LockError> {
         let url: LockUrl = url.parse().unwrap();
-        Config::new(&url.target(Options::default())?.server.unwrap())
+        Config::new(url.target(Options::default())?.url())
     }
 
     fn reason(url: &str) -> String {
@@ -181,7 +180,7 @@ mod tests {
     #[test]
     fn what_a_url_leaves_open() {
         let config = read("etcd://h2,H1:99,h2:2379,[::1]/x").unwrap();
-        assert_eq!(&*config.identity("a/b"), Path::new("etcd://[::1]:2379,h1:99,h2:2379/a/b"));
+        assert_eq!(config.identity("a/b"), "etcd://[::1]:2379,h1:99,h2:2379/a/b");
         assert_eq!((config.ttl, config.limit), (DEFAULT_TTL, DEFAULT_LIMIT));
         assert_eq!((config.tls, config.credentials), (None, None));
     }
@@ -190,7 +189,7 @@ mod tests {
     fn what_a_url_may_say() {
         let config = read("etcd://u:S3cretPw@h/x?ttl=3s&connect_timeout=500ms&cacert=%2Fca.pem").unwrap();
         assert_eq!((config.ttl, config.limit), (Duration::from_secs(3), Duration::from_millis(500)));
-        assert_eq!(config.tls.clone().unwrap().roots.unwrap(), Path::new("/ca.pem"));
+        assert_eq!(config.tls.clone().unwrap().roots.unwrap(), PathBuf::from("/ca.pem"));
         assert_eq!(config.credentials.as_ref().unwrap().password, "S3cretPw");
         assert!(!format!("{config:?}").contains("S3cretPw"));
         assert_eq!(read("etcd://h/x?tls=on").unwrap().tls, Some(Tls { roots: None, identity: None }));

@@ -158,12 +158,12 @@ impl Failure {
     }
 
     pub(super) fn into_error(self, target: &Target, action: &'static str) -> LockError {
-        let url = target.server.as_deref().expect("a lock on a server has its URL");
+        let url = target.url();
         let kind = match &self.kind {
             Kind::Io(error) | Kind::Unusable(error) => error.kind(),
             Kind::Refused(..) => io::ErrorKind::Other,
         };
-        LockError::engine(url, action, io::Error::new(kind, format!("{self}{}", self.advice(url))))
+        url.failed(action, io::Error::new(kind, format!("{self}{}", self.advice(url))))
     }
 
     /// What to do if nobody answers as etcd does. The texts of the libraries below do not say it.

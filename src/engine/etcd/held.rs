@@ -15,7 +15,7 @@ use crate::engine::contract::{BoxFuture, End, Held};
 use crate::engine::server::driver;
 use crate::engine::server::loss::{self, Loss, LossSender};
 use crate::sys::process::Owner;
-use crate::words::error::{LockError, LostReason};
+use crate::words::error::LostReason;
 use crate::words::target::Target;
 
 /// Whether the key was still there.
@@ -139,7 +139,7 @@ impl Held for EtcdHeld {
         let session = Arc::clone(&self.parts().session);
         let released = self.begin_release();
         if let Err(reason) = lost {
-            return end(Err(LockError::lost(&target.path, reason)));
+            return end(Err(target.lost(reason)));
         }
         let target = target.clone();
         // Without a thread, nobody hears how the release ends.
@@ -153,7 +153,7 @@ impl Held for EtcdHeld {
                 Ok(Err(_)) => LostReason::Expired,
                 Err(reason) => reason,
             };
-            end(Err(LockError::lost(&target.path, reason)));
+            end(Err(target.lost(reason)));
         });
     }
 

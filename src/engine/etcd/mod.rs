@@ -39,7 +39,7 @@ mod tls;
 mod value;
 mod watches;
 
-use std::path::Path;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 
 use super::contract::{Answer, Attempt, BoxFuture, Engine};
@@ -56,16 +56,16 @@ use place::Lock;
 
 #[derive(Debug)]
 pub(super) struct Etcd {
-    identity: Arc<Path>,
+    identity: Arc<OsStr>,
     lock: Arc<Lock>,
 }
 
 impl Etcd {
     /// Touches no network.
     pub(super) fn new(target: &Arc<Target>) -> Result<Self, LockError> {
-        let url = target.server.as_ref().expect("a lock on a server has its URL");
+        let url = target.url();
         let (config, name) = (Config::new(url)?, url.path.clone());
-        let identity = config.identity(&name);
+        let identity = OsString::from(config.identity(&name)).into();
         Ok(Self {
             identity,
             lock: Arc::new(Lock { target: Arc::clone(target), config, name, allowance: reply::allowance() }),
@@ -74,7 +74,7 @@ impl Etcd {
 }
 
 impl<Turn: std::fmt::Debug + Send + 'static> Engine<Turn> for Etcd {
-    fn identity(&self) -> Option<Arc<Path>> {
+    fn identity(&self) -> Option<Arc<OsStr>> {
         Some(Arc::clone(&self.identity))
     }
 

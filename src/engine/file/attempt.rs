@@ -139,7 +139,7 @@ async fn try_on_pool<Turn: Send + 'static>(
     turn: Turn,
     last: Contended,
 ) -> Result<Decided<Turn>, LockError> {
-    let failed = |error| LockError::io(&lock.target.path, "try for", error);
+    let failed = |error| lock.target.failed("try for", error);
     let on_pool = Arc::clone(lock);
     // The turn goes along: if our caller goes away, no other task tries before this try has ended. `last` is dropped after
     // the answer is sent: whoever closes a file that was removed pays for its removal from the disk.

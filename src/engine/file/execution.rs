@@ -41,7 +41,7 @@ impl Execution {
 
 /// The file system of the lock file.
 pub(super) fn filesystem(target: &Target) -> io::Result<FileSystem> {
-    sys::filesystem_at(target.path.parent().unwrap_or(&target.path))
+    sys::filesystem_at(target.path().parent().unwrap_or(target.path()))
 }
 
 /// What a lock file is opened for.
@@ -89,16 +89,16 @@ impl TargetOnDisk {
     /// Whether a try failed because the directory is missing and has to be made.
     pub(super) fn lacks_directory(&self, error: &LockError) -> bool {
         // A directory that is removed during the try can cause other errors too, such as EPERM on ext4.
-        let is_gone = || self.target.path.parent().is_some_and(|parent| !parent.exists());
+        let is_gone = || self.target.path().parent().is_some_and(|parent| !parent.exists());
         self.target.options.create_dirs
             && error.io_error().is_some_and(|error| error.kind() == io::ErrorKind::NotFound || is_gone())
     }
 
     /// Makes the directory. This may block.
     pub(super) fn make_directory(&self) -> Result<(), LockError> {
-        let path = &self.target.path;
+        let path = self.target.path();
         let made = sys::create_directories(path.parent().unwrap_or(path));
-        made.map_err(|error| LockError::io(path, "make the directory of lock file", error))?;
+        made.map_err(|error| self.target.failed("make the directory of lock file", error))?;
         self.find_execution();
         Ok(())
     }

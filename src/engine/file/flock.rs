@@ -50,9 +50,9 @@ pub(super) fn attempt(
         let mut locked = try_lock(mode, &file);
         if locked.as_ref().is_err_and(sys::is_lock_for_writers) {
             let action = "get write access, which a lock needs on this file system, to";
-            file = match sys::reopen_for_writing(&file, &target.path) {
+            file = match sys::reopen_for_writing(&file, target.path()) {
                 Err(error) if sys::is_open_refused_for_now(&error) => return Ok(Outcome::Busy(Contended::default())),
-                writable => Arc::new(writable.map_err(|error| LockError::io(&target.path, action, error))?),
+                writable => Arc::new(writable.map_err(|error| target.failed(action, error))?),
             };
             locked = try_lock(mode, &file);
         }
@@ -65,7 +65,7 @@ pub(super) fn attempt(
         // The file may have lost its name before we locked it. The lock is where the name is.
         if locked || was_kept {
             outcome::check_removed(target, &file, &stat)?;
-            if Identity(stat).check(&target.path).is_err() {
+            if Identity(stat).check(target.path()).is_err() {
                 continue;
             }
         }
@@ -113,11 +113,11 @@ fn try_lock(mode: Mode, file: &File) -> io::Result<bool> {
 
 /// Who holds the lock: one process, or all that share it.
 pub(super) fn holders(target: &Target) -> Result<Vec<Holder>, LockError> {
-    let Some(file) = sys::open_existing(&target.path).map_err(|error| open_failed(target, error))? else {
+    let Some(file) = sys::open_existing(target.path()).map_err(|error| open_failed(target, error))? else {
         return Ok(Vec::new());
     };
     let stat = stat(target, &file)?;
-    let record = Record::of_lock(&file).map_err(|error| LockError::io(&target.path, "read lock file", error))?;
+    let record = Record::of_lock(&file).map_err(|error| target.failed("read lock file", error))?;
     let recorded = match record {
         Record::Flock(pid) => pid,
         _ => None,
@@ -134,9 +134,9 @@ pub(super) fn holders(target: &Target) -> Result<Vec<Holder>, LockError> {
 
 /// The state of the file; an error if it is not a regular one.
 fn stat(target: &Target, file: &File) -> Result<Stat, LockError> {
-    let stat = sys::stat(file).map_err(|error| LockError::io(&target.path, "look at lock file", error))?;
+    let stat = sys::stat(file).map_err(|error| target.failed("look at lock file", error))?;
     match stat.irregular() {
-        Some(what) => Err(LockError::not_a_lock_file(&target.path, target.kind, format!("it is {what}"))),
+        Some(what) => Err(target.not_a_lock_file(format!("it is {what}"))),
         None => Ok(stat),
     }
 }
@@ -147,7 +147,7 @@ fn open(target: &Target, mode: Mode, access: Access) -> Result<Option<(OpenFile,
     loop {
         let opened = match open_existing(target, mode, access) {
             Ok(None) => {
-                sys::create(&target.path, permissions, target.options.is_mode_exact).map(|new| Some((new?, true)))
+                sys::create(target.path(), permissions, target.options.is_mode_exact).map(|new| Some((new?, true)))
             }
             opened => opened.map(|file| Some((file?, false))),
         };
@@ -165,17 +165,17 @@ fn open(target: &Target, mode: Mode, access: Access) -> Result<Option<(OpenFile,
 /// who watches the file that it was saved. So the file is opened for writing only where a record is to be written.
 fn open_existing(target: &Target, mode: Mode, access: Access) -> io::Result<Option<OpenFile>> {
     if access == Access::Writing {
-        if let Ok(file) = sys::open_for_writing(&target.path) {
+        if let Ok(file) = sys::open_for_writing(target.path()) {
             return Ok(Some(file));
         }
     }
-    let Some(file) = sys::open_existing(&target.path)? else { return Ok(None) };
+    let Some(file) = sys::open_existing(target.path())? else { return Ok(None) };
     let has_record = || {
         let stat = sys::stat(&file).ok().filter(|stat| stat.irregular().is_none());
         stat.and_then(|stat| find_record(&file, &stat, false)).is_some()
     };
     let writable = match target.options.record && mode == Mode::Exclusive && has_record() {
-        true => sys::reopen_for_writing(&file, &target.path).ok(),
+        true => sys::reopen_for_writing(&file, target.path()).ok(),
         false => None,
     };
     Ok(Some(writable.unwrap_or(file)))
@@ -183,10 +183,10 @@ fn open_existing(target: &Target, mode: Mode, access: Access) -> io::Result<Opti
 
 fn open_failed(target: &Target, error: io::Error) -> LockError {
     // The error may be about the directory.
-    let is_there = !matches!(sys::stat_path(&target.path), Ok(None) | Err(_));
+    let is_there = !matches!(sys::stat_path(target.path()), Ok(None) | Err(_));
     match sys::irregular_from_open(&error).filter(|_| is_there) {
-        Some(what) => LockError::not_a_lock_file(&target.path, target.kind, format!("it is {what}")),
-        None => LockError::io(&target.path, OPEN_FILE, error),
+        Some(what) => target.not_a_lock_file(format!("it is {what}")),
+        None => target.failed(OPEN_FILE, error),
     }
 }
 
@@ -280,14 +280,14 @@ impl Held {
         self.owner
     }
 
-    pub(super) fn release(mut self, path: &Path) -> Result<(), LockError> {
+    pub(super) fn release(mut self, target: &Target) -> Result<(), LockError> {
         let blanked = self.blank();
         // After the write: a look before it would make the kernel write one more time stamp.
-        let checked = self.identity().check(path);
-        let unlocked = self.unlock().map_err(|error| LockError::io(path, "unlock", error));
-        checked.map_err(|reason| LockError::lost(path, reason))?;
+        let checked = self.identity().check(target.path());
+        let unlocked = self.unlock().map_err(|error| target.failed("unlock", error));
+        checked.map_err(|reason| target.lost(reason))?;
         unlocked?;
-        blanked.map_err(|error| LockError::io(path, "blank the record in lock file", error))
+        blanked.map_err(|error| target.failed("blank the record in lock file", error))
     }
 
     /// Unlocks before the close. This frees the lock at once, also where a forked child has the descriptor too. The close

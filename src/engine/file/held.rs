@@ -45,7 +45,7 @@ impl FileHeld {
 
 impl Held for FileHeld {
     fn check(&self, target: &Target) -> Result<(), LostReason> {
-        self.held().identity().check(&target.path)
+        self.held().identity().check(target.path())
     }
 
     fn lost<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, LostReason> {
@@ -65,15 +65,15 @@ impl Held for FileHeld {
             return None;
         }
         self.lock.remember_record(false);
-        self.held().data_file(&self.lock.target.path).map(|file| -> &File { file })
+        self.held().data_file(self.lock.target.path()).map(|file| -> &File { file })
     }
 
     fn release(mut self: Box<Self>, target: &Target, end: End) {
         let is_slow = self.is_slow_to_release();
-        let (path, held) = (Arc::clone(&target.path), self.held.take().expect("present until it is released"));
+        let (target, held) = (target.clone(), self.held.take().expect("present until it is released"));
         // If it cannot be run, the lock goes before the end.
         let release = move || {
-            let released = held.release(&path);
+            let released = held.release(&target);
             end(released);
         };
         match is_slow {

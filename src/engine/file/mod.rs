@@ -17,6 +17,7 @@ mod record;
 mod shlock;
 mod wait;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ use crate::util::blocking;
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::mode::Mode;
-use crate::words::target::Target;
+use crate::words::target::{Address, Target};
 use crate::words::trace;
 use attempt::Tried;
 use execution::TargetOnDisk;
@@ -52,8 +53,11 @@ impl FileLock {
 }
 
 impl<Turn: Send + 'static> Engine<Turn> for FileLock {
-    fn identity(&self) -> Option<Arc<Path>> {
-        Some(resolve_parent(&self.0.target.path))
+    fn identity(&self) -> Option<Arc<OsStr>> {
+        match &self.0.target.address {
+            Address::File(path) => Some(resolve_parent(path)),
+            Address::Null(_) | Address::Server(_) => None,
+        }
     }
 
     fn attempt(&self, mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>> {
@@ -68,12 +72,12 @@ impl<Turn: Send + 'static> Engine<Turn> for FileLock {
     fn holders(&self) -> BoxFuture<'static, Result<Vec<Holder>, LockError>> {
         let lock = Arc::clone(&self.0);
         Box::pin(async move {
-            let path = Arc::clone(&lock.target.path);
+            let target = Arc::clone(&lock.target);
             let looked = blocking::run(move || match protocol::holders(&lock.target) {
                 Err(error) if lock.lacks_directory(&error) => Ok(Vec::new()),
                 looked => looked,
             });
-            looked.await.map_err(|error| LockError::io(&path, "look at", error))?
+            looked.await.map_err(|error| target.failed("look at", error))?
         })
     }
 }
@@ -102,8 +106,8 @@ fn warn_of_record_locks<Turn>(lock: &TargetOnDisk, tried: &Tried<Turn>) {
 
 /// `path` with the symbolic links and the `..` of its directory resolved, as far as that exists; `path` itself where
 /// that changes nothing.
-fn resolve_parent(path: &Arc<Path>) -> Arc<Path> {
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+fn resolve_parent(path: &Arc<OsStr>) -> Arc<OsStr> {
+    let (Some(parent), Some(name)) = (Path::new(path).parent(), Path::new(path).file_name()) else {
         return Arc::clone(path);
     };
     let mut missing = vec![name];
@@ -119,7 +123,7 @@ fn resolve_parent(path: &Arc<Path>) -> Arc<Path> {
         }
     };
     let resolved = missing.iter().rev().fold(resolved, |path, name| path.join(name));
-    if resolved == **path { Arc::clone(path) } else { resolved.into() }
+    if resolved.as_os_str() == &**path { Arc::clone(path) } else { resolved.into_os_string().into() }
 }
 
 #[cfg(all(test, unix))]
@@ -133,7 +137,7 @@ mod tests {
         let alias = dir.path().join("alias");
         std::fs::create_dir(&real).unwrap();
         std::os::unix::fs::symlink(&real, &alias).unwrap();
-        let identity = |path: PathBuf| resolve_parent(&path.into());
+        let identity = |path: PathBuf| resolve_parent(&path.into_os_string().into());
         let first = identity(real.join("x"));
         assert_eq!(first, identity(alias.join("x")));
         assert_eq!(first, identity(real.join("../alias/x")));

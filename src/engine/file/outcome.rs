@@ -186,22 +186,22 @@ pub(super) fn lock_failed(target: &Target, error: std::io::Error) -> LockError {
     let place = execution::filesystem(target).ok().filter(|place| !place.is_of_this_machine());
     let is_unsupported = sys::is_lock_unsupported(&error) || place.is_some() && sys::is_out_of_locks(&error);
     let reason = match place {
-        _ if error.kind() == std::io::ErrorKind::PermissionDenied => return LockError::io(&target.path, DENIED, error),
-        _ if !is_unsupported => return LockError::io(&target.path, "lock", error),
+        _ if error.kind() == std::io::ErrorKind::PermissionDenied => return target.failed(DENIED, error),
+        _ if !is_unsupported => return target.failed("lock", error),
         Some(place) => format!("files cannot be locked on {place} ({error}); use a local file system"),
         None => format!("no file can be locked here ({error}); a sandbox or an emulator may lack flock(2)"),
     };
-    LockError::unsupported_by(&target.path, target.kind, reason, error)
+    target.unsupported_by(reason, error)
 }
 
 /// The error when the path leads to a file that was removed: a lock on it would exclude only those who see it too.
 pub(super) fn check_removed(target: &Target, file: &File, stat: &sys::Stat) -> Result<(), LockError> {
-    if !sys::is_removed(file, stat, &target.path) {
+    if !sys::is_removed(file, stat, target.path()) {
         return Ok(());
     }
     let reason =
         "the file itself is a bind mount, and somebody removed or replaced it outside; mount its directory instead";
-    Err(LockError::unsupported(&target.path, target.kind, reason))
+    Err(target.unsupported(reason))
 }
 
 /// What an error calls the file system of the lock file.

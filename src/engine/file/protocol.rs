@@ -31,7 +31,7 @@ pub(super) fn attempt(
             Mode::Exclusive => Ok(shlock::attempt(target, last, thread)?.map(Held::Shlock)),
             Mode::Shared => {
                 let reason = "readers cannot share it, because its file names one holder; use the flock kind";
-                Err(LockError::unsupported(&target.path, target.kind, reason))
+                Err(target.unsupported(reason))
             }
         },
         _ => {
@@ -128,11 +128,11 @@ impl Held {
     }
 
     /// Releases the lock, and says whether it was ours to the end.
-    pub(super) fn release(self, path: &Path) -> Result<(), LockError> {
+    pub(super) fn release(self, target: &Target) -> Result<(), LockError> {
         match self {
             #[cfg(unix)]
-            Self::Shlock(held) => held.release(path),
-            Self::Flock(held) => held.release(path),
+            Self::Shlock(held) => held.release(target),
+            Self::Flock(held) => held.release(target),
         }
     }
 }

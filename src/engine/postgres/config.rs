@@ -110,8 +110,8 @@ pub(super) struct Lock {
 impl Lock {
     /// Reads the parts of the URL. What the URL leaves out comes from `environment`.
     pub(super) fn read(target: &Arc<Target>, environment: Environment<'_>) -> Result<Self, LockError> {
-        let url = target.server.as_deref().expect("a lock on a server has its URL");
-        let parts = read(url, environment).map_err(|reason| LockError::invalid_url(url, reason));
+        let url = target.url();
+        let parts = read(url, environment).map_err(|reason| url.invalid(reason));
         parts.map(|(settings, number)| Self {
             target: Arc::clone(target),
             settings,

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use super::config::{Host, Settings};
 use crate::words::error::LockError;
-use crate::words::kind::LockKind;
 use crate::words::target::Target;
 
 /// Cheap to clone: many may wait for one answer.
@@ -106,24 +105,24 @@ impl Failure {
     }
 
     pub(super) fn into_error(self, target: &Target, action: &'static str) -> LockError {
-        let url = target.server.as_deref().expect("a lock on a server has its URL");
+        let url = target.url();
         match self {
-            Self::Unsupported(reason) => LockError::unsupported(&target.path, LockKind::Postgres, reason),
+            Self::Unsupported(reason) => target.unsupported(reason),
             Self::Io(error) => {
                 let copy = |error: Arc<io::Error>| io::Error::new(error.kind(), error.to_string());
-                LockError::engine(url, action, Arc::try_unwrap(error).unwrap_or_else(copy))
+                url.failed(action, Arc::try_unwrap(error).unwrap_or_else(copy))
             }
             Self::Unreachable(mut tried) if tried.len() == 1 => {
                 let (_, failure) = tried.remove(0);
                 match (failure.advice(), failure) {
                     ("", failure) => failure.into_error(target, action),
                     (advice, Self::Io(error)) => {
-                        LockError::engine(url, action, io::Error::new(error.kind(), format!("{error}{advice}")))
+                        url.failed(action, io::Error::new(error.kind(), format!("{error}{advice}")))
                     }
-                    (advice, failure) => LockError::engine(url, action, format!("{failure}{advice}")),
+                    (advice, failure) => url.failed(action, format!("{failure}{advice}")),
                 }
             }
-            other => LockError::engine(url, action, other.to_string()),
+            other => url.failed(action, other.to_string()),
         }
     }
 }

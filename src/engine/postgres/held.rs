@@ -65,7 +65,7 @@ impl Drop for Releasing {
 impl Unreleased {
     fn into_error(self, target: &Target) -> LockError {
         match self {
-            Self::Lost(reason) => LockError::lost(&target.path, reason),
+            Self::Lost(reason) => target.lost(reason),
             Self::Failed(failure) => failure.into_error(target, "release"),
         }
     }
@@ -132,7 +132,7 @@ impl Held for PostgresHeld {
         let lost = self.loss().check();
         let releasing = self.begin_release();
         if let Err(reason) = lost {
-            return end(Err(LockError::lost(&target.path, reason)));
+            return end(Err(target.lost(reason)));
         }
         let target = target.clone();
         // Without a thread, nobody hears how the release ends.

@@ -34,8 +34,8 @@ mod token;
 mod watch;
 mod wire;
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Debug;
-use std::path::Path;
 use std::sync::Arc;
 
 use self::attempt::Request;
@@ -43,7 +43,6 @@ use self::config::{Lock, Settings};
 use super::contract::{Answer, Attempt, BoxFuture, Engine};
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
-use crate::words::kind::LockKind;
 use crate::words::mode::Mode;
 use crate::words::target::Target;
 
@@ -56,7 +55,7 @@ impl Postgres {
         if lock.settings.tls.is_demanded() && !cfg!(feature = "postgres-tls") {
             let reason =
                 "its sslmode needs TLS, which is not built in; enable the feature \"postgres-tls\" of tokio-lockfile";
-            return Err(LockError::unsupported(&target.path, LockKind::Postgres, reason));
+            return Err(target.unsupported(reason));
         }
         Ok(Self(Arc::new(lock)))
     }
@@ -64,9 +63,9 @@ impl Postgres {
 
 impl<Turn: Debug + Send + 'static> Engine<Turn> for Postgres {
     /// The number of the lock in its database. Credentials and times are no part of it.
-    fn identity(&self) -> Option<Arc<Path>> {
+    fn identity(&self) -> Option<Arc<OsStr>> {
         let Lock { settings: Settings { hosts, database, .. }, number, .. } = &*self.0;
-        Some(Path::new(&format!("{hosts:?}/{database}/{}", number.key)).into())
+        Some(OsString::from(format!("{hosts:?}/{database}/{}", number.key)).into())
     }
 
     fn attempt(&self, mode: Mode, turn: Turn) -> Answer<Result<Attempt<Turn>, LockError>> {

@@ -101,7 +101,6 @@ impl<Turn: Send + 'static> Reply<Turn> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Mutex, OnceLock};
 
@@ -124,7 +123,7 @@ mod tests {
     }
 
     fn an_error() -> LockError {
-        LockError::io(Path::new("x"), "try for", io::Error::other("refused"))
+        Target::null("x".as_ref(), Options::default()).failed("try for", io::Error::other("refused"))
     }
 
     /// A turn that looks around when it goes.
@@ -190,7 +189,7 @@ mod tests {
         let mut asking = Box::pin(ask((), &allowance, job));
         assert!(!poll_once(asking.as_mut()).await);
         polled.add_permits(1);
-        while jobs.load(Ordering::SeqCst) == 0 || fault::holders(&target.path) > 0 {
+        while jobs.load(Ordering::SeqCst) == 0 || fault::holders(target.path()) > 0 {
             std::thread::yield_now();
         }
         let Ok(Ok(Attempt::Acquired(_grant))) = asking.await else { panic!("the lock is free") };

@@ -266,7 +266,7 @@ mod tests {
 
     /// Makes the lock file of a dead process, and lets a breaker find it.
     fn found_stale(directory: &Directory) -> Stale {
-        std::fs::write(&directory.target.path, record::shlock(4_194_305, record::Mark::Proof)).unwrap();
+        std::fs::write(directory.target.path(), record::shlock(4_194_305, record::Mark::Proof)).unwrap();
         match directory.contend(None).unwrap() {
             Found::Stale(stale) => stale,
             _ => panic!("not stale"),
@@ -280,10 +280,10 @@ mod tests {
         let directory = Directory::open(&target).unwrap();
         let late = found_stale(&directory);
         let late_seen = directory.stat(&late.file).unwrap();
-        std::fs::remove_file(&target.path).unwrap();
+        std::fs::remove_file(target.path()).unwrap();
         let next = found_stale(&directory);
         let private = dir.path().join(directory.breaking());
-        std::fs::hard_link(&target.path, &private).unwrap();
+        std::fs::hard_link(target.path(), &private).unwrap();
         let next_seen = directory.stat(&next.file).unwrap();
         let locked = directory.lock_linked(Arc::clone(&next.file), &next_seen).unwrap();
         assert!(locked.is_some());
@@ -337,7 +337,7 @@ mod tests {
         // Where all names are seen, a dead breaker's link is no reason to wait.
         let break_it = || {
             let stale = found_stale(&directory);
-            std::fs::hard_link(&target.path, dir.path().join("shlock4194305x")).unwrap();
+            std::fs::hard_link(target.path(), dir.path().join("shlock4194305x")).unwrap();
             directory.break_stale(stale, None, Thread::Pool).unwrap()
         };
         assert!(matches!(break_it(), Broken::Done(_)));

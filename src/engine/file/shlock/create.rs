@@ -14,6 +14,7 @@ use crate::engine::file::record::{self, Mark};
 use crate::sys::process::Owner;
 use crate::sys::{self, Dir, OpenFile};
 use crate::words::error::{LockError, OPEN_FILE};
+use crate::words::target::{Address, Target};
 
 /// Another process may still work on a blank file or on a file with unexplained links until the file is this old. This
 /// is the rule of INN.
@@ -210,7 +211,7 @@ impl Directory<'_> {
     fn splits_names(&self) -> LockError {
         let place = outcome::filesystem_name(self.target);
         let reason = format!("{place} loses the lock on a file that gets another name; use the flock kind");
-        LockError::unsupported(&self.target.path, self.target.kind, reason)
+        self.target.unsupported(reason)
     }
 
     /// Whether other processes see our flock when they open the lock's name. Some FUSE file systems treat each name of
@@ -346,22 +347,21 @@ impl Directory<'_> {
 
     /// The error when a file with a private name was not made by us.
     fn is_in_the_way(&self, private: &OsStr) -> LockError {
-        let path = self.target.path.with_file_name(private);
-        LockError::not_a_lock_file(
-            &path,
-            self.target.kind,
-            "it has the name of a private lock file, but is something else",
-        )
+        self.private(private).not_a_lock_file("it has the name of a private lock file, but is something else")
     }
 
     /// The error when a call for a private file failed. It names that file only if the file itself is in the way.
     fn private_failed(&self, private: &OsStr, action: &'static str, error: io::Error) -> LockError {
         match error.kind() {
-            io::ErrorKind::PermissionDenied => {
-                LockError::io(&self.target.path.with_file_name(private), "use the private lock file", error)
-            }
+            io::ErrorKind::PermissionDenied => self.private(private).failed("use the private lock file", error),
             _ => self.failed(action, error),
         }
+    }
+
+    /// The private file, as an error names it.
+    fn private(&self, name: &OsStr) -> Target {
+        let path = self.target.path().with_file_name(name).into_os_string();
+        Target { address: Address::File(path.into()), ..self.target.clone() }
     }
 }
 
@@ -376,7 +376,6 @@ fn cannot_be_unnamed(error: &io::Error) -> bool {
 mod tests {
     use super::*;
     use crate::words::kind::LockKind;
-    use crate::words::target::Target;
 
     /// As Termux's proot makes a symbolic link of a hard link.
     #[test]
@@ -389,12 +388,12 @@ mod tests {
         for (to, is_ours) in [(&elsewhere, false), (&ours, true)] {
             std::fs::write(&elsewhere, record).unwrap();
             let Created::Held(held) = directory.acquire().unwrap() else { panic!("the lock is free") };
-            std::fs::rename(&target.path, &ours).unwrap();
-            std::os::unix::fs::symlink(to, &target.path).unwrap();
+            std::fs::rename(target.path(), &ours).unwrap();
+            std::os::unix::fs::symlink(to, target.path()).unwrap();
             assert_eq!(directory.take_back(held, &record).unwrap(), is_ours);
-            assert_eq!(target.path.is_symlink(), !is_ours);
+            assert_eq!(target.path().is_symlink(), !is_ours);
             assert_eq!(std::fs::read(&elsewhere).unwrap(), record);
-            let _ = std::fs::remove_file(&target.path);
+            let _ = std::fs::remove_file(target.path());
         }
     }
 }

@@ -28,7 +28,7 @@ impl<'a> Directory<'a> {
             true => Dir::open_safely(parent),
             false => Dir::open(parent),
         };
-        let dir = opened.map_err(|error| LockError::io(&target.path, OPEN_DIRECTORY, error))?;
+        let dir = opened.map_err(|error| target.failed(OPEN_DIRECTORY, error))?;
         Ok(Self { target, dir: Arc::new(dir), name })
     }
 
@@ -57,15 +57,13 @@ impl<'a> Directory<'a> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => {
                 return Err(match sys::irregular_from_open(&error) {
-                    Some(what) => {
-                        LockError::not_a_lock_file(&self.target.path, self.target.kind, format!("it is {what}"))
-                    }
+                    Some(what) => self.target.not_a_lock_file(format!("it is {what}")),
                     None => self.failed(OPEN_FILE, error),
                 });
             }
         };
         match self.stat(&file)?.irregular() {
-            Some(what) => Err(LockError::not_a_lock_file(&self.target.path, self.target.kind, format!("it is {what}"))),
+            Some(what) => Err(self.target.not_a_lock_file(format!("it is {what}"))),
             None => Ok(Some(file)),
         }
     }
@@ -78,7 +76,7 @@ impl<'a> Directory<'a> {
             Record::Flock(_) => "it is the file of an flock lock; open it as that kind, or choose another path",
             record => return Ok(record),
         };
-        Err(LockError::not_a_lock_file(&self.target.path, self.target.kind, found))
+        Err(self.target.not_a_lock_file(found))
     }
 
     /// Whether `name` is a name of this file.
@@ -92,7 +90,7 @@ impl<'a> Directory<'a> {
     }
 
     pub(super) fn failed(&self, action: &'static str, error: io::Error) -> LockError {
-        LockError::io(&self.target.path, action, error)
+        self.target.failed(action, error)
     }
 
     pub(super) fn lock_failed(&self, error: io::Error) -> LockError {
@@ -106,7 +104,7 @@ impl<'a> Directory<'a> {
         }
         let place = outcome::filesystem_name(self.target);
         let reason = format!("{place} does not let us make hard links ({error}); use the flock kind");
-        LockError::unsupported_by(&self.target.path, self.target.kind, reason, error)
+        self.target.unsupported_by(reason, error)
     }
 
     /// Tries to lock the file exclusively. If the file system locks only files that are open for writing, this opens

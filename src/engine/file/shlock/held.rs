@@ -2,13 +2,13 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::engine::file::outcome::Identity;
 use crate::sys::process::Owner;
 use crate::sys::{self, Dir, OpenFile, Stat};
 use crate::words::error::LockError;
+use crate::words::target::Target;
 
 /// A held lock.
 #[derive(Debug)]
@@ -36,11 +36,11 @@ impl Held {
         self.owner
     }
 
-    pub(in crate::engine::file) fn release(mut self, path: &Path) -> Result<(), LockError> {
+    pub(in crate::engine::file) fn release(mut self, target: &Target) -> Result<(), LockError> {
         self.refresh();
-        let checked = self.identity().check(path);
-        let removed = self.remove().map_err(|error| LockError::io(path, "remove lock file", error));
-        checked.map_err(|reason| LockError::lost(path, reason))?;
+        let checked = self.identity().check(target.path());
+        let removed = self.remove().map_err(|error| target.failed("remove lock file", error));
+        checked.map_err(|reason| target.lost(reason))?;
         removed
     }
 

@@ -130,6 +130,6 @@ impl Directory<'_> {
     }
 
     fn stale(&self, pid: u32, reason: impl Into<String>) -> LockError {
-        LockError::Stale { path: self.target.path.to_path_buf(), pid, reason: reason.into() }
+        LockError::Stale { path: self.target.path().to_path_buf(), pid, reason: reason.into() }
     }
 }

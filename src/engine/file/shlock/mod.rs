@@ -89,8 +89,8 @@ fn round(
 pub(super) fn is_still_held(target: &Target, last: &Contended) -> bool {
     let Some(file) = last.file() else { return false };
     let Ok(stat) = sys::stat(file) else { return false };
-    Identity(stat).check(&target.path).is_ok()
-        && !sys::is_removed(file, &stat, &target.path)
+    Identity(stat).check(target.path()).is_ok()
+        && !sys::is_removed(file, &stat, target.path())
         && match last.foreign {
             // The other program may have rewritten the file.
             Some(pid) => Record::of(file).is_ok_and(|record| record.pid() == Some(pid)) && pid_exists(pid),

@@ -35,7 +35,7 @@ pub(in crate::engine::file) async fn lost(
         match &mut watch {
             Some(watch) if watch.is_on(file, None) => _ = watch.wake_up().await,
             _ => {
-                watch = if lock.has_events() { Watch::for_loss(file, &target.path) } else { None };
+                watch = if lock.has_events() { Watch::for_loss(file, target.path()) } else { None };
                 if watch.is_none() {
                     sleep(pauses.next()).await;
                 }
@@ -47,8 +47,8 @@ pub(in crate::engine::file) async fn lost(
 /// `None` when the runtime shuts down.
 async fn check(lock: &TargetOnDisk, target: &Target, identity: Identity) -> Option<Result<(), LostReason>> {
     if lock.is_cheap_to_look_at() {
-        return Some(identity.check(&target.path));
+        return Some(identity.check(target.path()));
     }
-    let path = Arc::clone(&target.path);
-    blocking::run(move || identity.check(&path)).await.ok()
+    let target = target.clone();
+    blocking::run(move || identity.check(target.path())).await.ok()
 }

@@ -1,12 +1,9 @@
 //! Parses and prints lock URLs.
 
-use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
 use super::error::LockError;
 use super::kind::LockKind;
@@ -14,24 +11,7 @@ use super::mode::Mode;
 use super::options::Options;
 use super::percent;
 use super::server_url::{self, ServerUrl};
-use super::target::Target;
-
-/// The characters of a path that are percent-encoded. These are all characters except the unreserved characters of RFC
-/// 3986, the separator, and a few that need no encoding in a path.
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~')
-    .remove(b'/')
-    .remove(b':')
-    .remove(b'+')
-    .remove(b',')
-    .remove(b'=')
-    .remove(b'@');
-
-/// The same for a path that looks like a user with a password.
-const ESCAPED_LOGIN: &AsciiSet = &ESCAPED.add(b':').add(b'@');
+use super::target::{self, Target};
 
 /// The URL of a lock. Its form is `SCHEME:relative`, `SCHEME:/abs`, `SCHEME:///abs` or `SCHEME://localhost/abs`. The
 /// path is percent-encoded. The `FileURL` of PEAK has the same forms.
@@ -96,9 +76,11 @@ const SCHEMES: [(&str, Scheme); 6] = [
 impl LockUrl {
     /// The URL of a lock. Its scheme names the kind.
     pub(crate) fn new(target: &Target, mode: Mode) -> Self {
-        let address = match &target.server {
-            Some(server) => Address::Server(Arc::clone(server)),
-            None => Address::File { scheme: Scheme::Explicit(target.kind), path: target.path.to_path_buf() },
+        let address = match &target.address {
+            target::Address::Server(server) => Address::Server(Arc::clone(server)),
+            target::Address::File(path) | target::Address::Null(path) => {
+                Address::File { scheme: Scheme::Explicit(target.kind), path: path.into() }
+            }
         };
         Self { address, mode }
     }
@@ -108,7 +90,7 @@ impl LockUrl {
         match &self.address {
             Address::Server(server) => Target::server(server, options),
             Address::File { scheme, path } => match scheme.kind() {
-                LockKind::Null => Ok(Target::null(path, options)),
+                LockKind::Null => Ok(Target::null(path.as_os_str(), options)),
                 kind => Target::file(kind, path, options),
             },
         }
@@ -199,9 +181,9 @@ fn parse(url: &str) -> Result<LockUrl, String> {
         }
     };
     let is_encoded = !path.contains([':', '@']);
-    let path = decode(path)?;
+    let path = percent::decode_path(path)?;
     // With its password, it would be shown wherever a path is.
-    if has_login(path.as_encoded_bytes()) && !is_encoded {
+    if percent::has_login(path.as_encoded_bytes()) && !is_encoded {
         return Err("its path looks like a user with a password; write : and @ in a path as %3A and %40".into());
     }
     let is_null = scheme == Scheme::Explicit(LockKind::Null);
@@ -224,73 +206,16 @@ fn meant(scheme: &str) -> Option<&'static str> {
     SCHEMES.iter().map(|(name, _)| *name).find(|name| !scheme.is_empty() && is_short_for(name))
 }
 
-/// Whether the path has a colon and behind it an @, as the URL of a server with another scheme has. The colon behind the
-/// drive of a path of Windows does not count.
-fn has_login(path: &[u8]) -> bool {
-    let path = match path {
-        [b'/', drive, b':', b'/', rest @ ..] if drive.is_ascii_alphabetic() => rest,
-        [drive, b':', b'/', rest @ ..] if cfg!(windows) && drive.is_ascii_alphabetic() => rest,
-        path => path,
-    };
-    path.iter().rposition(|&byte| byte == b'@').is_some_and(|at| path[..at].contains(&b':'))
-}
-
-fn decode(path: &str) -> Result<OsString, String> {
-    percent::check(path)?;
-    let bytes: Vec<u8> = percent_decode_str(path).collect();
-    if bytes.contains(&0) {
-        return Err("its path contains a NUL byte".into());
-    }
-    os_string(bytes)
-}
-
-#[cfg(unix)]
-fn os_string(bytes: Vec<u8>) -> Result<OsString, String> {
-    Ok(std::os::unix::ffi::OsStringExt::from_vec(bytes))
-}
-
-#[cfg(windows)]
-fn os_string(bytes: Vec<u8>) -> Result<OsString, String> {
-    let path = String::from_utf8(bytes).map_err(|_| "its path is not UTF-8")?;
-    // The path /C:/dir means C:/dir (RFC 8089, appendix E.2).
-    match path.as_bytes() {
-        [b'/', drive, b':', ..] if drive.is_ascii_alphabetic() => Ok(path[1..].into()),
-        _ => Ok(path.into()),
-    }
-}
-
-#[cfg(unix)]
-fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
-    std::os::unix::ffi::OsStrExt::as_bytes(path).into()
-}
-
-#[cfg(windows)]
-fn bytes(path: &OsStr) -> std::borrow::Cow<'_, [u8]> {
-    let path = path.to_string_lossy();
-    // The prefix only turns off the path normalization of Windows. The path without the prefix leads to the same file.
-    let path = match path.strip_prefix(r"\\?\UNC\") {
-        Some(share) => format!(r"\\{share}"),
-        None => path.strip_prefix(r"\\?\").unwrap_or(&path).to_owned(),
-    };
-    let path = path.replace('\\', "/");
-    match path.as_bytes() {
-        [drive, b':', b'/', ..] if drive.is_ascii_alphabetic() => format!("/{path}").into_bytes().into(),
-        _ => path.into_bytes().into(),
-    }
-}
-
 /// Prints `SCHEME:///abs` or `SCHEME:relative`, percent-encoded, and for a shared handle `?shared` behind it. The URL
 /// of a lock on a server is printed without its password. The printed text parses to an equal URL.
 impl fmt::Display for LockUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (scheme, path) = match &self.address {
             Address::Server(server) => return server.in_mode(self.mode).fmt(f),
-            Address::File { scheme, path } => (scheme, bytes(path.as_os_str())),
+            Address::File { scheme, path } => (scheme, path),
         };
         let (scheme, _) = SCHEMES.iter().find(|(_, other)| other == scheme).expect("all schemes have a name");
-        let authority = if path.starts_with(b"/") { "//" } else { "" };
-        let escaped = if has_login(&path) { ESCAPED_LOGIN } else { ESCAPED };
-        write!(f, "{scheme}:{authority}{}", percent_encode(&path, escaped))?;
+        f.write_str(&percent::url(scheme, path.as_os_str()))?;
         match self.mode {
             Mode::Exclusive => Ok(()),
             Mode::Shared => write!(f, "?{SHARED}"),
