@@ -4,10 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::lock::LockFile;
+use crate::url::LockUrl;
 use crate::words::error::LockError;
 use crate::words::kind::LockKind;
 use crate::words::options::Options;
-use crate::words::url::LockUrl;
 
 /// Makes a [`LockFile`] with options. The last call has the name of a constructor of [`LockFile`], or is
 /// [`build`](Self::build).

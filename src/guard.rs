@@ -13,10 +13,10 @@ use tokio::task::unconstrained;
 
 use crate::process::acquire;
 use crate::process::acquisition::Acquisition;
+use crate::url::LockUrl;
 use crate::words::error::{LockError, LostReason};
 use crate::words::kind::LockKind;
 use crate::words::mode::Mode;
-use crate::words::url::LockUrl;
 
 /// A held lock. Dropping it releases the lock.
 ///

@@ -150,6 +150,7 @@ mod leadership;
 mod lock;
 mod semaphore;
 mod singleton;
+mod url;
 
 #[cfg(tokio_lockfile_fuzz)]
 #[doc(hidden)]
@@ -185,10 +186,10 @@ pub use lock::LockFile;
 pub use semaphore::Semaphore;
 pub use singleton::{Restart, Singleton, SingletonError};
 pub use sys::process::pid_exists;
+pub use url::LockUrl;
 pub use words::error::{LockError, LostReason};
 pub use words::holder::Holder;
 pub use words::kind::{LockKind, UnknownLockKind};
-pub use words::url::LockUrl;
 
 // The tests of the behaviour that all kinds share, here over the engine in memory.
 #[cfg(all(test, not(loom)))]

@@ -15,6 +15,7 @@ use crate::guard::LockGuard;
 use crate::process::acquire;
 use crate::process::limit;
 use crate::process::lock::Lock;
+use crate::url::LockUrl;
 use crate::util::blocking;
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
@@ -23,7 +24,6 @@ use crate::words::mode::Mode;
 use crate::words::options::Options;
 use crate::words::target::Target;
 use crate::words::trace;
-use crate::words::url::LockUrl;
 
 /// The handle of a lock, usually a lock on a file. The lock is for processes, and for the tasks within one process.
 ///

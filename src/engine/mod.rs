@@ -6,12 +6,16 @@ pub(crate) mod claim;
 pub(crate) mod contract;
 #[cfg(feature = "etcd")]
 mod etcd;
+#[path = "etcd/parameters.rs"]
+mod etcd_parameters;
 mod file;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod memory;
 mod null;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[path = "postgres/parameters.rs"]
+mod postgres_parameters;
 #[cfg(any(feature = "postgres", feature = "etcd"))]
 #[cfg_attr(not(all(feature = "postgres", feature = "etcd")), allow(dead_code, reason = "each engine uses a part"))]
 mod server;
@@ -31,6 +35,15 @@ use crate::words::error::LockError;
 use crate::words::kind::LockKind;
 use crate::words::target::{Address, Target};
 use contract::Engine;
+
+/// The names of the parameters that a URL of this kind may have.
+pub(crate) fn url_parameters(kind: LockKind) -> &'static [&'static str] {
+    match kind {
+        LockKind::Postgres => postgres_parameters::NAMES,
+        LockKind::Etcd => etcd_parameters::NAMES,
+        _ => &[],
+    }
+}
 
 /// The engine of a lock. This may look at the file system, but touches no network. Fails if the engine finds a mistake in
 /// the URL.

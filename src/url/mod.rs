@@ -1,17 +1,21 @@
 //! Parses and prints lock URLs.
 
+#[cfg(feature = "serde")]
+mod serde;
+mod server;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::error::LockError;
-use super::kind::LockKind;
-use super::mode::Mode;
-use super::options::Options;
-use super::percent;
-use super::server_url::{self, ServerUrl};
-use super::target::{self, Target};
+use crate::words::error::LockError;
+use crate::words::kind::LockKind;
+use crate::words::mode::Mode;
+use crate::words::options::Options;
+use crate::words::percent;
+use crate::words::server_url::{self, SHARED, ServerUrl};
+use crate::words::target::{self, Target};
 
 /// The URL of a lock. Its form is `SCHEME:relative`, `SCHEME:/abs`, `SCHEME:///abs` or `SCHEME://localhost/abs`. The
 /// path is percent-encoded. The `FileURL` of PEAK has the same forms.
@@ -60,9 +64,6 @@ enum Scheme {
 
 /// What an error shows in the place of all that may be a part of a password.
 const HIDDEN: &str = "***";
-
-/// The query of a URL that opens a shared handle.
-const SHARED: &str = "shared";
 
 const SCHEMES: [(&str, Scheme); 6] = [
     ("lockfile", Scheme::PlatformDefault),
@@ -154,7 +155,7 @@ fn parse(url: &str) -> Result<LockUrl, String> {
     let Some((scheme, rest)) = url.split_once(':').filter(|(scheme, _)| !scheme.contains('/')) else {
         return Err("it has no scheme; write lockfile: in front of a path".into());
     };
-    if let Some(parsed) = server_url::parse(scheme, rest) {
+    if let Some(parsed) = server::parse(scheme, rest) {
         return parsed.map(|(server, mode)| LockUrl { address: Address::Server(server.into()), mode });
     }
     let Some(&(_, scheme)) = SCHEMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(scheme)) else {

@@ -3,7 +3,7 @@
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-use super::url::LockUrl;
+use super::LockUrl;
 
 /// As a string, with the feature `serde`.
 #[cfg_attr(docsrs, doc(cfg(feature = "serde")))]

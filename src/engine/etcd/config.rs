@@ -159,8 +159,8 @@ fn ttl(url: &ServerUrl) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LockUrl;
     use crate::words::options::Options;
-    use crate::words::url::LockUrl;
 
     fn read(url: &str) -> Result<Config, LockError> {
         let url: LockUrl = url.parse().unwrap();

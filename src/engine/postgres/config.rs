@@ -70,10 +70,18 @@ impl fmt::Debug for Settings {
 
 #[cfg(any(test, tokio_lockfile_fuzz))]
 impl Settings {
-    /// Those of a URL alone.
-    pub(super) fn of(url: &str) -> Self {
-        let url: crate::words::url::LockUrl = url.parse().expect("it is a URL");
-        read(url.server().expect("it names a server"), &|_| None).expect("it has no mistakes").0
+    /// Those of `postgres://app:pw@db/app?lock=x` alone.
+    pub(super) fn of_example() -> Self {
+        use crate::words::server_url::{Host, Secret};
+        let url = ServerUrl {
+            kind: crate::words::kind::LockKind::Postgres,
+            user: Some("app".into()),
+            password: Secret::new(Some("pw".into())),
+            hosts: vec![Host { name: "db".into(), port: None }],
+            path: "app".into(),
+            parameters: vec![("lock".into(), "x".into())],
+        };
+        read(&url, &|_| None).expect("it has no mistakes").0
     }
 }
 
@@ -241,7 +249,7 @@ fn connect_timeout(url: &ServerUrl, environment: Environment<'_>) -> Result<Dura
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::words::url::LockUrl;
+    use crate::LockUrl;
 
     fn read_with(url: &str, environment: Environment<'_>) -> Result<(Settings, LockNumber), String> {
         let url: LockUrl = url.parse().unwrap();

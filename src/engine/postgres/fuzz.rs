@@ -67,7 +67,7 @@ pub(crate) fn login(bytes: &[u8]) {
     let (methods, said) = text.split_once('\n').unwrap_or((&text, ""));
     let Ok(methods) = Methods::parse(methods) else { return };
     let may_be_trusted = methods.check(Some(0)).is_ok();
-    let mut settings = Settings::of("postgres://app:pw@db/app?lock=x");
+    let mut settings = Settings::of_example();
     settings.require_auth = Some(methods);
     let welcome = block_on(async {
         let (mut ours, mut theirs) = tokio::io::duplex(1 << 16);

@@ -227,15 +227,15 @@ fn unexpected() -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const URL: &str = "postgres://app:pw@db/app?lock=x&require_auth=";
+    use crate::engine::postgres::login::Methods;
 
     /// What comes of it when the server says this, and what is left of it.
     async fn started(require_auth: &str, server: &[u8]) -> (Result<Welcome, String>, Vec<u8>) {
         let (mut ours, mut theirs) = tokio::io::duplex(1 << 10);
         theirs.write_all(server).await.unwrap();
         theirs.shutdown().await.unwrap();
-        let settings = Settings::of(&format!("{URL}{require_auth}"));
+        let require_auth = Some(Methods::parse(require_auth).unwrap());
+        let settings = Settings { require_auth, ..Settings::of_example() };
         let (stream, password) = (&mut ours, settings.password.as_deref());
         let startup = Startup { stream, settings: &settings, password, end_point: None };
         let welcome = startup.run().await.map_err(|error| error.to_string());
