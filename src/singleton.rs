@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::fmt::{self, Display};
 use std::future::{Future, poll_fn};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use crate::guard::LockGuard;
 use crate::leadership::Leadership;
 use crate::lock::LockFile;
+use crate::process::acquire::LONGEST_RELEASE;
 use crate::sys::process::Owner;
 use crate::util::backoff::Backoff;
 use crate::util::timer::sleep;
@@ -214,7 +216,8 @@ impl Singleton {
     ///
     /// The work runs in this task. When the lock is lost, or when the time of [`grace`](Self::grace) after the shutdown
     /// signal is over, the work is dropped at its current `await`. Only then the lock is released. The destructors of
-    /// the work must stop everything that the work has spawned as another task or with `spawn_blocking`.
+    /// the work must stop everything that the work has spawned as another task or with `spawn_blocking`. A file system may
+    /// hang: when the release has taken 5 s since the shutdown signal, it goes on by itself, and this ends.
     ///
     /// The lock may fail for a time: its directory is missing, the disk is full, a server is away. The log says so, and
     /// after a [`pause`](Self::pause) this process stands by again, as after a failure of the work. The work runs again
@@ -316,7 +319,7 @@ impl Singleton {
         &self,
         guard: LockGuard,
         work: impl Future<Output = Result<T, E>>,
-        shutdown: Pin<&mut impl Future<Output = ()>>,
+        mut shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Ended<T, E> {
         // Dropped last: it speaks when the lock is released.
         let mut farewell = Farewell {
@@ -327,20 +330,40 @@ impl Singleton {
         };
         let ended = {
             let mut work = pin!(Some(catch_panic(work)));
-            let ended = self.supervise(work.as_mut().as_pin_mut().expect("just made"), &guard, shutdown).await;
+            let ended = self.supervise(work.as_mut().as_pin_mut().expect("just made"), &guard, shutdown.as_mut());
+            let ended = ended.await;
             // The destructors of the work may panic too.
             match catch_unwind(AssertUnwindSafe(|| work.set(None))) {
                 Ok(()) => ended,
                 Err(panic) => ended.but_failed(Failure::Panic(panic)),
             }
         };
-        let ended = match (guard.release().await, ended) {
+        let ended = match (self.release(guard, shutdown).await, ended) {
             // A result counts only if we held the lock to the end. Any other failure of the release is only logged.
             (Err(error @ LockError::Lost { .. }), Ended::Done(_)) => Ended::Failed(Failure::Loss(error)),
             (_, ended) => ended,
         };
         farewell.reason = ended.reason();
         ended
+    }
+
+    /// Releases the lock. After the shutdown signal, this returns soon also where the file system hangs: the release goes on
+    /// by itself.
+    async fn release(&self, guard: LockGuard, shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<(), LockError> {
+        let hangs = async {
+            shutdown.await;
+            sleep(LONGEST_RELEASE).await;
+        };
+        tokio::select! {
+            biased;
+            released = guard.release() => released,
+            () = hangs => {
+                let error = io::Error::new(io::ErrorKind::TimedOut, "no answer in time");
+                let error = self.lock.target().failed("release", error);
+                trace::not_released(self.lock.target(), &error, None);
+                Err(error)
+            }
+        }
     }
 
     /// Polls the work until it ends or must end. This process leads meanwhile.

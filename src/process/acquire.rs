@@ -134,8 +134,8 @@ impl<F> Drop for OfThisProcess<F> {
     }
 }
 
-/// How long an attempt waits for a release of this process, which may be on a file system that hangs.
-const LONGEST_RELEASE: Duration = Duration::from_secs(5);
+/// How long an attempt, or the end of a singleton, waits for a release of this process. The file system may hang.
+pub(crate) const LONGEST_RELEASE: Duration = Duration::from_secs(5);
 
 /// The same for a caller that blocks its runtime. The release may need a thread that this caller has.
 const LONGEST_BLOCKED_RELEASE: Duration = Duration::from_millis(500);

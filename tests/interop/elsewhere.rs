@@ -8,11 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tokio_lockfile::{LockError, LockFile};
+use tokio::sync::Notify;
+use tokio_lockfile::{LockError, LockFile, Singleton};
 
 use crate::faults::attempt_by;
 use crate::identity::{KINDS, env, holder, url};
@@ -298,6 +300,31 @@ async fn a_file_system_that_hangs_does_not_hold_up_a_release() {
         assert!(!is_released, "the release ended, although the server is stopped");
         assert!(waited < Duration::from_secs(5), "the executor hung for {waited:?}");
         // The release continues by itself once the server runs again.
+        lock.obtain_timeout(Duration::from_secs(20)).await.unwrap().release().await.unwrap();
+    }
+}
+
+/// It has led, and its release has no answer.
+#[tokio::test]
+async fn a_file_system_that_hangs_does_not_keep_a_singleton_from_its_shutdown() {
+    let mount = bindfs_that_can_hang();
+    for does_the_work_end in [false, true] {
+        let stopped = Mutex::new(None);
+        let leader = Singleton::new(LockFile::flock(mount.lock_path()).unwrap());
+        let shutdown = Notify::new();
+        let work = || async {
+            *stopped.lock().unwrap() = Some(Stopped::new(&mount.process));
+            shutdown.notify_one();
+            if !does_the_work_end {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, String>("done")
+        };
+        let ended = tokio::time::timeout(Duration::from_secs(20), leader.run(work, shutdown.notified())).await;
+        drop(stopped);
+        assert_eq!(ended.expect("it does not end").unwrap(), does_the_work_end.then_some("done"));
+        // The release goes on by itself once the server runs again.
+        let lock = LockFile::flock(mount.lock_path()).unwrap();
         lock.obtain_timeout(Duration::from_secs(20)).await.unwrap().release().await.unwrap();
     }
 }
