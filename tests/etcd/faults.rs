@@ -291,6 +291,20 @@ async fn without_a_quorum_there_is_an_error_in_time() {
     obtain(&lock).await.release().await.unwrap();
 }
 
+/// Then nothing is left to release, and the next try of this process does not wait for it.
+#[tokio::test]
+async fn a_release_ends_with_the_lease() {
+    let cluster = Cluster::of(1);
+    let guard = take(&LockFile::open(&cluster.url("x", "&connect_timeout=30s")).unwrap()).await;
+    cluster.signal(0, Signal::STOP);
+    let released = timeout(HANG, guard.release()).await.expect("hangs");
+    assert!(matches!(released, Err(LockError::Lost { reason: LostReason::Expired, .. })), "{released:?}");
+    let next = LockFile::open(&cluster.url("x", "&connect_timeout=1s")).unwrap();
+    let error = next.attempt().await.unwrap_err().to_string();
+    cluster.signal(0, Signal::CONT);
+    assert!(error.contains("no answer in time"), "{error}");
+}
+
 #[tokio::test]
 async fn nobody_at_the_address() {
     for (host, limit) in [("127.0.0.1:1", "300ms"), ("127.0.0.1:1,127.0.0.1:2", "300ms")] {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::OwnedMutexGuard;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::client::Client;
 use super::cluster::Cluster;
@@ -220,10 +220,12 @@ impl Place {
         LostReason::Removed
     }
 
-    /// Deletes the key, and returns whether it was still there.
+    /// Deletes the key, and returns whether it was still there. This ends with the lease: then the server deletes the key.
     pub(super) async fn delete(&self) -> Result<bool, Failure> {
         let (cluster, key) = (self.claim.cluster(), &self.claim.key);
-        let answered = cluster.call(&keys::delete(key, self.revision), cluster.deadline()).await?;
+        let left = self.claim.session.lease.left().ok_or_else(Failure::place_lost)?;
+        let deadline = cluster.deadline().min(Instant::now() + left);
+        let answered = cluster.call(&keys::delete(key, self.revision), deadline).await?;
         // A try whose answer did not come may have deleted it.
         Ok(answered.value.succeeded || answered.is_in_doubt)
     }
@@ -231,12 +233,12 @@ impl Place {
     /// Deletes the key, with as many tries as that needs, before its lease ends.
     pub(super) async fn delete_at_last(&self) {
         while let Err(failure) = self.delete().await {
+            if !self.claim.session.lease.is_alive() {
+                return;
+            }
             if !failure.is_passing() {
                 // The task of the session deletes the key, or the lease ends.
                 return self.claim.session.set_in_doubt();
-            }
-            if !self.claim.session.lease.is_alive() {
-                return;
             }
             sleep(PAUSE).await;
         }
