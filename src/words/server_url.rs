@@ -42,12 +42,6 @@ pub(crate) struct Host {
     pub(crate) port: Option<u16>,
 }
 
-/// The host as its certificate names it: an address without its zone, which means something only on this machine.
-#[allow(dead_code, reason = "for the engines, which are features")]
-pub(crate) fn without_zone(host: &str) -> &str {
-    host.split_once('%').map_or(host, |(address, _)| address)
-}
-
 /// A password, if there is one. It plays no part in what a URL names.
 #[derive(Clone)]
 pub(crate) struct Secret(Option<String>);

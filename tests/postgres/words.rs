@@ -2,13 +2,9 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::time::Duration;
 
-use tokio::time::timeout;
-use tokio_lockfile::{LockError, LockFile};
-
-use crate::evil_words::{EVIL, assert_harmless};
-use crate::support::{HANG, in_own_process};
+use crate::evil_words::{EVIL, assert_errors_are_harmless, assert_harmless};
+use crate::support::in_own_process;
 use crate::whole_log::WholeLog;
 
 /// A message of the server ("Message Formats" in the manual of PostgreSQL).
@@ -51,17 +47,7 @@ fn what_a_server_says_is_harmless_where_it_is_shown_and_logged() {
     });
     let log = WholeLog::begin();
     let url = format!("postgres://a@127.0.0.1:{port},127.0.0.1:{port}/a?lock=x&sslmode=disable");
-    tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let lock = LockFile::open(&url).unwrap();
-        let tried = timeout(HANG, lock.attempt()).await.expect("hangs").unwrap_err();
-        let waited = timeout(HANG, lock.obtain_timeout(Duration::from_secs(1))).await.expect("hangs").unwrap_err();
-        let asked = timeout(HANG, lock.holder()).await.expect("hangs").unwrap_err();
-        for error in [tried, waited, asked] {
-            assert!(matches!(error, LockError::Engine { .. }) && error.to_string().contains("denied"), "{error:?}");
-            assert_harmless(&error.to_string());
-            assert_harmless(&format!("{error:?}"));
-        }
-    });
+    tokio::runtime::Runtime::new().unwrap().block_on(assert_errors_are_harmless(&url));
     let log = log.text();
     assert!(log.contains("tokio_postgres"), "{log}");
     log.lines().for_each(assert_harmless);

@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::config::Config;
 use super::connect;
@@ -86,32 +85,33 @@ impl Cluster {
         T: Send + 'static,
         F: Future<Output = Result<T, Failure>> + Send + 'static,
     {
-        let mut tries = JoinSet::new();
-        tries.spawn(with(self.channel(deadline).await?, ask.clone()));
-        let (mut last, mut asked, mut next) = (None, 1, Instant::now() + patience);
-        loop {
-            tokio::select! {
-                Some(tried) = tries.join_next() => match tried.unwrap_or_else(|error| Err(Failure::not_sent(error.into()))) {
-                    Ok((channel, answer)) => {
-                        self.prefer(channel);
-                        return Ok(answer);
-                    }
-                    Err(failure) if !failure.is_passing() => return Err(failure),
-                    Err(failure) => {
-                        last = Some(failure);
-                        if asked < self.config.endpoints.len() {
-                            next = next.min(Instant::now() + PAUSE);
-                        }
-                    }
-                },
-                () = sleep_until(next) => {
-                    let member = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-                    tries.spawn(connect_and(ask.clone(), self.config.clone(), member));
-                    (asked, next) = (asked + 1, Instant::now() + patience);
+        let (first, members) = (self.channel(deadline).await?, self.config.endpoints.len());
+        let tries = (1..).map(|tries| {
+            let (ask, config) = (ask.clone(), self.config.clone());
+            let open = (tries == 1).then(|| first.clone());
+            let member = if open.is_some() { 0 } else { self.next.fetch_add(1, Ordering::Relaxed) + 1 };
+            let asked = async move {
+                let channel = match open {
+                    Some(channel) => channel,
+                    None => connect::to(config.clone(), config.endpoints[member % members].clone()).await?,
+                };
+                let answered = ask(channel.clone()).await;
+                answered.map(|answer| (channel.clone(), answer)).map_err(|failure| failure.at(channel.origin()))
+            };
+            // Each member is asked soon after the one before has failed, but none is asked again so soon.
+            let pause = if tries < members { PAUSE } else { patience };
+            async move {
+                let asked = asked.await;
+                if asked.as_ref().is_err_and(Failure::is_passing) {
+                    sleep(pause).await;
                 }
-                () = sleep_until(deadline) => return Err(last.unwrap_or_else(Failure::no_answer)),
+                asked
             }
-        }
+        });
+        let asked = timeout_at(deadline, connect::hedge(tries, patience)).await;
+        let (channel, answer) = asked.unwrap_or_else(|_| Err(Failure::no_answer()))?;
+        self.prefer(channel);
+        Ok(answer)
     }
 
     /// A call with a stream of requests and one of answers.
@@ -155,23 +155,4 @@ impl Cluster {
             }
         }
     }
-}
-
-/// The answer, with the connection that it came through.
-async fn with<T, F>(channel: Channel, ask: impl Fn(Channel) -> F) -> Result<(Channel, T), Failure>
-where
-    F: Future<Output = Result<T, Failure>>,
-{
-    match ask(channel.clone()).await {
-        Ok(answer) => Ok((channel, answer)),
-        Err(failure) => Err(failure.at(channel.origin())),
-    }
-}
-
-async fn connect_and<T, F>(ask: impl Fn(Channel) -> F, config: Config, member: usize) -> Result<(Channel, T), Failure>
-where
-    F: Future<Output = Result<T, Failure>>,
-{
-    let member = config.endpoints[member % config.endpoints.len()].clone();
-    with(connect::to(config, member).await?, ask).await
 }

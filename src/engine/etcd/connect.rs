@@ -41,7 +41,7 @@ pub(super) async fn to_any(
         let member = config.endpoints[(first + number) % members].clone();
         again_and_again(config.clone(), member, Arc::clone(last))
     });
-    let connected = timeout_at(deadline, race(tries)).await;
+    let connected = timeout_at(deadline, hedge(tries, STAGGER)).await;
     let last = last.lock().unwrap_or_else(PoisonError::into_inner).take();
     connected.unwrap_or_else(|_| Err(last.unwrap_or_else(Failure::no_connection)))
 }
@@ -77,19 +77,21 @@ pub(super) async fn to(config: Config, member: Endpoint) -> Result<Channel, Fail
         }
     });
     // A login that is in doubt is none of the request that waits for the connection.
-    race(tries).await.map_err(|failure| failure.undoubted().at(&member))
+    hedge(tries, STAGGER).await.map_err(|failure| failure.undoubted().at(&member))
 }
 
-/// Begins one try after another, each beside those that have no answer yet. Takes the first connection.
-async fn race<F>(tries: impl Iterator<Item = F>) -> Result<Channel, Failure>
+/// Begins one try after another, each beside those that have no answer after `patience`. Takes the first success, or the
+/// first failure that no other try can better.
+pub(super) async fn hedge<T, F>(tries: impl Iterator<Item = F>, patience: Duration) -> Result<T, Failure>
 where
-    F: Future<Output = Result<Channel, Failure>> + Send + 'static,
+    T: Send + 'static,
+    F: Future<Output = Result<T, Failure>> + Send + 'static,
 {
     let (mut remaining, mut running) = (tries, JoinSet::new());
     let mut last = None;
     loop {
         let next = remaining.next();
-        let stagger = if next.is_some() { STAGGER } else { Duration::MAX };
+        let patience = if next.is_some() { patience } else { Duration::MAX };
         match next {
             Some(next) => drop(running.spawn(next)),
             None if running.is_empty() => {
@@ -100,11 +102,10 @@ where
         }
         tokio::select! {
             Some(tried) = running.join_next() => match tried.unwrap_or_else(|error| Err(Failure::not_sent(error.into()))) {
-                Ok(channel) => return Ok(channel),
-                Err(failure) if !failure.is_passing() => return Err(failure),
-                Err(failure) => last = Some(failure),
+                Err(failure) if failure.is_passing() => last = Some(failure),
+                done => return done,
             },
-            () = sleep(stagger) => {}
+            () = sleep(patience) => {}
         }
     }
 }

@@ -3,30 +3,23 @@
 use std::io;
 use std::sync::Arc;
 
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::config::{Identity, Tls};
 use super::failure::Failure;
-use crate::engine::server::roots;
 use crate::engine::server::socket::Socket;
-use crate::engine::server::steps;
-use crate::util::blocking;
-use crate::words::server_url::without_zone;
+use crate::engine::server::{steps, tls};
 
 type Certificates = Vec<CertificateDer<'static>>;
 
 pub(super) async fn begin(tls: &Tls, host: &str, stream: Socket) -> Result<TlsStream<Socket>, Failure> {
     let tls = tls.clone();
-    let config = blocking::run(move || configure(&tls)).await.map_err(Failure::not_sent)?.map_err(Failure::unusable)?;
-    let name = ServerName::try_from(without_zone(host).to_owned())
-        .map_err(|error| Failure::unusable(io::Error::other(error)))?;
-    let handshake = TlsConnector::from(Arc::new(config)).connect(name, stream);
-    steps::run(host.to_owned(), handshake).await.and_then(|done| done).map_err(Failure::not_sent)
+    let handshake = tls::prepare(host, move || configure(&tls)).await.map_err(Failure::unusable)?;
+    steps::run(host.to_owned(), handshake(stream)).await.and_then(|done| done).map_err(Failure::not_sent)
 }
 
 /// Reads the files anew for each connection: certificates are replaced while a service runs.
@@ -34,7 +27,7 @@ fn configure(tls: &Tls) -> io::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     let trusted = match &tls.roots {
         Some(path) => read(path)?,
-        None => roots::of_system()?.certs,
+        None => tls::roots_of_system()?.certs,
     };
     // As elsewhere, one bad certificate among those of a platform does not harm the others.
     if roots.add_parsable_certificates(trusted).0 == 0 {

@@ -57,7 +57,7 @@ pub(super) fn attempt(
             locked = try_lock(mode, &file);
         }
         // A device may fail to be locked. So first the error for a file that is not a regular one.
-        let stat = stat(target, &file)?;
+        let stat = outcome::stat_regular(target, &file)?;
         let locked = match locked {
             Err(error) if was_kept && sys::is_file_gone(&error) => continue,
             locked => locked.map_err(|error| outcome::lock_failed(target, error))?,
@@ -116,7 +116,7 @@ pub(super) fn holders(target: &Target) -> Result<Vec<Holder>, LockError> {
     let Some(file) = sys::open_existing(target.path()).map_err(|error| open_failed(target, error))? else {
         return Ok(Vec::new());
     };
-    let stat = stat(target, &file)?;
+    let stat = outcome::stat_regular(target, &file)?;
     let record = Record::of_lock(&file).map_err(|error| target.failed("read lock file", error))?;
     let recorded = match record {
         Record::Flock(pid) => pid,
@@ -130,15 +130,6 @@ pub(super) fn holders(target: &Target) -> Result<Vec<Holder>, LockError> {
     // The time of the record is that of its writer, who holds the lock alone.
     let since = |pid| (is_locked && recorded == Some(pid)).then(|| SystemTime::UNIX_EPOCH + stat.modified);
     Ok(found.into_iter().map(|pid| process::holder(pid, since(pid))).collect())
-}
-
-/// The state of the file; an error if it is not a regular one.
-fn stat(target: &Target, file: &File) -> Result<Stat, LockError> {
-    let stat = sys::stat(file).map_err(|error| target.failed("look at lock file", error))?;
-    match stat.irregular() {
-        Some(what) => Err(target.not_a_lock_file(format!("it is {what}"))),
-        None => Ok(stat),
-    }
 }
 
 /// The lock file, and whether this call has created it. `None` if somebody keeps it from being opened for now.
@@ -184,10 +175,7 @@ fn open_existing(target: &Target, mode: Mode, access: Access) -> io::Result<Opti
 fn open_failed(target: &Target, error: io::Error) -> LockError {
     // The error may be about the directory.
     let is_there = !matches!(sys::stat_path(target.path()), Ok(None) | Err(_));
-    match sys::irregular_from_open(&error).filter(|_| is_there) {
-        Some(what) => target.not_a_lock_file(format!("it is {what}")),
-        None => target.failed(OPEN_FILE, error),
-    }
+    if is_there { outcome::open_failed(target, error) } else { target.failed(OPEN_FILE, error) }
 }
 
 /// Where a record may be written: the PID in the present record, if there is one. `None` where a record would harm other

@@ -37,7 +37,7 @@ use std::time::Duration;
 use super::execution;
 use crate::sys::process::Owner;
 use crate::sys::{self, OpenFile};
-use crate::words::error::{LockError, LostReason};
+use crate::words::error::{LockError, LostReason, OPEN_FILE};
 use crate::words::target::Target;
 
 /// The thread on which a try runs.
@@ -178,6 +178,24 @@ pub(super) fn is_locked(file: &File) -> std::io::Result<bool> {
         sys::unlock(file)?;
     }
     Ok(!free)
+}
+
+/// The state of an open file; an error if it is not a regular one.
+pub(super) fn stat_regular(target: &Target, file: &File) -> Result<sys::Stat, LockError> {
+    let stat = sys::stat(file).map_err(|error| target.failed("look at lock file", error))?;
+    stat.irregular().map_or(Ok(stat), |what| Err(irregular(target, what)))
+}
+
+/// The error when a file could not be opened.
+pub(super) fn open_failed(target: &Target, error: std::io::Error) -> LockError {
+    match sys::irregular_from_open(&error) {
+        Some(what) => irregular(target, what),
+        None => target.failed(OPEN_FILE, error),
+    }
+}
+
+fn irregular(target: &Target, what: &str) -> LockError {
+    target.not_a_lock_file(format!("it is {what}"))
 }
 
 /// The error when a file could not be locked. The advice fits the place.

@@ -20,7 +20,6 @@ use super::startup::{Startup, Welcome};
 use super::wire::{self, Wire};
 use crate::engine::server::socket::{Allowance, Socket};
 use crate::engine::server::steps;
-use crate::words::server_url::without_zone;
 
 /// An open connection. A task of its own moves the bytes, and ends with the reason when the connection ends.
 #[derive(Debug)]
@@ -154,7 +153,7 @@ pub(super) async fn to_address(settings: &Settings, host: &Host, address: Addres
         },
     };
     let wants_tls = cfg!(feature = "postgres-tls") && !address.is_local() && settings.tls.may_be_used();
-    let mut way = Way { address, tls_host: wants_tls.then(|| without_zone(&host.name).to_owned()) };
+    let mut way = Way { address, tls_host: wants_tls.then(|| host.name.clone()) };
     match way.open(settings, password.clone()).await {
         // As libpq with prefer: perhaps the server wants this client without TLS.
         Err(failure) if way.is_encrypted() && !settings.tls.is_demanded() && failure.is_for_other_rules() => {

@@ -10,21 +10,16 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::tls::{Root, Tls, TlsMode};
-use crate::engine::server::roots;
+use crate::engine::server;
 use crate::engine::server::socket::Socket;
-use crate::util::blocking;
 
 /// Begins TLS as `tls` asks, with the server that `host` names.
 pub(super) async fn shake_hands(socket: Socket, tls: &Tls, host: &str) -> io::Result<TlsStream<Socket>> {
     let tls = tls.clone();
-    // It reads files.
-    let config = blocking::run(move || client_config(&tls)).await??;
-    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    TlsConnector::from(Arc::new(config)).connect(name, socket).await
+    server::tls::prepare(host, move || client_config(&tls)).await?(socket).await
 }
 
 fn client_config(tls: &Tls) -> io::Result<ClientConfig> {
@@ -91,7 +86,7 @@ fn from_file(path: &Path) -> io::Result<RootCertStore> {
 
 fn from_system() -> io::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(roots::of_system()?.certs);
+    roots.add_parsable_certificates(server::tls::roots_of_system()?.certs);
     match roots.is_empty() {
         true => Err(io::Error::other("this system has no root certificates; name a file in sslrootcert")),
         false => Ok(roots),

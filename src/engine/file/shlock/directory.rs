@@ -10,7 +10,7 @@ use crate::engine::file::outcome;
 use crate::engine::file::record::Record;
 use crate::sys::{self, Dir, OpenFile, Stat};
 use crate::util::random;
-use crate::words::error::{LockError, OPEN_DIRECTORY, OPEN_FILE};
+use crate::words::error::{LockError, OPEN_DIRECTORY};
 use crate::words::target::Target;
 
 /// The open directory of one lock file.
@@ -55,17 +55,10 @@ impl<'a> Directory<'a> {
         let file = match self.dir.open_file(self.name) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => {
-                return Err(match sys::irregular_from_open(&error) {
-                    Some(what) => self.target.not_a_lock_file(format!("it is {what}")),
-                    None => self.failed(OPEN_FILE, error),
-                });
-            }
+            Err(error) => return Err(outcome::open_failed(self.target, error)),
         };
-        match self.stat(&file)?.irregular() {
-            Some(what) => Err(self.target.not_a_lock_file(format!("it is {what}"))),
-            None => Ok(Some(file)),
-        }
+        outcome::stat_regular(self.target, &file)?;
+        Ok(Some(file))
     }
 
     pub(super) fn read(&self, file: &File) -> Result<Record, LockError> {

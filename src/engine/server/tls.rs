@@ -1,0 +1,41 @@
+//! What the engines have in common of TLS.
+
+use std::io;
+use std::sync::Arc;
+
+use rustls_native_certs::CertificateResult;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::{Connect, TlsConnector};
+
+use super::socket::Socket;
+use crate::sys::environment;
+use crate::util::blocking;
+
+/// What begins TLS with the server that `host` names. `configure` may read files. A server is named without the zone of its
+/// address, which means something only on this machine.
+pub(crate) async fn prepare(
+    host: &str,
+    configure: impl FnOnce() -> io::Result<ClientConfig> + Send + 'static,
+) -> io::Result<impl FnOnce(Socket) -> Connect<Socket> + Send> {
+    let connector = TlsConnector::from(Arc::new(blocking::run(configure).await??));
+    let host = host.split_once('%').map_or(host, |(address, _)| address);
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    Ok(move |socket| connector.connect(name, socket))
+}
+
+/// rustls-native-certs takes them from these variables, if they are there.
+const VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+
+/// The certificates of the authorities that this system trusts, as far as they can be read: one bad certificate does not harm the others. There may be none.
+pub(crate) fn roots_of_system() -> io::Result<CertificateResult> {
+    match VARIABLES.into_iter().find(|name| environment::is_untrusted(name)) {
+        Some(name) => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "{name} is set, but a set-uid program takes no certificates from its caller; name a file in the URL"
+            ),
+        )),
+        None => Ok(rustls_native_certs::load_native_certs()),
+    }
+}
