@@ -3,11 +3,10 @@
 //! The system may refuse an instance or a watch, as a user has only so many of them. Then nobody asks again for a while:
 //! the waits poll, and an attempt with each look would cost more than the looks.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::ops::Bound;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -59,16 +58,57 @@ pub(super) struct Signal {
     pub(super) notify: Notify,
 }
 
+/// A watch descriptor, and the signal of a wait for it. `None` if no wait is left: a tick removes the watch, so that the removal
+/// does not slow down a wait that has succeeded.
+type Entry = (i32, Option<Arc<Signal>>);
+
+/// In the order of the descriptors. The kernel has one descriptor for each inode, and a new one is greater than the others.
+#[derive(Debug, Default)]
+struct Signals(Vec<Entry>);
+
+impl Signals {
+    fn add(&mut self, descriptor: i32, signal: &Arc<Signal>) {
+        let entry = (descriptor, Some(Arc::clone(signal)));
+        let range = self.range(descriptor);
+        match &mut self.0[range.clone()] {
+            [(_, None)] => self.0[range.start] = entry,
+            _ => self.0.insert(range.end, entry),
+        }
+    }
+
+    fn end(&mut self, descriptor: i32, signal: &Arc<Signal>) {
+        let range = self.range(descriptor);
+        let is_it = |(_, other): &Entry| other.as_ref().is_some_and(|other| Arc::ptr_eq(other, signal));
+        // The kernel may have removed the watch already, because the inode is gone.
+        let Some(place) = self.0[range.clone()].iter().position(is_it) else { return };
+        match range.len() {
+            1 => self.0[range.start].1 = None,
+            _ => drop(self.0.remove(range.start + place)),
+        }
+    }
+
+    fn of(&self, descriptor: i32) -> &[Entry] {
+        &self.0[self.range(descriptor)]
+    }
+
+    fn range(&self, descriptor: i32) -> Range<usize> {
+        let start = self.0.partition_point(|&(other, _)| other < descriptor);
+        let others = self.0[start..].iter().position(|&(other, _)| other != descriptor);
+        start..others.map_or(self.0.len(), |others| start + others)
+    }
+
+    fn remove(&mut self, descriptor: i32) {
+        drop(self.0.drain(self.range(descriptor)));
+    }
+}
+
 /// All watches of the process.
 #[derive(Debug, Default)]
 pub(super) struct Watches {
     inotify: Option<Arc<OwnedFd>>,
-    /// The signals by watch descriptor. The kernel has one descriptor for each inode. A watch without signals is
-    /// retired. The next tick removes it, so that the removal does not slow down a wait that has succeeded.
-    files: BTreeMap<i32, Vec<Arc<Signal>>>,
-    /// The same for the directories of held locks. There is no probe for them.
-    dirs: BTreeMap<i32, Vec<Arc<Signal>>>,
-    retired: Vec<i32>,
+    files: Signals,
+    /// Those of the directories of held locks. There is no probe for them.
+    dirs: Signals,
     /// The number of waits.
     live: usize,
     /// Whether one has ended since the last events were read.
@@ -110,9 +150,11 @@ pub(super) struct Due {
 }
 
 impl Due {
-    fn event(&mut self, signals: &[Arc<Signal>]) {
-        signals.iter().for_each(|signal| signal.is_event.store(true, Ordering::Release));
-        self.signals.extend_from_slice(signals);
+    fn event(&mut self, entries: &[Entry]) {
+        for signal in entries.iter().filter_map(|(_, signal)| signal.as_ref()) {
+            signal.is_event.store(true, Ordering::Release);
+            self.signals.push(Arc::clone(signal));
+        }
     }
 
     pub(super) fn wake(self) {
@@ -149,8 +191,8 @@ impl Watches {
         }
         self.inotify = Some(inotify);
         let signal = Arc::<Signal>::default();
-        self.files.entry(file).or_default().push(Arc::clone(&signal));
-        dir.into_iter().for_each(|dir| self.dirs.entry(dir).or_default().push(Arc::clone(&signal)));
+        self.files.add(file, &signal);
+        dir.into_iter().for_each(|dir| self.dirs.add(dir, &signal));
         self.live += 1;
         Ok(Added { descriptors: Descriptors { file, dir }, signal, undriven })
     }
@@ -199,17 +241,8 @@ impl Watches {
     pub(super) fn retire(&mut self, descriptors: Descriptors, signal: &Arc<Signal>) {
         self.live -= 1;
         self.has_ended_a_wait = true;
-        let Self { files, dirs, retired, .. } = self;
-        for (watched, descriptor) in [(files, Some(descriptors.file)), (dirs, descriptors.dir)] {
-            // The kernel may have removed the watch already, because the inode is gone.
-            let Some((descriptor, signals)) = descriptor.and_then(|at| Some((at, watched.get_mut(&at)?))) else {
-                continue;
-            };
-            signals.retain(|other| !Arc::ptr_eq(other, signal));
-            if signals.is_empty() {
-                retired.push(descriptor);
-            }
-        }
+        self.files.end(descriptors.file, signal);
+        descriptors.dir.into_iter().for_each(|dir| self.dirs.end(dir, signal));
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -243,7 +276,7 @@ impl Watches {
             match events.next() {
                 Ok(event) if event.events().contains(ReadFlags::QUEUE_OVERFLOW) => {
                     others += 1;
-                    self.files.values().chain(self.dirs.values()).for_each(|signals| due.event(signals));
+                    [&self.files, &self.dirs].iter().for_each(|signals| due.event(&signals.0));
                 }
                 Ok(event) => {
                     match event.events() {
@@ -251,11 +284,10 @@ impl Watches {
                         _ => others += 1,
                     }
                     let at = event.wd();
-                    let signals = self.files.get(&at).into_iter().chain(self.dirs.get(&at));
-                    signals.for_each(|signals| due.event(signals));
+                    [&self.files, &self.dirs].iter().for_each(|signals| due.event(signals.of(at)));
                     if event.events().contains(ReadFlags::IGNORED) {
-                        self.files.remove(&at);
-                        self.dirs.remove(&at);
+                        self.files.remove(at);
+                        self.dirs.remove(at);
                     }
                 }
                 Err(Errno::INTR) => {}
@@ -267,30 +299,36 @@ impl Watches {
     /// The next [`PROBES`] files with waits. The ticks go through all files in turn.
     pub(super) fn probe(&mut self) -> Due {
         let mut due = Due::default();
-        let after = self.files.range((Bound::Excluded(self.cursor), Bound::Unbounded));
-        let from_start = self.files.range(..=self.cursor);
-        let live = after.chain(from_start).filter(|(_, signals)| !signals.is_empty());
-        let mut last = self.cursor;
-        for (&descriptor, signals) in live.take(PROBES) {
-            due.signals.extend_from_slice(signals);
-            last = descriptor;
+        let (before, after) = self.files.0.split_at(self.files.0.partition_point(|&(file, _)| file <= self.cursor));
+        let mut files = 0;
+        for (file, signal) in after.iter().chain(before) {
+            let Some(signal) = signal else { continue };
+            if *file != self.cursor {
+                if files == PROBES {
+                    break;
+                }
+                (files, self.cursor) = (files + 1, *file);
+            }
+            due.signals.push(Arc::clone(signal));
         }
-        self.cursor = last;
         due
     }
 
-    /// Removes up to [`REMOVALS`] retired watches. Returns whether there are more.
+    /// Removes up to [`REMOVALS`] watches for which nobody waits. Returns whether there may be more.
     pub(super) fn clear(&mut self) -> bool {
         let Some(inotify) = &self.inotify else { return false };
-        let batch = self.retired.len().saturating_sub(REMOVALS);
-        for descriptor in self.retired.drain(batch..) {
-            let watched = if self.files.contains_key(&descriptor) { &mut self.files } else { &mut self.dirs };
-            if watched.get(&descriptor).is_some_and(Vec::is_empty) {
-                watched.remove(&descriptor);
-                let _ = inotify::remove_watch(&**inotify, descriptor);
-            }
+        let mut left = REMOVALS;
+        for signals in [&mut self.files, &mut self.dirs] {
+            signals.0.retain(|(descriptor, signal)| {
+                let is_kept = signal.is_some() || left == 0;
+                if !is_kept {
+                    left -= 1;
+                    let _ = inotify::remove_watch(&**inotify, *descriptor);
+                }
+                is_kept
+            });
         }
-        !self.retired.is_empty()
+        left == 0
     }
 
     /// A driver ends. The last driver drops the instance. The remaining waits try once more. If they have moved to
@@ -301,12 +339,10 @@ impl Watches {
         if !self.driven.is_empty() {
             return due;
         }
-        self.files.values().for_each(|signals| due.event(signals));
+        due.event(&self.files.0);
         due.signals.iter().for_each(|signal| signal.is_orphaned.store(true, Ordering::Release));
         self.inotify = None;
-        self.files.clear();
-        self.dirs.clear();
-        self.retired.clear();
+        (self.files, self.dirs) = Default::default();
         due
     }
 }
