@@ -65,14 +65,27 @@ async fn a_server_without_tls_is_told_with_the_parameter() {
 #[cfg(feature = "etcd")]
 #[tokio::test]
 async fn a_server_that_is_not_etcd_is_told_so() {
-    let url = |port, tls| format!("etcd://127.0.0.1:{port}/x?connect_timeout=600ms{tls}");
+    let url = |port, tls| format!("etcd://127.0.0.1:{port}/x?connect_timeout=3s{tls}");
     // PostgreSQL says nothing and closes the connection.
-    for answer in [&b""[..], b"HTTP/1.1 400 Bad Request\r\n\r\n", b"E\0\0\0\x08fail"] {
-        let said = said(url(server(answer), "")).await;
-        assert!(said.contains("; is it the port of etcd?") && said.contains("tls=on"), "{said}");
-    }
-    let said = said(url(server(b""), "&tls=on")).await;
+    let said = said(url(server(b""), "")).await;
+    assert!(said.contains("; is it the port of etcd?") && said.contains("tls=on"), "{said}");
+    let said = self::said(url(server(b""), "&tls=on")).await;
     assert!(said.contains("; is it the port of etcd?") && said.contains("tls=off"), "{said}");
     let said = self::said(url(closed(), "")).await;
     assert!(said.contains("Connection refused") && said.ends_with("; does etcd run there?"), "{said}");
+}
+
+/// An answer that is certainly none of etcd is told at once: a server of HTTP/1, of PostgreSQL, and of TLS (an alert).
+#[cfg(feature = "etcd")]
+#[tokio::test]
+async fn a_server_that_certainly_is_not_etcd_is_told_at_once() {
+    for answer in [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], b"E\0\0\0\x08fail", b"\x15\x03\x01\0\x02\x02\x0a"] {
+        for user in ["", "app:pw@"] {
+            let hosts = format!("127.0.0.1:{},127.0.0.1:{}", server(answer), server(answer));
+            let asked = said(format!("etcd://{user}{hosts}/x?connect_timeout=9m"));
+            let said = tokio::time::timeout(crate::support::HANG, asked).await.expect("it goes on trying");
+            assert!(said.contains("HTTP/2") && said.contains("; is it the port of etcd?"), "{said}");
+            assert!(said.contains("tls=on"), "{said}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! A cluster as this process sees it: one connection, to a member that answers.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -48,7 +49,7 @@ impl Cluster {
     /// Makes a call that ends by `deadline`. If a member does not answer, the next one is asked.
     pub(super) async fn call<C: Call>(&self, call: &C, deadline: Instant) -> Result<Answered<C::Answer>, Failure> {
         let share = deadline.saturating_duration_since(Instant::now()) / 3;
-        let mut is_in_doubt = false;
+        let (mut is_in_doubt, mut foreign) = (false, HashSet::new());
         for tries in 1.. {
             let channel = self.channel(deadline).await.map_err(|failure| failure.doubted(is_in_doubt))?;
             let sent = Moment::now();
@@ -63,6 +64,9 @@ impl Cluster {
                 return Err(failure.doubted(is_in_doubt));
             }
             self.give_up(&channel, &failure);
+            if failure.is_foreign() && foreign.insert(channel.origin().to_owned()) && self.are_all(&foreign) {
+                return Err(failure.doubted(is_in_doubt));
+            }
             if tries % self.config.endpoints.len() == 0 {
                 sleep(PAUSE).await;
             }
@@ -71,6 +75,11 @@ impl Cluster {
             }
         }
         unreachable!("the loop has no end")
+    }
+
+    /// Whether each member of the URL is one of these.
+    fn are_all(&self, foreign: &HashSet<String>) -> bool {
+        foreign.len() >= self.config.endpoints.len()
     }
 
     /// Asks one member, and takes the first answer. A member that has not answered after `patience` is not given up: the

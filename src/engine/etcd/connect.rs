@@ -46,7 +46,7 @@ pub(super) async fn to_any(
     connected.unwrap_or_else(|_| Err(last.unwrap_or_else(Failure::no_connection)))
 }
 
-/// Connects to the member as soon as it answers. Fails only if no later try can be better.
+/// Connects to the member as soon as it answers. Fails only if no later try can be better, or if it is no member.
 async fn again_and_again(
     config: Config,
     member: Endpoint,
@@ -54,7 +54,7 @@ async fn again_and_again(
 ) -> Result<Channel, Failure> {
     loop {
         match to(config.clone(), member.clone()).await {
-            Err(failure) if failure.is_passing() => {
+            Err(failure) if failure.is_passing() && !failure.is_foreign() => {
                 *last.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure);
                 sleep(PAUSE).await;
             }

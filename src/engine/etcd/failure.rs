@@ -29,6 +29,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+use super::greeting::NOT_HTTP2;
 use crate::words::error::LockError;
 use crate::words::server_url::ServerUrl;
 use crate::words::target::Target;
@@ -139,6 +140,11 @@ impl Failure {
             Kind::Unusable(_) => false,
             Kind::Refused(code, message) => is_passing(*code) || is_token_old(*code, message),
         }
+    }
+
+    /// Whether the other end is certainly no member of a cluster.
+    pub(super) fn is_foreign(&self) -> bool {
+        matches!(&self.kind, Kind::Io(error) if error.to_string() == NOT_HTTP2)
     }
 
     /// Whether the server will refuse the same request again, as far as anybody knows. A server with too much to do, or

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 
 use super::failure::{Code, Failure};
+use super::greeting::Greeting;
 use super::proto::Call;
 
 /// How much may be on its way to us on all streams together. `h2` takes half of it as the room for the small frames that
@@ -61,7 +62,7 @@ impl Channel {
         let mut builder = h2::client::Builder::new();
         builder.enable_push(false).initial_connection_window_size(WINDOW).max_header_list_size(LONGEST_HEADERS);
         let (requests, connection) =
-            builder.handshake(stream).await.map_err(|error| Failure::not_sent(into_io(error)))?;
+            builder.handshake(Greeting::new(stream)).await.map_err(|error| Failure::not_sent(into_io(error)))?;
         let driving = tokio::spawn(async move { _ = connection.await });
         let connection = Arc::new(Connection(driving.abort_handle()));
         Ok(Self { requests, connection, origin: origin.into(), token: None })

@@ -28,6 +28,7 @@ mod connect;
 mod failure;
 #[cfg(tokio_lockfile_fuzz)]
 pub(crate) mod fuzz;
+mod greeting;
 mod grpc;
 mod held;
 mod keys;
