@@ -53,6 +53,29 @@ async fn a_released_lock_leaves_a_warm_session_for_a_moment_only() {
     until(&client, sessions, "0").await;
 }
 
+/// As with passwords that change, or with handles that differ in an option.
+#[tokio::test]
+async fn all_settings_for_one_server_have_few_warm_sessions_together() {
+    let server = Server::start("");
+    let client = server.client().await;
+    for settings in 0..3 {
+        let mut guards = Vec::new();
+        for number in 0..12 {
+            let lock = server.lock(&format!("lock={settings}.{number}&ttl=5m&application_name=app{settings}"));
+            guards.push(take(&lock).await);
+        }
+        for guard in guards {
+            guard.release().await.unwrap();
+        }
+    }
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'app%[%]@%'";
+    let began = Instant::now();
+    // The server needs a moment for the end of the others.
+    while value(&client, sessions).await.parse::<u32>().unwrap() > 16 {
+        assert!(began.elapsed() < Duration::from_secs(5), "more than sixteen stay");
+    }
+}
+
 /// The server ends the warm session while an attempt takes it. The attempt makes another one.
 #[tokio::test]
 async fn a_warm_session_that_ends_is_no_error() {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
 use super::config::Settings;
@@ -17,8 +17,12 @@ use super::session::Session;
 use crate::engine::server::driver;
 use crate::sys::per_process::PerProcess;
 
-/// How many sessions stay warm. Not more, also when a program releases a thousand locks at once.
+/// How many sessions with one server stay warm, whatever the settings. Not more, also when a program releases a thousand
+/// locks at once.
 const WARM_SESSIONS: usize = 16;
+
+/// How many settings are remembered when nobody uses them. Each new password makes new ones.
+const MOST_SETTINGS: usize = 64;
 
 /// However long the lease is, a session without a lock does not stay open for longer.
 const LONGEST_WARMTH: Duration = Duration::from_secs(10);
@@ -30,6 +34,8 @@ const LONGEST_BEAT: Duration = Duration::from_secs(15);
 pub(super) struct Server {
     pub(super) settings: Settings,
     warm: Mutex<Warm>,
+    /// One for each session that may stay warm. All settings that lead to the same hosts have them together.
+    places: Arc<Semaphore>,
     /// The numbers of the locks that are being given back. All settings that lead to one database have one such list.
     releasing: Arc<watch::Sender<Vec<i64>>>,
     is_proven: AtomicBool,
@@ -40,13 +46,13 @@ pub(super) struct Server {
 
 #[derive(Debug, Default)]
 struct Warm {
-    /// Sessions that hold nothing, the last one that was used at the end.
-    sessions: Vec<Session>,
+    /// Sessions that hold nothing, each in its place, the last one that was used at the end.
+    sessions: Vec<(Session, OwnedSemaphorePermit)>,
     /// Whether a job ends them when their time has come.
     is_watched: bool,
 }
 
-/// The servers of this process. They stay: there are few, and a later lock needs no second proof.
+/// The servers of this process. Some stay although nobody uses them: then a later lock needs no second proof.
 static SERVERS: PerProcess<Mutex<HashMap<Settings, Arc<Server>>>> = PerProcess::new();
 
 impl Server {
@@ -55,16 +61,23 @@ impl Server {
         if let Some(server) = servers.get(settings) {
             return Arc::clone(server);
         }
+        if servers.len() >= MOST_SETTINGS {
+            servers.retain(|_, server| Arc::strong_count(server) > 1);
+        }
         let sibling = servers.values().find(|other| other.settings.is_database_of(settings));
         let releasing = sibling.map(|sibling| Arc::clone(&sibling.releasing)).unwrap_or_default();
-        let server = Arc::new(Self::new(settings.clone(), releasing));
+        let neighbour = servers.values().find(|other| other.settings.hosts == settings.hosts);
+        let places = neighbour.map(|neighbour| Arc::clone(&neighbour.places));
+        let places = places.unwrap_or_else(|| Arc::new(Semaphore::new(WARM_SESSIONS)));
+        let server = Arc::new(Self::new(settings.clone(), places, releasing));
         servers.insert(settings.clone(), Arc::clone(&server));
         server
     }
 
-    fn new(settings: Settings, releasing: Arc<watch::Sender<Vec<i64>>>) -> Self {
+    fn new(settings: Settings, places: Arc<Semaphore>, releasing: Arc<watch::Sender<Vec<i64>>>) -> Self {
         let (is_proven, failed_proofs) = (AtomicBool::new(false), AtomicUsize::new(0));
-        Self { settings, warm: Mutex::default(), releasing, is_proven, proving: AsyncMutex::default(), failed_proofs }
+        let (warm, proving) = (Mutex::default(), AsyncMutex::default());
+        Self { settings, warm, places, releasing, is_proven, proving, failed_proofs }
     }
 
     fn warm(&self) -> MutexGuard<'_, Warm> {
@@ -84,8 +97,8 @@ impl Server {
 
     fn warm_session(&self) -> Option<Session> {
         let sessions = &mut self.warm().sessions;
-        sessions.retain(Session::is_usable);
-        sessions.pop()
+        sessions.retain(|(session, _)| session.is_usable());
+        sessions.pop().map(|(session, _)| session)
     }
 
     /// Proves once that locks exclude at the server, for all that ask at the same time. They share a failure too: otherwise,
@@ -122,11 +135,12 @@ impl Server {
 
     /// Keeps a session that holds nothing for a moment.
     pub(super) fn keep_warm(self: &Arc<Self>, session: Session) {
-        let mut warm = self.warm();
-        if warm.sessions.len() >= WARM_SESSIONS || !session.is_usable() {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
+        if !session.is_usable() {
             return;
         }
-        warm.sessions.push(session);
+        let mut warm = self.warm();
+        warm.sessions.push((session, place));
         // A job, because the driver's thread ends without one, and the session with it.
         if !mem::replace(&mut warm.is_watched, true) {
             let _ = driver::spawn(Arc::clone(self).end_warm_sessions());
@@ -144,8 +158,8 @@ impl Server {
     /// How long the next one has; `None` if there is none, and then nobody watches them any more.
     fn end_old_sessions(&self, warmth: Duration) -> Option<Duration> {
         let mut warm = self.warm();
-        warm.sessions.retain(|session| session.sent().elapsed() < warmth);
-        let rests = warm.sessions.iter().map(|session| warmth.saturating_sub(session.sent().elapsed()));
+        warm.sessions.retain(|(session, _)| session.sent().elapsed() < warmth);
+        let rests = warm.sessions.iter().map(|(session, _)| warmth.saturating_sub(session.sent().elapsed()));
         let next = rests.min();
         warm.is_watched = next.is_some();
         next
@@ -186,5 +200,27 @@ impl Settings {
     /// How often a session shows that its holder lives, also to proxies that end silent connections.
     pub(super) fn beat(&self) -> Duration {
         (self.ttl / 3).min(LONGEST_BEAT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::postgres::config::Host;
+
+    #[test]
+    fn settings_that_nobody_uses_do_not_pile_up() {
+        let settings = |number: usize| {
+            let hosts = vec![Host { name: "settings-pile-up".into(), port: 5432 }];
+            Settings { hosts, password: Some(number.to_string()), ..Settings::of_example() }
+        };
+        let used = Server::with(&settings(0));
+        for number in 1..3 * MOST_SETTINGS {
+            Server::with(&settings(number));
+        }
+        assert!(Arc::ptr_eq(&used, &Server::with(&settings(0))), "it is in use");
+        let servers = SERVERS.get_or_init(Mutex::default).lock().unwrap();
+        let ours = servers.keys().filter(|known| known.hosts == used.settings.hosts);
+        assert!(ours.count() <= MOST_SETTINGS);
     }
 }
