@@ -1,9 +1,11 @@
 //! The builder for locks with options.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::lock::LockFile;
+use crate::semaphore::Semaphore;
 use crate::url::LockUrl;
 use crate::words::error::LockError;
 use crate::words::kind::LockKind;
@@ -160,6 +162,22 @@ impl LockFileBuilder {
     /// The errors of [`LockFile::winflock`].
     pub fn winflock(&self, path: impl AsRef<Path>) -> Result<LockFile, LockError> {
         LockFile::with(LockKind::WinFlock, path.as_ref(), self.options)
+    }
+
+    /// Makes a [`Semaphore`] with this number of permits, as [`Semaphore::numbered`] does, with these options.
+    ///
+    /// # Errors
+    /// The errors of [`LockFile::new`].
+    pub fn numbered(&self, path: impl AsRef<Path>, permits: usize) -> Result<Semaphore, LockError> {
+        let name = |number: usize| {
+            let mut name = OsString::from(path.as_ref());
+            name.push(format!(".{number}"));
+            PathBuf::from(name)
+        };
+        // Without a name there is no lock file, whatever is behind it.
+        self.build(&path)?;
+        let locks: Result<Vec<_>, _> = (0..permits).map(|number| self.build(name(number))).collect();
+        Ok(Semaphore::new(locks?))
     }
 
     /// Makes a lock as [`LockFile::open`] does.

@@ -1,10 +1,9 @@
 //! A lock with several permits, made of several locks.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::future::poll_fn;
 use std::panic::{RefUnwindSafe, UnwindSafe};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,8 +16,8 @@ use crate::guard::LockGuard;
 use crate::lock::LockFile;
 use crate::process::{limit, report};
 use crate::sys::per_process::PerProcess;
-use crate::util::random;
 use crate::util::timer::{sleep, timeout};
+use crate::util::{blocking, random};
 use crate::words::error::LockError;
 
 /// How long a lock has for its answer before the next one is tried beside it.
@@ -96,18 +95,13 @@ impl Semaphore {
     /// A process with a smaller number uses only the first ones. So a change of the number needs no restart of the
     /// other processes. Until then, the larger number is the limit.
     ///
+    /// [`LockFileBuilder::numbered`](crate::LockFileBuilder::numbered) does the same with options. For locks of another
+    /// kind, give them to [`new`](Self::new).
+    ///
     /// # Errors
     /// The errors of [`LockFile::new`].
     pub fn numbered(path: impl AsRef<Path>, permits: usize) -> Result<Self, LockError> {
-        let name = |number: usize| {
-            let mut name = OsString::from(path.as_ref());
-            name.push(format!(".{number}"));
-            PathBuf::from(name)
-        };
-        // Without a name there is no lock file, whatever is behind it.
-        LockFile::new(&path)?;
-        let locks: Result<Vec<_>, _> = (0..permits).map(|number| LockFile::new(name(number))).collect();
-        Ok(Self::new(locks?))
+        LockFile::builder().numbered(path, permits)
     }
 
     /// The number of permits. It is the number of different locks, whoever holds them.
@@ -225,15 +219,77 @@ impl Semaphore {
         }
     }
 
+    /// Does the same as [`attempt`](Self::attempt) without a runtime, and also inside one, as
+    /// [`LockFile::blocking_attempt`] does. It tries the locks one after the other.
+    ///
+    /// # Errors
+    /// The errors are the same as for [`attempt`](Self::attempt).
+    #[must_use = "the guard in it is the permit; without it, the permit is given back at once"]
+    pub fn blocking_attempt(&self) -> Result<Option<LockGuard>, LockError> {
+        self.refuse_shared()?;
+        if self.queue().waiting.load(Ordering::Acquire) > 0 {
+            return Ok(None);
+        }
+        let mut failed = None;
+        for lock in self.from_a_random_one() {
+            match lock.blocking_attempt() {
+                Ok(None) => {}
+                Ok(obtained) => return Ok(obtained),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(None), Err)
+    }
+
+    /// Does the same as [`obtain`](Self::obtain) without a runtime.
+    ///
+    /// # Errors
+    /// The errors are the same as for [`obtain`](Self::obtain).
+    ///
+    /// # Panics
+    /// This panics under the same condition as [`LockFile::blocking_obtain`].
+    #[track_caller]
+    pub fn blocking_obtain(&self) -> Result<LockGuard, LockError> {
+        self.outside_runtime(self.obtain())
+    }
+
+    /// Does the same as [`obtain_timeout`](Self::obtain_timeout) without a runtime.
+    ///
+    /// # Errors
+    /// The errors are the same as for [`obtain_timeout`](Self::obtain_timeout).
+    ///
+    /// # Panics
+    /// This panics under the same condition as [`LockFile::blocking_obtain`].
+    #[track_caller]
+    pub fn blocking_obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
+        self.outside_runtime(self.obtain_timeout(limit))
+    }
+
+    #[track_caller]
+    fn outside_runtime(
+        &self,
+        wait: impl Future<Output = Result<LockGuard, LockError>>,
+    ) -> Result<LockGuard, LockError> {
+        blocking::outside_runtime(wait).map_err(|error| {
+            let lock = self.locks.first().cloned().unwrap_or_else(LockFile::null);
+            lock.target().failed("wait for", error)
+        })?
+    }
+
     fn queue(&self) -> &Queue {
         self.queue.get_or_init(Queue::default)
     }
 
-    /// Tries each lock once, from a random one on: processes that begin at different locks seldom meet. A lock that does not
+    /// Processes that begin at different locks seldom meet.
+    fn from_a_random_one(&self) -> impl Iterator<Item = &LockFile> {
+        let (before, first) = self.locks.split_at((random::fraction() * self.locks.len() as f64) as usize);
+        first.iter().chain(before)
+    }
+
+    /// Tries each lock once, from a random one on. A lock that does not
     /// answer, because its file system or its server hangs, does not keep the others from being tried.
     async fn try_each(&self, is_reported: &AtomicBool) -> Result<Option<LockGuard>, LockError> {
-        let (before, first) = self.locks.split_at((random::fraction() * self.locks.len() as f64) as usize);
-        let mut next = first.iter().chain(before);
+        let mut next = self.from_a_random_one();
         let (mut trying, mut failed) = (Vec::new(), None);
         loop {
             let patience = match next.next() {

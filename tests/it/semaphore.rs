@@ -85,6 +85,42 @@ async fn numbered_permits_are_files_beside_each_other() {
     assert!(matches!(Semaphore::numbered("", 2), Err(LockError::InvalidPath { .. })));
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn numbered_permits_may_have_options() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = TempDir::new().unwrap();
+    let permits = LockFile::builder().create_dirs(true).exact_mode(0o600).numbered(dir.path().join("new/jobs"), 2);
+    let permits = permits.unwrap();
+    let guards = all(&permits).await;
+    for lock in permits.locks() {
+        let metadata = std::fs::metadata(lock.path().unwrap()).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+    }
+    drop(guards);
+}
+
+#[test]
+fn threads_without_a_runtime_get_permits() {
+    let dir = TempDir::new().unwrap();
+    for locks in sets(dir.path(), 2) {
+        let permits = Semaphore::new(locks);
+        let (first, second) = (permits.blocking_obtain().unwrap(), permits.blocking_attempt().unwrap().unwrap());
+        assert!(permits.blocking_attempt().unwrap().is_none());
+        let late = permits.blocking_obtain_timeout(Duration::from_millis(50));
+        assert!(matches!(late, Err(LockError::TimedOut { .. })), "{late:?}");
+        let waits = std::thread::spawn({
+            let permits = permits.clone();
+            move || drop(permits.blocking_obtain().unwrap())
+        });
+        drop(first);
+        waits.join().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        drop(runtime.block_on(async { permits.blocking_attempt() }).unwrap().expect("one is free"));
+        drop(second);
+    }
+}
+
 #[tokio::test]
 async fn tasks_are_served_in_order_and_attempts_do_not_overtake_them() {
     let dir = TempDir::new().unwrap();
