@@ -484,6 +484,35 @@ mod tests {
         drop(guard);
     }
 
+    /// The look for the holder of the first one has no answer.
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_hangs_keeps_the_log_from_no_other_name() {
+        use tracing_subscriber::layer::SubscriberExt;
+        if !in_own_process("engine::memory::tests::a_server_that_hangs_keeps_the_log_from_no_other_name") {
+            return;
+        }
+        #[derive(Clone, Default)]
+        struct Waiting(Arc<Mutex<usize>>);
+        impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Waiting {
+            fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+                *self.0.lock().unwrap() += usize::from(event.metadata().name() == "waiting");
+            }
+        }
+        let told = Waiting::default();
+        let _listening = tracing::subscriber::set_default(tracing_subscriber::registry().with(told.clone()));
+        let silent: Vec<_> = (0..3).map(|_| lock()).collect();
+        silent.iter().for_each(|(_, _, path)| fault::silence(path));
+        let (_dir, held, _path) = lock();
+        let _guard = take(&held).await;
+        let silent = silent.iter().map(|(_, lock, _)| lock.clone());
+        for lock in silent.chain([held.clone()]) {
+            tokio::spawn(async move { lock.obtain().await.map(drop) });
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert!(*told.0.lock().unwrap() > 0, "nothing is told of the lock whose holder answers");
+    }
+
     /// Wherever it stands in the order of the tries.
     #[tokio::test(start_paused = true)]
     async fn a_permit_that_does_not_answer_keeps_nobody_from_the_others() {

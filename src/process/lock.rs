@@ -1,6 +1,7 @@
 //! One handle's view of a lock: what it names, its engine, and its slot in this process.
 
 use std::hash::{Hash, Hasher};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::engine::{self, contract::Engine};
 use crate::sys::per_process::PerProcess;
 use crate::sys::process;
 use crate::util::blocking;
+use crate::util::timer::timeout;
 use crate::words::error::LockError;
 use crate::words::holder::Holder;
 use crate::words::kind::LockKind;
@@ -25,6 +27,19 @@ static LOOKS: PerProcess<Semaphore> = PerProcess::new();
 
 /// How many of these looks there are at once. Each takes a thread of the blocking pool.
 const LOOKS_AT_ONCE: usize = 2;
+
+/// A look that takes longer does not keep others from theirs: its file system or its server hangs.
+const LONG_LOOK: Duration = Duration::from_secs(1);
+
+/// Awaits a look, and gives `permit` back at its end, or when it takes long.
+pub(super) async fn keeping<F: Future>(permit: impl Sized, mut look: Pin<&mut F>) -> F::Output {
+    let looked = timeout(LONG_LOOK, look.as_mut()).await;
+    drop(permit);
+    match looked {
+        Some(found) => found,
+        None => look.await,
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -67,12 +82,12 @@ impl Lock {
         freshness: Duration,
         begin: impl FnOnce(),
     ) -> Result<Option<Holder>, LockError> {
-        let _permit = LOOKS.get_or_init(|| Semaphore::new(LOOKS_AT_ONCE)).acquire().await;
+        let permit = LOOKS.get_or_init(|| Semaphore::new(LOOKS_AT_ONCE)).acquire().await;
         if let Some(holder) = self.slot().last_look(freshness) {
             return Ok(holder);
         }
         begin();
-        let holder = self.holders().await?.into_iter().next();
+        let holder = keeping(permit, pin!(self.holders())).await?.into_iter().next();
         let holder = holder.map(|holder| holder.or_us(self.is_held_here()));
         self.slot().remember_look(holder.clone());
         Ok(holder)

@@ -1,13 +1,13 @@
 //! What a wait reports of itself: that it goes on, and who holds the lock.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::lock::Lock;
+use super::lock::{Lock, keeping};
 use super::worker::Worker;
 use crate::sys::per_process::PerProcess;
 use crate::util::timer::sleep;
@@ -110,8 +110,8 @@ impl<'a> Report<'a> {
             // It is boxed, because the future is large and every wait has this one.
             let holder = Box::pin(async {
                 // One after another: whoever needs the holder for an error finds no queue.
-                let _turn = LOOKS.get_or_init(|| Semaphore::new(1)).acquire().await;
-                lock.look_for_holder(FRESHNESS, || ()).await.ok().flatten()
+                let turn = LOOKS.get_or_init(|| Semaphore::new(1)).acquire().await;
+                keeping(turn, pin!(lock.look_for_holder(FRESHNESS, || ()))).await.ok().flatten()
             });
             let holder = holder.await;
             trace::waiting(lock.target(), self.wait.started.elapsed(), holder.as_ref());
