@@ -3,6 +3,7 @@
 //! The system may refuse an instance or a watch, as a user has only so many of them. Then nobody asks again for a while:
 //! the waits poll, and an attempt with each look would cost more than the looks.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
@@ -117,14 +118,17 @@ pub(super) struct Watches {
     paced: Option<Instant>,
     /// The runtimes that have a driver.
     driven: Vec<Id>,
-    /// The runtimes that have no I/O driver. They are not asked again.
-    without_io: Vec<Id>,
+    /// The last runtimes that have turned out to have no I/O driver. They are not asked again.
+    without_io: VecDeque<Id>,
     /// The watch descriptor after which the next probe starts.
     cursor: i32,
     /// Until when nobody asks for events, as the system has refused them.
     refused_until: Option<Instant>,
     is_refusal_reported: bool,
 }
+
+/// How many runtimes without an I/O driver are remembered.
+const MOST_REMEMBERED: usize = 64;
 
 /// What a wait has got.
 pub(super) struct Added {
@@ -206,7 +210,7 @@ impl Watches {
             return Err(None);
         }
         if !is_driven && !sys::has_event_poll() {
-            self.without_io.push(runtime);
+            self.remember_without_io(runtime);
             return Err(None);
         }
         let inotify = match self.inotify.clone() {
@@ -225,10 +229,16 @@ impl Watches {
             // The runtime is shutting down.
             Some(Err(_)) => Err(None),
             None => {
-                self.without_io.push(runtime);
+                self.remember_without_io(runtime);
                 Err(None)
             }
         }
+    }
+
+    /// A program may make a runtime for each of its calls.
+    fn remember_without_io(&mut self, runtime: Id) {
+        self.without_io.truncate(MOST_REMEMBERED - 1);
+        self.without_io.push_front(runtime);
     }
 
     /// The processes of a user, who share a limit, do not ask again in step.
@@ -353,4 +363,19 @@ impl Watches {
 #[allow(deprecated, reason = "the successor is unsafe, and too new for the Tokio versions we support")]
 pub(super) fn register<T: AsRawFd>(descriptor: T) -> Option<io::Result<AsyncFd<T>>> {
     catch_unwind(AssertUnwindSafe(|| AsyncFd::with_interest(descriptor, Interest::READABLE))).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_runtimes_without_io_are_remembered() {
+        let mut watches = Watches::default();
+        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap().handle().id();
+        let runtimes: Vec<_> = (0..2 * MOST_REMEMBERED).map(|_| runtime()).collect();
+        runtimes.iter().for_each(|&runtime| watches.remember_without_io(runtime));
+        assert_eq!(watches.without_io.len(), MOST_REMEMBERED);
+        assert!(runtimes[MOST_REMEMBERED..].iter().all(|runtime| watches.without_io.contains(runtime)));
+    }
 }
