@@ -136,7 +136,7 @@ fn harmless(text: &str) -> String {
     let is = |known: &str| scheme.strip_suffix(':').is_none_or(|scheme| scheme.eq_ignore_ascii_case(known));
     if !SCHEMES.iter().map(|(name, _)| *name).chain(["file"]).any(is) {
         let name = scheme.trim_end_matches(':');
-        let is_word = name.len() <= 12 && name.bytes().all(|byte| byte.is_ascii_lowercase()) && rest.starts_with("//");
+        let is_word = name.len() <= 12 && name.bytes().all(|byte| byte.is_ascii_lowercase()) && rest.starts_with('/');
         let is_known = is_word || server_url::SCHEMES.into_iter().any(is) || meant(name).is_some();
         let scheme = if is_known { scheme } else { "" };
         return format!("{scheme}{HIDDEN}");
@@ -324,6 +324,7 @@ mod tests {
             ("etcd:db", "etcd:***"),
             ("app.lock", "***"),
             ("redis://db", "redis:***"),
+            ("lockfil:/run/app.lock", "lockfil:***"),
             ("Redis-1://db", "***"),
             ("correct-horse-battery://db", "***"),
             ("shlock:/run/app.lock", "shlock:***"),

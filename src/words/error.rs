@@ -201,11 +201,23 @@ impl fmt::Display for Subject<'_> {
     }
 }
 
-/// What to do about a failed call. Both actions create the lock file, so it is the directory that is missing.
+/// What to do about a failed call. The first two actions create the lock file, so it is the directory that is missing.
 fn advice(action: &str, error: &io::Error) -> &'static str {
     match action {
         OPEN_DIRECTORY | OPEN_FILE if error.kind() == io::ErrorKind::NotFound => {
             "; its directory has to exist, unless LockFileBuilder::create_dirs makes it"
+        }
+        OPEN_DIRECTORY if error.kind() == io::ErrorKind::PermissionDenied => {
+            "; this user needs the right to read and to search the directory"
+        }
+        CREATE_FILE if error.kind() == io::ErrorKind::PermissionDenied => {
+            "; this user needs the right to write in the directory"
+        }
+        OPEN_FILE if error.kind() == io::ErrorKind::PermissionDenied => {
+            "; this user needs the right to read the file, or if there is none, to write in its directory"
+        }
+        CREATE_FILE | OPEN_FILE if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            "; put it where this user may write, such as /run or /var/lock"
         }
         _ => "",
     }
@@ -220,6 +232,7 @@ impl fmt::Debug for LockError {
 /// Actions that have an advice.
 pub(crate) const OPEN_DIRECTORY: &str = "open the directory of lock file";
 pub(crate) const OPEN_FILE: &str = "open lock file";
+pub(crate) const CREATE_FILE: &str = "create lock file";
 
 impl LockError {
     /// The path that this error concerns. `None` for [`InvalidUrl`](Self::InvalidUrl), for null locks, and for locks on a
@@ -309,6 +322,25 @@ mod tests {
     use std::error::Error as _;
 
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_right_that_is_missing_is_told_with_its_place() {
+        const EACCES: i32 = 13;
+        const EROFS: i32 = 30;
+        for (action, error, advice) in [
+            (OPEN_DIRECTORY, EACCES, "search the directory"),
+            (CREATE_FILE, EACCES, "write in the directory"),
+            (OPEN_FILE, EACCES, "read the file"),
+            (CREATE_FILE, EROFS, "/run"),
+            (OPEN_FILE, EROFS, "/run"),
+        ] {
+            let error = io::Error::from_raw_os_error(error);
+            let said = LockError::Io { path: "/x".into(), action, error }.to_string();
+            let (_, told) = said.split_once("; ").unwrap_or_else(|| panic!("no advice: {said}"));
+            assert!(told.contains(advice), "{said}");
+        }
+    }
 
     #[test]
     fn an_error_says_its_cause_once_and_its_source_goes_on_behind_it() {

@@ -221,11 +221,13 @@ pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Disp
 }
 
 pub(crate) fn lock_failed(target: &Target, error: &LockError) {
+    // The text of an error for a lock on a server begins with its URL, which is in the other field.
+    let cause = matches!(error, LockError::Engine { .. }).then(|| error.cause());
     warn!(
         name: "lock_failed",
         target: TARGET,
         path = %target.address,
-        error = %error,
+        error = %cause.unwrap_or_else(|| error.to_string()),
         "the lock failed; standing by again",
     );
 }

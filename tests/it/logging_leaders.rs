@@ -88,6 +88,29 @@ async fn a_singletons_failed_lock_is_a_warning() {
     assert!(failed.fields["error"].contains("missing"), "{failed:?}");
 }
 
+/// The path is the URL there.
+#[cfg(feature = "etcd")]
+#[tokio::test]
+async fn the_line_of_a_failed_lock_on_a_server_has_its_url_once() {
+    if !in_own_process("logging_leaders::the_line_of_a_failed_lock_on_a_server_has_its_url_once") {
+        return;
+    }
+    let (recorder, _listening) = Recorder::listen();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("etcd://127.0.0.1:{port}/x?connect_timeout=300ms");
+    let leader = Singleton::new(LockFile::open(&url).unwrap());
+    let has_failed = async {
+        while recorder.about("the lock failed").is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let work = || std::future::ready(Ok::<_, String>(()));
+    assert!(matches!(leader.run(work, has_failed).await, Ok(None)));
+    let failed = recorder.only("the lock failed");
+    assert!(failed.fields["path"] == url && !failed.fields["error"].contains(&url), "{failed:?}");
+    assert!(failed.fields["error"].contains("Connection refused"), "{failed:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_singleton_says_when_it_leads_and_for_how_long() {
     if !in_own_process("logging_leaders::a_singleton_says_when_it_leads_and_for_how_long") {

@@ -13,7 +13,7 @@ use crate::engine::file::outcome;
 use crate::engine::file::record::{self, Mark};
 use crate::sys::process::Owner;
 use crate::sys::{self, Dir, OpenFile};
-use crate::words::error::{LockError, OPEN_FILE};
+use crate::words::error::{CREATE_FILE, LockError, OPEN_FILE};
 use crate::words::target::{Address, Target};
 
 /// Another process may still work on a blank file or on a file with unexplained links until the file is this old. This
@@ -259,7 +259,7 @@ impl Directory<'_> {
             Naming::Private => None,
         };
         let (file, name) = match unnamed {
-            Some(created) => (created.map_err(|error| self.failed("create lock file", error))?, None),
+            Some(created) => (created.map_err(|error| self.failed(CREATE_FILE, error))?, None),
             None => match self.create_named(mode)? {
                 Some((file, name)) => (file, Some(name)),
                 None => return Ok(None),
@@ -292,7 +292,7 @@ impl Directory<'_> {
                 self.clear_to_use(&name)?;
                 Ok(None)
             }
-            Err(error) => Err(self.failed("create lock file", error)),
+            Err(error) => Err(self.failed(CREATE_FILE, error)),
         }
     }
 
