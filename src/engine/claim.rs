@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::sync::oneshot;
 
 use super::contract::{Grant, Held};
-use crate::sys::offer::{Allowance, Offer, Release};
+use crate::sys::offer::{Offer, OfferTimeout, Release};
 use crate::words::target::Target;
 
 /// A lock that the task can take, as long as it is offered. Dropping this releases the lock.
@@ -54,23 +54,23 @@ impl<Turn: Send + 'static, H: Held + ?Sized + 'static> Claim<Turn, H> {
     pub(crate) fn new(
         grant: Grant<Turn, H>,
         target: &Arc<Target>,
-        allowance: &Allowance,
+        offer_timeout: &OfferTimeout,
     ) -> (Self, impl FnOnce() + Send + use<Turn, H>) {
         let (sender, back) = oneshot::channel();
         let offer = Offer::new();
-        offer.make(Unclaimed { grant, target: Arc::clone(target), back: sender }, Instant::now() + allowance.get());
+        offer.make(Unclaimed { grant, target: Arc::clone(target), back: sender }, Instant::now() + offer_timeout.get());
         let offered = Arc::downgrade(&offer);
         let watch = move || _ = offered.upgrade().is_some_and(|offer| offer.watch());
         (Self { offer, back }, watch)
     }
 
     /// Takes the lock. The turn comes back if the lock has been released, once nothing is left of it.
-    pub(crate) async fn take(mut self, allowance: &Allowance) -> Result<Grant<Turn, H>, Turn> {
+    pub(crate) async fn take(mut self, offer_timeout: &OfferTimeout) -> Result<Grant<Turn, H>, Turn> {
         if let Some(Unclaimed { grant, .. }) = self.offer.take() {
-            allowance.taken();
+            offer_timeout.taken();
             return Ok(grant);
         }
-        allowance.missed();
+        offer_timeout.missed();
         Err((&mut self.back).await.expect("the turn comes back wherever the release ends"))
     }
 }
@@ -122,10 +122,10 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_takes_its_lock_in_time_has_it() {
         let (target, grant, mut gone) = granted("claim_is_taken").await;
-        let allowance = Allowance::new(HANG);
-        let (claim, watch) = Claim::new(grant, &target, &allowance);
+        let offer_timeout = OfferTimeout::new(HANG);
+        let (claim, watch) = Claim::new(grant, &target, &offer_timeout);
         watch();
-        let grant = claim.take(&allowance).await.expect("it is offered");
+        let grant = claim.take(&offer_timeout).await.expect("it is offered");
         assert!(is_held(&target));
         assert_eq!(gone.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         drop(grant);
@@ -135,8 +135,8 @@ mod tests {
     #[tokio::test]
     async fn a_lock_that_nobody_takes_is_released_and_then_the_turn_goes_back() {
         let (target, grant, _gone) = granted("claim_is_late").await;
-        let allowance = Allowance::new(ALLOWANCE);
-        let (mut claim, watch) = Claim::new(grant, &target, &allowance);
+        let offer_timeout = OfferTimeout::new(ALLOWANCE);
+        let (mut claim, watch) = Claim::new(grant, &target, &offer_timeout);
         watch();
         let turn = timeout(HANG, &mut claim.back).await.expect("hangs").unwrap();
         assert!(!is_held(&target), "the turn came first");
@@ -147,23 +147,23 @@ mod tests {
     /// As for a task that is always polled so late.
     #[tokio::test]
     async fn the_next_claim_stands_longer() {
-        let allowance = Allowance::new(ALLOWANCE);
+        let offer_timeout = OfferTimeout::new(ALLOWANCE);
         for times in [1, 2, 4] {
-            assert_eq!(allowance.get(), ALLOWANCE * times);
+            assert_eq!(offer_timeout.get(), ALLOWANCE * times);
             let (target, grant, _gone) = granted("claim_stands_longer").await;
-            let (claim, watch) = Claim::new(grant, &target, &allowance);
+            let (claim, watch) = Claim::new(grant, &target, &offer_timeout);
             watch();
             while is_held(&target) {
                 tokio::task::yield_now().await;
             }
-            assert!(timeout(HANG, claim.take(&allowance)).await.expect("hangs").is_err());
+            assert!(timeout(HANG, claim.take(&offer_timeout)).await.expect("hangs").is_err());
         }
     }
 
     #[tokio::test]
     async fn a_claim_that_is_dropped_releases_the_lock_at_once_and_then_the_turn() {
         let (target, grant, gone) = granted("claim_is_dropped").await;
-        let (claim, watch) = Claim::new(grant, &target, &Allowance::new(HANG));
+        let (claim, watch) = Claim::new(grant, &target, &OfferTimeout::new(HANG));
         watch();
         drop(claim);
         assert!(timeout(HANG, gone).await.expect("hangs").is_err());
@@ -201,8 +201,8 @@ mod tests {
         let target = Arc::new(Target::null("".as_ref(), Options::default()));
         let (turn, _gone) = oneshot::channel::<()>();
         let grant = Grant { held: Box::new(OnlyDropped), turn, taken_over: None, contention: Contention::None };
-        let allowance = Allowance::new(ALLOWANCE);
-        let (mut claim, watch) = Claim::new(grant, &target, &allowance);
+        let offer_timeout = OfferTimeout::new(ALLOWANCE);
+        let (mut claim, watch) = Claim::new(grant, &target, &offer_timeout);
         watch();
         let turn = timeout(HANG, &mut claim.back).await.expect("hangs").expect("the turn is lost");
         assert!(!turn.is_closed());

@@ -32,14 +32,14 @@ pub(crate) trait Release: Send + 'static {
 
 /// How long the offers for one lock stand.
 #[derive(Debug)]
-pub(crate) struct Allowance {
-    /// In milliseconds: each handle has an allowance.
+pub(crate) struct OfferTimeout {
+    /// In milliseconds: each handle has one.
     first: u32,
     /// How many offers in a row were made in vain.
     missed: AtomicU32,
 }
 
-impl Allowance {
+impl OfferTimeout {
     pub(crate) const fn new(first: Duration) -> Self {
         Self { first: first.as_millis() as u32, missed: AtomicU32::new(0) }
     }
@@ -167,14 +167,14 @@ mod tests {
 
     #[test]
     fn an_allowance_doubles_after_each_miss() {
-        let allowance = Allowance::new(STANDS);
+        let offer_timeout = OfferTimeout::new(STANDS);
         for times in [1, 2, 4, 8] {
-            assert_eq!(allowance.get(), STANDS * times);
-            allowance.missed();
+            assert_eq!(offer_timeout.get(), STANDS * times);
+            offer_timeout.missed();
         }
-        (0..100).for_each(|_| allowance.missed());
-        assert!(allowance.get() > Duration::from_secs(3_600));
-        allowance.taken();
-        assert_eq!(allowance.get(), STANDS);
+        (0..100).for_each(|_| offer_timeout.missed());
+        assert!(offer_timeout.get() > Duration::from_secs(3_600));
+        offer_timeout.taken();
+        assert_eq!(offer_timeout.get(), STANDS);
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::failure::Failure;
 use super::held::EtcdHeld;
-use super::place::{Claim, Lock, Place};
+use super::place::{Lock, Place, Reservation};
 use crate::engine::contract::{BoxFuture, Contention, Grant, Waiter};
-use crate::engine::server::reply::{self, Outcome, Reply};
+use crate::engine::server::reply::{self, Attempted, Reply};
 use crate::words::error::LockError;
 use crate::words::mode::Mode;
 
@@ -25,8 +25,8 @@ pub(super) struct Request {
 
 impl Request {
     /// Dropping this future ends the request. The driver keeps the turn until nothing of it is left.
-    pub(super) async fn get<Turn: Debug + Send + 'static>(self, turn: Turn) -> Outcome<Turn> {
-        let asked = reply::ask(turn, &self.lock.allowance, |reply| self.clone().run(reply)).await;
+    pub(super) async fn get<Turn: Debug + Send + 'static>(self, turn: Turn) -> Attempted<Turn> {
+        let asked = reply::ask(turn, &self.lock.offer_timeout, |reply| self.clone().run(reply)).await;
         asked.unwrap_or_else(|error| Err(self.failed(Failure::not_sent(error))))
     }
 
@@ -55,7 +55,7 @@ impl Request {
         }
         let contention = if self.waits { Contention::Waited } else { Contention::None };
         match EtcdHeld::new(place, self.waits) {
-            Ok(held) => reply.give(Box::new(held), contention, &self.lock.target, &self.lock.allowance),
+            Ok(held) => reply.give(Box::new(held), contention, &self.lock.target, &self.lock.offer_timeout),
             Err(failure) => reply.fail(self.failed(failure)),
         }
     }
@@ -65,14 +65,14 @@ impl Request {
     async fn place<T: Send + 'static>(&self, reply: &mut Reply<T>) -> Option<Result<Option<Place>, Failure>> {
         let mut leases = 0;
         loop {
-            let claim = match reply.while_wanted(Claim::new(&self.lock, self.mode)).await? {
-                Ok(claim) => claim,
+            let reservation = match reply.while_wanted(Reservation::new(&self.lock, self.mode)).await? {
+                Ok(reservation) => reservation,
                 Err(failure) => return Some(Err(failure)),
             };
             leases += 1;
             let made = match self.waits {
-                true => claim.queue_up().await.map(Some),
-                false => claim.make_if_free().await,
+                true => reservation.queue_up().await.map(Some),
+                false => reservation.make_if_free().await,
             };
             match made {
                 Err(failure) if failure.is_lease_gone() && leases < LEASES => {}

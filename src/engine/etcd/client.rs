@@ -13,7 +13,7 @@ use super::config::Config;
 use super::failure::Failure;
 use super::looks::Looks;
 use super::session::Sessions;
-use super::value::Owner;
+use super::value::Signature;
 use super::watches::Watches;
 use crate::engine::server::driver;
 use crate::sys::per_process::PerProcess;
@@ -31,7 +31,7 @@ pub(super) struct Client {
     pub(super) watches: Watches,
     pub(super) looks: Arc<Looks>,
     /// What this process writes into its keys.
-    pub(super) owner: Owner,
+    pub(super) signature: Signature,
     names: Arc<Names>,
 }
 
@@ -54,7 +54,7 @@ impl Client {
         let looks = Arc::new(Looks::new(Arc::clone(&cluster)));
         let sibling = clients.values().find(|other| other.cluster.config.endpoints == config.endpoints);
         let names = sibling.map(|sibling| Arc::clone(&sibling.names)).unwrap_or_default();
-        let client = Arc::new(Self { cluster, sessions, watches, looks, owner: Owner::this_process(), names });
+        let client = Arc::new(Self { cluster, sessions, watches, looks, signature: Signature::this_process(), names });
         clients.insert(config.clone(), Arc::clone(&client));
         Ok(client)
     }

@@ -49,12 +49,12 @@ pub(super) struct Tls {
     /// The certificates to trust; `None` for those of the platform.
     pub(super) roots: Option<PathBuf>,
     /// Who this process is, for a server that asks.
-    pub(super) identity: Option<Identity>,
+    pub(super) identity: Option<ClientCertificate>,
 }
 
 /// A certificate with those that vouch for it, and its private key, in PEM files.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Identity {
+pub(super) struct ClientCertificate {
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
 }
@@ -132,7 +132,7 @@ fn tls(url: &ServerUrl) -> Result<Option<Tls>, String> {
     let file = |name| url.parameter(name).map(PathBuf::from);
     let roots = file("cacert");
     let identity = match (file("cert"), file("key")) {
-        (Some(certificate), Some(key)) => Some(Identity { certificate, key }),
+        (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
         (None, None) => None,
         _ => return Err("it has only one of the parameters cert and key; they go together".into()),
     };

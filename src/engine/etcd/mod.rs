@@ -69,7 +69,7 @@ impl Etcd {
         let identity = OsString::from(config.identity(&name)).into();
         Ok(Self {
             identity,
-            lock: Arc::new(Lock { target: Arc::clone(target), config, name, allowance: reply::allowance() }),
+            lock: Arc::new(Lock { target: Arc::clone(target), config, name, offer_timeout: reply::offer_timeout() }),
         })
     }
 }

@@ -15,7 +15,7 @@ use super::proto::{DeleteRangeRequest, Outcome, PutRequest, RangeResponse, TxnRe
 use super::session::Session;
 use super::{keys, value};
 use crate::engine::server::driver;
-use crate::sys::offer::Allowance;
+use crate::sys::offer::OfferTimeout;
 use crate::words::error::LostReason;
 use crate::words::mode::Mode;
 use crate::words::target::Target;
@@ -29,11 +29,11 @@ pub(super) struct Lock {
     pub(super) target: Arc<Target>,
     pub(super) config: Config,
     pub(super) name: String,
-    pub(super) allowance: Allowance,
+    pub(super) offer_timeout: OfferTimeout,
 }
 
 /// The right to make the one key that this process may have for a lock.
-pub(super) struct Claim {
+pub(super) struct Reservation {
     client: Arc<Client>,
     session: Arc<Session>,
     lock: Arc<Lock>,
@@ -45,12 +45,12 @@ pub(super) struct Claim {
 
 /// A key that is there.
 pub(super) struct Place {
-    claim: Claim,
+    reservation: Reservation,
     /// At which revision of the cluster's data it was made.
     revision: i64,
 }
 
-impl Claim {
+impl Reservation {
     /// Cancel safe: nothing is left at the server but a lease, which ends by itself.
     pub(super) async fn new(lock: &Arc<Lock>, mode: Mode) -> Result<Self, Failure> {
         let client = Client::of(&lock.config).map_err(Failure::not_sent)?;
@@ -97,7 +97,7 @@ impl Claim {
             self.session.set_in_doubt();
         }
         match made {
-            Ok(answered) => Ok(self.made_at(&answered.value).map(|revision| Place { claim: self, revision })),
+            Ok(answered) => Ok(self.made_at(&answered.value).map(|revision| Place { reservation: self, revision })),
             Err(failure) => {
                 if failure.is_lease_gone() {
                     self.session.lease.end();
@@ -135,12 +135,12 @@ impl Claim {
     }
 
     fn put(&self, since: Option<SystemTime>) -> PutRequest {
-        let value = self.client.owner.value(self.mode, since);
+        let value = self.client.signature.value(self.mode, since);
         PutRequest { key: self.key.clone(), value, lease: self.session.id }
     }
 }
 
-impl Drop for Claim {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.session.keys().remove(&self.key);
     }
@@ -153,12 +153,12 @@ impl Place {
     }
 
     pub(super) fn session(&self) -> &Arc<Session> {
-        &self.claim.session
+        &self.reservation.session
     }
 
     /// Waits until the lock is ours. Cancel safe.
     pub(super) async fn reach_front(&self) -> Result<(), Failure> {
-        let Claim { client, session, lock, mode, key, .. } = &self.claim;
+        let Reservation { client, session, lock, mode, key, .. } = &self.reservation;
         // Ours, and the one in front of it. A reader looks for a writer among all that are in front.
         let queue = match *mode {
             Mode::Exclusive => keys::last_two_up_to(&lock.name, self.revision),
@@ -186,21 +186,21 @@ impl Place {
 
     /// Writes into the value of the key since when the lock is held.
     pub(super) async fn tell_since(&self, since: SystemTime) {
-        let request = keys::rewrite(self.revision, self.claim.put(Some(since)));
+        let request = keys::rewrite(self.revision, self.reservation.put(Some(since)));
         // Only people read it.
-        let _ = self.claim.cluster().call(&request, self.claim.cluster().deadline()).await;
+        let _ = self.reservation.cluster().call(&request, self.reservation.cluster().deadline()).await;
     }
 
     /// Resolves when the key is gone or can no longer be seen, or when the lease may have ended and the key with it.
     pub(super) async fn lost(&self) -> LostReason {
         tokio::select! {
             reason = self.gone() => reason,
-            () = self.claim.session.expired() => LostReason::Expired,
+            () = self.reservation.session.expired() => LostReason::Expired,
         }
     }
 
     async fn gone(&self) -> LostReason {
-        let Claim { client, key, .. } = &self.claim;
+        let Reservation { client, key, .. } = &self.reservation;
         let mut from = self.revision.saturating_add(1);
         while !client.watches.deletion(&[key], from).await {
             client.watches.pause().await;
@@ -222,8 +222,8 @@ impl Place {
 
     /// Deletes the key, and returns whether it was still there. This ends with the lease: then the server deletes the key.
     pub(super) async fn delete(&self) -> Result<bool, Failure> {
-        let (cluster, key) = (self.claim.cluster(), &self.claim.key);
-        let left = self.claim.session.lease.left().ok_or_else(Failure::place_lost)?;
+        let (cluster, key) = (self.reservation.cluster(), &self.reservation.key);
+        let left = self.reservation.session.lease.left().ok_or_else(Failure::place_lost)?;
         let deadline = cluster.deadline().min(Instant::now() + left);
         let answered = cluster.call(&keys::delete(key, self.revision), deadline).await?;
         // A try whose answer did not come may have deleted it.
@@ -233,12 +233,12 @@ impl Place {
     /// Deletes the key, with as many tries as that needs, before its lease ends.
     pub(super) async fn delete_at_last(&self) {
         while let Err(failure) = self.delete().await {
-            if !self.claim.session.lease.is_alive() {
+            if !self.reservation.session.lease.is_alive() {
                 return;
             }
             if !failure.is_passing() {
                 // The task of the session deletes the key, or the lease ends.
-                return self.claim.session.set_in_doubt();
+                return self.reservation.session.set_in_doubt();
             }
             sleep(PAUSE).await;
         }

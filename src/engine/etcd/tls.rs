@@ -9,7 +9,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use super::config::{Identity, Tls};
+use super::config::{ClientCertificate, Tls};
 use super::failure::Failure;
 use crate::engine::server::socket::Socket;
 use crate::engine::server::{steps, tls};
@@ -39,7 +39,7 @@ fn configure(tls: &Tls) -> io::Result<ClientConfig> {
         .with_root_certificates(roots);
     let mut config = match &tls.identity {
         None => builder.with_no_client_auth(),
-        Some(Identity { certificate, key }) => {
+        Some(ClientCertificate { certificate, key }) => {
             let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable(key, error))?;
             builder.with_client_auth_cert(read(certificate)?, key_der).map_err(io::Error::other)?
         }

@@ -11,13 +11,13 @@ use crate::words::mode::Mode;
 
 /// How the values of this process begin and end.
 #[derive(Debug)]
-pub(super) struct Owner {
+pub(super) struct Signature {
     pub(super) pid: u32,
     pub(super) host: String,
     pub(super) name: String,
 }
 
-impl Owner {
+impl Signature {
     pub(super) fn this_process() -> Self {
         let now = SystemTime::now();
         let process = process::this_process(now);
@@ -80,14 +80,14 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let owner = Owner { pid: 4321, host: "db1".into(), name: "backup d name=x".into() };
+        let signature = Signature { pid: 4321, host: "db1".into(), name: "backup d name=x".into() };
         let since = at(1_764_187_200).unwrap();
-        let value = owner.value(Mode::Exclusive, Some(since));
+        let value = signature.value(Mode::Exclusive, Some(since));
         assert_eq!(value, b"exclusive pid=4321 since=1764187200 host=db1 name=backup d name=x");
-        let expected = Holder::new(4321, Some(owner.name.clone()), Some(since)).on_host(Some("db1".into()));
+        let expected = Holder::new(4321, Some(signature.name.clone()), Some(since)).on_host(Some("db1".into()));
         assert_eq!(holder(&value), expected);
-        assert_eq!(holder(&owner.value(Mode::Shared, None)).since(), None);
-        assert!(is_shared(&owner.value(Mode::Shared, None)) && !is_shared(&value));
+        assert_eq!(holder(&signature.value(Mode::Shared, None)).since(), None);
+        assert!(is_shared(&signature.value(Mode::Shared, None)) && !is_shared(&value));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::execution::{Execution, TargetOnDisk};
 use super::held::FileHeld;
-use super::outcome::{Contended, Identity, Outcome, Thread};
+use super::outcome::{Contended, FileIdentity, Outcome, Thread};
 use super::protocol;
 use super::wait::wake_up::WakeUp;
 use crate::engine::claim::Claim;
@@ -64,7 +64,7 @@ enum Undecided {
 /// The result of a try whose outcome is clear; else what the next look needs.
 type Decided<Turn> = Result<Tried<Turn>, (Turn, Undecided)>;
 
-fn decided<Turn>(lock: &Arc<TargetOnDisk>, turn: Turn, outcome: Outcome<protocol::Held>) -> Decided<Turn> {
+fn decided<Turn>(lock: &Arc<TargetOnDisk>, turn: Turn, outcome: Outcome<protocol::HeldFile>) -> Decided<Turn> {
     match outcome {
         Outcome::Acquired { held, taken_over } => {
             lock.remember_record(held.has_record());
@@ -107,7 +107,7 @@ async fn look_again<Turn: Send + 'static>(
 }
 
 /// One try on the executor's thread.
-fn try_inline(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outcome<protocol::Held>, LockError> {
+fn try_inline(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outcome<protocol::HeldFile>, LockError> {
     match protocol::attempt(lock, mode, last, Thread::Executor) {
         Err(error) if lock.lacks_directory(&error) => Ok(Outcome::Slow),
         tried => tried,
@@ -115,7 +115,7 @@ fn try_inline(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outco
 }
 
 /// One try that may block.
-fn try_here(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outcome<protocol::Held>, LockError> {
+fn try_here(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outcome<protocol::HeldFile>, LockError> {
     lock.find_execution();
     match protocol::attempt(lock, mode, last, Thread::Pool) {
         Err(error) if lock.lacks_directory(&error) => {
@@ -129,7 +129,7 @@ fn try_here(lock: &TargetOnDisk, mode: Mode, last: &Contended) -> Result<Outcome
 /// What comes from the blocking pool.
 enum FromPool<Turn: Send + 'static> {
     /// With its file, if it was made for the lock.
-    Lock(Claim<Turn, FileHeld>, Option<Box<Identity>>),
+    Lock(Claim<Turn, FileHeld>, Option<Box<FileIdentity>>),
     NoLock(Decided<Turn>),
 }
 
@@ -147,7 +147,7 @@ async fn try_on_pool<Turn: Send + 'static>(
         let (answer, watch) = match try_here(&on_pool, mode, &last).map(|outcome| decided(&on_pool, turn, outcome)) {
             Ok(Ok(Tried::Acquired(grant))) => {
                 let ours = grant.held.ours();
-                let (claim, watch) = Claim::new(grant, &on_pool.target, &on_pool.allowance);
+                let (claim, watch) = Claim::new(grant, &on_pool.target, &on_pool.offer_timeout);
                 (Ok(FromPool::Lock(claim, ours)), Some(watch))
             }
             tried => (tried.map(FromPool::NoLock), None),
@@ -159,7 +159,7 @@ async fn try_on_pool<Turn: Send + 'static>(
     });
     match tried.await.map_err(failed)?? {
         FromPool::NoLock(decided) => Ok(decided),
-        FromPool::Lock(claim, ours) => Ok(match claim.take(&lock.allowance).await {
+        FromPool::Lock(claim, ours) => Ok(match claim.take(&lock.offer_timeout).await {
             Ok(grant) => Ok(Tried::Acquired(grant)),
             // It may still be free, or somebody else's by now.
             Err(turn) => Err((turn, Undecided::Slow(Contended::default().with_ours(ours)))),

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::sys::offer::{Allowance, STANDS};
+use crate::sys::offer::{OfferTimeout, STANDS};
 use crate::sys::{self, FileSystem};
 use crate::words::error::LockError;
 use crate::words::kind::LockKind;
@@ -61,7 +61,7 @@ pub(super) struct TargetOnDisk {
     /// Whether a record was written when this handle got the lock last. Only a hint.
     has_record: AtomicBool,
     /// For tries on the blocking pool.
-    pub(super) allowance: Allowance,
+    pub(super) offer_timeout: OfferTimeout,
 }
 
 impl TargetOnDisk {
@@ -70,7 +70,7 @@ impl TargetOnDisk {
             target,
             execution: OnceLock::new(),
             has_record: AtomicBool::new(false),
-            allowance: Allowance::new(STANDS),
+            offer_timeout: OfferTimeout::new(STANDS),
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use super::execution::Access;
 use super::flock_holder;
-use super::outcome::{self, Contended, Identity, Outcome};
+use super::outcome::{self, Contended, FileIdentity, Outcome};
 use super::record::{self, Record};
 use crate::sys::process::{self, Owner};
 use crate::sys::{self, OpenFile, Stat};
@@ -36,7 +36,7 @@ pub(super) fn attempt(
     mode: Mode,
     last: &Contended,
     access: Access,
-) -> Result<Outcome<Held>, LockError> {
+) -> Result<Outcome<HeldFlock>, LockError> {
     let mut kept = last.file().cloned();
     for _ in 0..ROUNDS {
         let was_kept = kept.is_some();
@@ -65,7 +65,7 @@ pub(super) fn attempt(
         // The file may have lost its name before we locked it. The lock is where the name is.
         if locked || was_kept {
             outcome::check_removed(target, &file, &stat)?;
-            if Identity(stat).check(target.path()).is_err() {
+            if FileIdentity(stat).check(target.path()).is_err() {
                 continue;
             }
         }
@@ -78,7 +78,7 @@ pub(super) fn attempt(
             let written = found.map(|_| record::write(&file, &record::flock(owner.pid())));
             let wrote = written.is_some_and(|written| written.is_ok());
             let is_ours = is_ours || found.is_some_and(|dead| dead.is_some());
-            let held = Held {
+            let held = HeldFlock {
                 file,
                 stat,
                 is_ours,
@@ -96,7 +96,7 @@ pub(super) fn attempt(
             && !last.is_awaited
             && !outcome::is_locked(&file).map_err(|error| outcome::lock_failed(target, error))?;
         if is_asked {
-            let ours = is_ours.then(|| Box::new(Identity(stat)));
+            let ours = is_ours.then(|| Box::new(FileIdentity(stat)));
             return Ok(Outcome::Unclear(Contended::by_lock(file).with_ours(ours)));
         }
         return Ok(Outcome::Busy(Contended::by_lock(file)));
@@ -205,7 +205,7 @@ fn reopen_after_leases(file: &File, path: &Path) -> io::Result<OpenFile> {
 
 /// A held lock.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct HeldFlock {
     file: Arc<OpenFile>,
     stat: Stat,
     /// Whether the file was made for this lock for certain: by this try, or with the record of a dead holder.
@@ -220,7 +220,7 @@ pub(super) struct Held {
     owner: Option<Owner>,
 }
 
-impl Held {
+impl HeldFlock {
     pub(super) fn file(&self) -> &Arc<OpenFile> {
         &self.file
     }
@@ -256,12 +256,12 @@ impl Held {
     }
 
     /// The file, if it was made for this lock for certain.
-    pub(super) fn ours(&self) -> Option<Box<Identity>> {
+    pub(super) fn ours(&self) -> Option<Box<FileIdentity>> {
         self.is_ours.then(|| Box::new(self.identity()))
     }
 
-    pub(super) fn identity(&self) -> Identity {
-        Identity(self.stat)
+    pub(super) fn identity(&self) -> FileIdentity {
+        FileIdentity(self.stat)
     }
 
     pub(super) fn owner(&self) -> Option<Owner> {
@@ -300,7 +300,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldFlock {
     fn drop(&mut self) {
         if self.owner.is_some_and(Owner::is_this_process) {
             let _ = self.unlock();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::execution::TargetOnDisk;
-use super::outcome::Identity;
+use super::outcome::FileIdentity;
 use super::protocol;
 use super::wait::loss;
 use crate::engine::contract::{BoxFuture, End, Held};
@@ -19,21 +19,21 @@ use crate::words::target::Target;
 #[derive(Debug)]
 pub(super) struct FileHeld {
     /// `None` only when it has been released.
-    held: Option<protocol::Held>,
+    held: Option<protocol::HeldFile>,
     lock: Arc<TargetOnDisk>,
 }
 
 impl FileHeld {
-    pub(super) fn new(held: protocol::Held, lock: Arc<TargetOnDisk>) -> Self {
+    pub(super) fn new(held: protocol::HeldFile, lock: Arc<TargetOnDisk>) -> Self {
         Self { held: Some(held), lock }
     }
 
-    fn held(&self) -> &protocol::Held {
+    fn held(&self) -> &protocol::HeldFile {
         self.held.as_ref().expect("present until it is released")
     }
 
     /// The file, if it was made for the lock.
-    pub(super) fn ours(&self) -> Option<Box<Identity>> {
+    pub(super) fn ours(&self) -> Option<Box<FileIdentity>> {
         self.held().ours()
     }
 

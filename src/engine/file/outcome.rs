@@ -90,7 +90,7 @@ pub(super) struct Contended {
     #[cfg_attr(windows, expect(dead_code, reason = "a shlock's file has links"))]
     pub(super) unexplained: Option<Duration>,
     /// The file, if this try has made it for the lock for certain, and the lock was taken back from it.
-    pub(super) ours: Option<Box<Identity>>,
+    pub(super) ours: Option<Box<FileIdentity>>,
     /// Whether the try is part of a wait. Then it need not find out who is in the way: whoever it is, his end wakes the
     /// waiter.
     pub(super) is_awaited: bool,
@@ -114,7 +114,7 @@ impl Contended {
     }
 
     /// Also with the file that this try has made for the lock.
-    pub(super) fn with_ours(self, ours: Option<Box<Identity>>) -> Self {
+    pub(super) fn with_ours(self, ours: Option<Box<FileIdentity>>) -> Self {
         Self { ours, ..self }
     }
 
@@ -127,9 +127,9 @@ impl Contended {
 
 /// Which file is held.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Identity(pub(super) sys::Stat);
+pub(super) struct FileIdentity(pub(super) sys::Stat);
 
-impl Identity {
+impl FileIdentity {
     pub(super) fn is_of(&self, stat: &sys::Stat) -> bool {
         self.0.is_same_file(stat)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::execution::TargetOnDisk;
 use super::flock;
-use super::outcome::{Contended, Identity, Outcome, Thread};
+use super::outcome::{Contended, FileIdentity, Outcome, Thread};
 #[cfg(unix)]
 use super::shlock;
 use crate::sys::OpenFile;
@@ -23,12 +23,12 @@ pub(super) fn attempt(
     mode: Mode,
     last: &Contended,
     thread: Thread,
-) -> Result<Outcome<Held>, LockError> {
+) -> Result<Outcome<HeldFile>, LockError> {
     let target = &lock.target;
     match target.kind {
         #[cfg(unix)]
         LockKind::Shlock => match mode {
-            Mode::Exclusive => Ok(shlock::attempt(target, last, thread)?.map(Held::Shlock)),
+            Mode::Exclusive => Ok(shlock::attempt(target, last, thread)?.map(HeldFile::Shlock)),
             Mode::Shared => {
                 let reason = "readers cannot share it, because its file names one holder; use the flock kind";
                 Err(target.unsupported(reason))
@@ -36,7 +36,7 @@ pub(super) fn attempt(
         },
         _ => {
             let _ = thread;
-            Ok(flock::attempt(target, mode, last, lock.first_access(mode))?.map(Held::Flock))
+            Ok(flock::attempt(target, mode, last, lock.first_access(mode))?.map(HeldFile::Flock))
         }
     }
 }
@@ -66,13 +66,13 @@ pub(super) fn holders(target: &Target) -> Result<Vec<Holder>, LockError> {
 /// A lock file that is held. Dropping it releases the lock. Dropping it in a forked child only closes the child's copies
 /// of the descriptors.
 #[derive(Debug)]
-pub(super) enum Held {
+pub(super) enum HeldFile {
     #[cfg(unix)]
-    Shlock(shlock::Held),
-    Flock(flock::Held),
+    Shlock(shlock::HeldShlock),
+    Flock(flock::HeldFlock),
 }
 
-impl Held {
+impl HeldFile {
     /// The lock file.
     pub(super) fn file(&self) -> &Arc<OpenFile> {
         match self {
@@ -101,7 +101,7 @@ impl Held {
     }
 
     /// The file, if it was made for this lock for certain and stays when the lock is released.
-    pub(super) fn ours(&self) -> Option<Box<Identity>> {
+    pub(super) fn ours(&self) -> Option<Box<FileIdentity>> {
         match self {
             #[cfg(unix)]
             Self::Shlock(_) => None,
@@ -110,7 +110,7 @@ impl Held {
     }
 
     /// What the path must lead to as long as the lock is ours.
-    pub(super) fn identity(&self) -> Identity {
+    pub(super) fn identity(&self) -> FileIdentity {
         match self {
             #[cfg(unix)]
             Self::Shlock(held) => held.identity(),

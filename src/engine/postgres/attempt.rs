@@ -12,7 +12,7 @@ use super::server::Server;
 use super::session::{Session, Tried};
 use super::watch::{Turn, Waiting};
 use crate::engine::contract::{BoxFuture, Contention, Grant, Waiter};
-use crate::engine::server::reply::{self, Outcome, Reply};
+use crate::engine::server::reply::{self, Attempted, Reply};
 use crate::words::error::LockError;
 use crate::words::mode::Mode;
 
@@ -27,8 +27,8 @@ pub(super) struct Request {
 
 impl Request {
     /// Dropping this future ends the request. The driver keeps the turn until nothing of it is left.
-    pub(super) async fn get<Turn: Debug + Send + 'static>(self, turn: Turn) -> Outcome<Turn> {
-        let asked = reply::ask(turn, &self.lock.allowance, |reply| self.clone().run(reply)).await;
+    pub(super) async fn get<Turn: Debug + Send + 'static>(self, turn: Turn) -> Attempted<Turn> {
+        let asked = reply::ask(turn, &self.lock.offer_timeout, |reply| self.clone().run(reply)).await;
         asked.unwrap_or_else(|error| Err(self.failed(error.into())))
     }
 
@@ -49,7 +49,7 @@ impl Request {
             Some(Ok((session, Tried::Granted(grant)))) => {
                 let held = Box::new(PostgresHeld::new(&server, session, self.lock.number, self.mode, &grant));
                 let contention = if self.waits { Contention::Waited } else { Contention::None };
-                reply.give(held, contention, &self.lock.target, &self.lock.allowance);
+                reply.give(held, contention, &self.lock.target, &self.lock.offer_timeout);
             }
         }
     }

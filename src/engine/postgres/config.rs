@@ -9,7 +9,7 @@ use super::key;
 use super::login::{ChannelBinding, Methods};
 use super::tls::{Root, Tls, TlsMode};
 use crate::engine::server::{reply, span};
-use crate::sys::offer::Allowance;
+use crate::sys::offer::OfferTimeout;
 use crate::words::error::LockError;
 use crate::words::server_url::ServerUrl;
 use crate::words::target::Target;
@@ -112,7 +112,7 @@ pub(super) struct Lock {
     pub(super) target: Arc<Target>,
     pub(super) settings: Settings,
     pub(super) number: LockNumber,
-    pub(super) allowance: Allowance,
+    pub(super) offer_timeout: OfferTimeout,
 }
 
 impl Lock {
@@ -124,7 +124,7 @@ impl Lock {
             target: Arc::clone(target),
             settings,
             number,
-            allowance: reply::allowance(),
+            offer_timeout: reply::offer_timeout(),
         })
     }
 }

@@ -34,11 +34,11 @@ struct Driver(Mutex<Option<Jobs>>);
 /// The way to a thread.
 struct Jobs {
     sender: UnboundedSender<Job>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<WaitingSince>,
 }
 
 /// Since when a job waits for the thread.
-type Waiting = Mutex<Option<Instant>>;
+type WaitingSince = Mutex<Option<Instant>>;
 
 /// Starts `job` on the driver's thread. Any thread may call this. It fails only if the system starts no thread.
 pub(crate) fn spawn(job: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
@@ -98,7 +98,7 @@ pub(crate) fn panicked() -> io::Error {
 
 fn start() -> io::Result<Jobs> {
     let (sender, jobs) = unbounded_channel();
-    let waiting = Arc::<Waiting>::default();
+    let waiting = Arc::<WaitingSince>::default();
     let (runtime, handed_over) = std::sync::mpsc::channel::<tokio::runtime::Runtime>();
     let thread = std::thread::Builder::new().name("lockfile-driver".into());
     let driving = drive(jobs, Arc::clone(&waiting));
@@ -108,7 +108,7 @@ fn start() -> io::Result<Jobs> {
     Ok(Jobs { sender, waiting })
 }
 
-async fn drive(mut jobs: UnboundedReceiver<Job>, waiting: Arc<Waiting>) {
+async fn drive(mut jobs: UnboundedReceiver<Job>, waiting: Arc<WaitingSince>) {
     let mut running = JoinSet::new();
     let mut is_open = true;
     while is_open || !running.is_empty() {

@@ -9,20 +9,20 @@ use tokio::sync::oneshot;
 use super::driver;
 use crate::engine::claim::Claim;
 use crate::engine::contract::{Attempt, Contention, Grant, Held, Waiter};
-use crate::sys::offer::Allowance;
+use crate::sys::offer::OfferTimeout;
 use crate::words::error::LockError;
 use crate::words::target::Target;
 
-pub(crate) type Outcome<Turn> = Result<Attempt<Turn>, LockError>;
+pub(crate) type Attempted<Turn> = Result<Attempt<Turn>, LockError>;
 
 /// A lock on a server waits longer for its task than one on a file: a server needs some milliseconds to give the lock to
 /// another process, and the task then begins anew at the end of the queue.
-pub(crate) fn allowance() -> Allowance {
-    Allowance::new(Duration::from_millis(100))
+pub(crate) fn offer_timeout() -> OfferTimeout {
+    OfferTimeout::new(Duration::from_millis(100))
 }
 
 /// The lock that a request has got which waits for it.
-pub(crate) fn granted<Turn>(outcome: Outcome<Turn>) -> Result<Grant<Turn>, LockError> {
+pub(crate) fn granted<Turn>(outcome: Attempted<Turn>) -> Result<Grant<Turn>, LockError> {
     match outcome? {
         Attempt::Acquired(grant) => Ok(grant),
         Attempt::Busy(..) => unreachable!("a request that waits is not refused"),
@@ -39,7 +39,7 @@ pub(crate) struct Reply<Turn: Send + 'static> {
 #[derive(Debug)]
 enum Message<Turn: Send + 'static> {
     Lock(Claim<Turn>),
-    NoLock(Outcome<Turn>),
+    NoLock(Attempted<Turn>),
 }
 
 /// Runs `job` on the driver, and again whenever its lock was released because the task was not polled. Fails if the system
@@ -48,9 +48,9 @@ enum Message<Turn: Send + 'static> {
 /// Dropping this future ends the job. The job keeps the turn until nothing of it is left at the server.
 pub(crate) async fn ask<Turn, Job>(
     mut turn: Turn,
-    allowance: &Allowance,
+    offer_timeout: &OfferTimeout,
     job: impl Fn(Reply<Turn>) -> Job,
-) -> io::Result<Outcome<Turn>>
+) -> io::Result<Attempted<Turn>>
 where
     Turn: Send + 'static,
     Job: Future<Output = ()> + Send + 'static,
@@ -62,7 +62,7 @@ where
             Message::Lock(claim) => claim,
             Message::NoLock(outcome) => return Ok(outcome),
         };
-        match claim.take(allowance).await {
+        match claim.take(offer_timeout).await {
             Ok(grant) => return Ok(Ok(Attempt::Acquired(grant))),
             Err(back) => turn = back,
         }
@@ -91,9 +91,15 @@ impl<Turn: Send + 'static> Reply<Turn> {
 
     /// Gives the lock to the task. If the task has gone, or does not take the lock in time, the lock is released, and then
     /// the turn goes back.
-    pub(crate) fn give(self, held: Box<dyn Held>, contention: Contention, target: &Arc<Target>, allowance: &Allowance) {
+    pub(crate) fn give(
+        self,
+        held: Box<dyn Held>,
+        contention: Contention,
+        target: &Arc<Target>,
+        offer_timeout: &OfferTimeout,
+    ) {
         let grant = Grant { held, turn: self.turn, taken_over: None, contention };
-        let (claim, watch) = Claim::new(grant, target, allowance);
+        let (claim, watch) = Claim::new(grant, target, offer_timeout);
         let _ = self.to.send(Message::Lock(claim));
         watch();
     }
@@ -161,7 +167,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_job_that_panics_is_an_error() {
-        let asked = ask((), &allowance(), |_reply| async { panic!("a test's panic") }).await;
+        let asked = ask((), &offer_timeout(), |_reply| async { panic!("a test's panic") }).await;
         assert!(asked.unwrap_err().to_string().contains("panicked"));
     }
 
@@ -170,10 +176,10 @@ mod tests {
     async fn a_task_whose_lock_was_released_asks_again() {
         let path = std::env::temp_dir().join(format!("reply_comes_again.{SUFFIX}"));
         let target = Arc::new(Target::file(LockKind::PLATFORM_DEFAULT, &path, Options::default()).unwrap());
-        let (jobs, allowance) = (Arc::new(AtomicUsize::new(0)), Arc::new(allowance()));
+        let (jobs, offer_timeout) = (Arc::new(AtomicUsize::new(0)), Arc::new(offer_timeout()));
         let polled = Arc::new(Semaphore::new(0));
         let job = |reply: Reply<()>| {
-            let (target, jobs, allowance) = (Arc::clone(&target), Arc::clone(&jobs), Arc::clone(&allowance));
+            let (target, jobs, offer_timeout) = (Arc::clone(&target), Arc::clone(&jobs), Arc::clone(&offer_timeout));
             let polled = Arc::clone(&polled);
             async move {
                 drop(polled.acquire().await);
@@ -183,10 +189,10 @@ mod tests {
                 };
                 // Before it is given: the task may take it and look at once.
                 jobs.fetch_add(1, Ordering::SeqCst);
-                reply.give(grant.held, Contention::None, &target, &allowance);
+                reply.give(grant.held, Contention::None, &target, &offer_timeout);
             }
         };
-        let mut asking = Box::pin(ask((), &allowance, job));
+        let mut asking = Box::pin(ask((), &offer_timeout, job));
         assert!(!poll_once(asking.as_mut()).await);
         polled.add_permits(1);
         while jobs.load(Ordering::SeqCst) == 0 || fault::holders(target.path()) > 0 {

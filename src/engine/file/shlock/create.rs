@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::directory::Directory;
-use super::held::Held;
+use super::held::HeldShlock;
 use super::probe::Probe;
 use crate::engine::file::outcome;
 use crate::engine::file::record::{self, Mark};
@@ -37,7 +37,7 @@ pub(super) fn since(stat: &sys::Stat) -> Duration {
 }
 
 pub(super) enum Created {
-    Held(Held),
+    Held(HeldShlock),
     Changed,
     Unclear,
     /// The file has no name, and the system could not give it one.
@@ -122,7 +122,7 @@ impl Directory<'_> {
         }
         let Private { name, file } = private;
         drop(name);
-        let mut held = Held {
+        let mut held = HeldShlock {
             dir: Arc::clone(&self.dir),
             name: self.name.to_owned(),
             file: Arc::new(file),
@@ -182,7 +182,7 @@ impl Directory<'_> {
     /// Removes the lock's name if it is ours. The caller has made the link, and the name shows another inode. Some file
     /// systems (sshfs, SMB without `serverino`) and emulators give each name of a file its own inode number. Then the
     /// name is ours. Returns whether it was ours.
-    fn take_back(&self, held: Held, record: &[u8]) -> Result<bool, LockError> {
+    fn take_back(&self, held: HeldShlock, record: &[u8]) -> Result<bool, LockError> {
         // proot makes a symbolic link to our file instead of a hard link.
         let is_link = self.dir.leads_to(self.name, &held.stat).map_err(|error| self.failed("look at", error))?;
         // On SMB nobody can read the file while it is locked, we neither.

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::sync::Arc;
 
-use crate::engine::file::outcome::Identity;
+use crate::engine::file::outcome::FileIdentity;
 use crate::sys::process::Owner;
 use crate::sys::{self, Dir, OpenFile, Stat};
 use crate::words::error::LockError;
@@ -12,7 +12,7 @@ use crate::words::target::Target;
 
 /// A held lock.
 #[derive(Debug)]
-pub(in crate::engine::file) struct Held {
+pub(in crate::engine::file) struct HeldShlock {
     pub(super) dir: Arc<Dir>,
     pub(super) name: OsString,
     pub(super) file: Arc<OpenFile>,
@@ -23,13 +23,13 @@ pub(in crate::engine::file) struct Held {
     pub(super) owner: Option<Owner>,
 }
 
-impl Held {
+impl HeldShlock {
     pub(in crate::engine::file) fn file(&self) -> &Arc<OpenFile> {
         &self.file
     }
 
-    pub(in crate::engine::file) fn identity(&self) -> Identity {
-        Identity(self.stat)
+    pub(in crate::engine::file) fn identity(&self) -> FileIdentity {
+        FileIdentity(self.stat)
     }
 
     pub(in crate::engine::file) fn owner(&self) -> Option<Owner> {
@@ -70,7 +70,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldShlock {
     fn drop(&mut self) {
         if self.owner.is_some_and(Owner::is_this_process) {
             self.refresh();

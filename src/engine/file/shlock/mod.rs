@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::flock_holder;
-use super::outcome::{self, Contended, Identity, Outcome, Thread};
+use super::outcome::{self, Contended, FileIdentity, Outcome, Thread};
 use super::record::{Mark, Record};
 use crate::sys::process::{self, pid_exists};
 use crate::sys::{self, OpenFile};
@@ -34,14 +34,14 @@ use crate::words::target::Target;
 use break_stale::Broken;
 use create::Created;
 use directory::Directory;
-pub(super) use held::Held;
+pub(super) use held::HeldShlock;
 use judge::Found;
 
 /// The number of times that a try starts again because the file has changed. After that, the outcome is unclear.
 const ROUNDS: u32 = 16;
 
 /// Tries once.
-pub(super) fn attempt(target: &Target, last: &Contended, thread: Thread) -> Result<Outcome<Held>, LockError> {
+pub(super) fn attempt(target: &Target, last: &Contended, thread: Thread) -> Result<Outcome<HeldShlock>, LockError> {
     let directory = Directory::open(target)?;
     let mut kept = last.file().cloned();
     let mut taken_over = None;
@@ -64,7 +64,7 @@ fn round(
     unexplained: Option<Duration>,
     taken_over: &mut Option<u32>,
     thread: Thread,
-) -> Result<Option<Outcome<Held>>, LockError> {
+) -> Result<Option<Outcome<HeldShlock>>, LockError> {
     match directory.contend(kept)? {
         Found::Nothing => {}
         Found::Changed => return Ok(None),
@@ -89,7 +89,7 @@ fn round(
 pub(super) fn is_still_held(target: &Target, last: &Contended) -> bool {
     let Some(file) = last.file() else { return false };
     let Ok(stat) = sys::stat(file) else { return false };
-    Identity(stat).check(target.path()).is_ok()
+    FileIdentity(stat).check(target.path()).is_ok()
         && !sys::is_removed(file, &stat, target.path())
         && match last.foreign {
             // The other program may have rewritten the file.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::events::Watch;
 use crate::engine::file::execution::TargetOnDisk;
-use crate::engine::file::outcome::Identity;
+use crate::engine::file::outcome::FileIdentity;
 use crate::sys::OpenFile;
 use crate::util::backoff::Backoff;
 use crate::util::blocking;
@@ -23,7 +23,7 @@ pub(in crate::engine::file) async fn lost(
     lock: &TargetOnDisk,
     target: &Target,
     file: &Arc<OpenFile>,
-    identity: Identity,
+    identity: FileIdentity,
 ) -> LostReason {
     let (mut watch, mut pauses): (Option<Watch>, _) = (None, Backoff::new(LOOK_AGAIN));
     loop {
@@ -45,7 +45,7 @@ pub(in crate::engine::file) async fn lost(
 }
 
 /// `None` when the runtime shuts down.
-async fn check(lock: &TargetOnDisk, target: &Target, identity: Identity) -> Option<Result<(), LostReason>> {
+async fn check(lock: &TargetOnDisk, target: &Target, identity: FileIdentity) -> Option<Result<(), LostReason>> {
     if lock.is_cheap_to_look_at() {
         return Some(identity.check(target.path()));
     }
