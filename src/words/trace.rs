@@ -53,37 +53,28 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// An event about the lock with this path.
+macro_rules! event {
+    ($level:ident, $name:literal, $path:expr, $($fields_and_message:tt)*) => {
+        $level!(name: $name, target: TARGET, path = $path, $($fields_and_message)*)
+    };
+}
+
 pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>) {
-    info!(
-        name: "waiting",
-        target: TARGET,
-        path = path(target),
-        kind = kind(target),
-        waited_ms = millis(waited),
-        holder.pid = holder.map(Holder::pid),
-        holder.name = holder.and_then(Holder::name).map(|name| display(Escaped(name))),
-        "waiting for the lock{}", Brief(holder),
-    );
+    let (pid, name) = (holder.map(Holder::pid), holder.and_then(Holder::name).map(|name| display(Escaped(name))));
+    let (path, kind, waited_ms, by) = (path(target), kind(target), millis(waited), Brief(holder));
+    event!(info, "waiting", path, kind, waited_ms, holder.pid = pid, holder.name = name, "waiting for the lock{by}");
 }
 
 pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
-    warn!(
-        name: "waits_for_itself",
-        target: TARGET,
-        path = path(target),
-        waited_ms = millis(waited),
-        "this very task has obtained the lock it waits for: a deadlock, unless another task or another branch of this one releases it",
-    );
+    let message = "this very task has obtained the lock it waits for: a deadlock, unless another task or another branch of \
+                   this one releases it";
+    event!(warn, "waits_for_itself", path(target), waited_ms = millis(waited), "{message}");
 }
 
 pub(crate) fn record_lock(target: &Target, pid: u32) {
-    warn!(
-        name: "record_lock",
-        target: TARGET,
-        path = path(target),
-        holder.pid = pid,
-        "another process has a record lock (fcntl) on the lock file, which does not exclude this lock",
-    );
+    let message = "another process has a record lock (fcntl) on the lock file, which does not exclude this lock";
+    event!(warn, "record_lock", path(target), holder.pid = pid, "{message}");
 }
 
 /// Once for the whole process. inotify(7) names the limits.
@@ -107,129 +98,62 @@ pub(crate) fn no_events(error: &std::io::Error) {
 /// `is_reported`: whether the log says that a task waits.
 pub(crate) fn acquired(target: &Target, started: Instant, is_reported: bool) {
     macro_rules! acquired {
-        ($level:ident) => {
-            $level!(
-                name: "acquired",
-                target: TARGET,
-                path = path(target),
-                kind = kind(target),
-                waited_ms = millis(started.elapsed()),
-                "acquired",
-            )
-        };
+        ($level:ident) => {{
+            let waited_ms = || millis(started.elapsed());
+            event!($level, "acquired", path(target), kind = kind(target), waited_ms = waited_ms(), "acquired")
+        }};
     }
-    match is_reported {
-        true => acquired!(info),
-        false => acquired!(debug),
-    }
+    if is_reported { acquired!(info) } else { acquired!(debug) }
 }
 
 pub(crate) fn taken_over(target: &Target, pid: u32, started: Instant) {
-    warn!(
-        name: "taken_over",
-        target: TARGET,
-        path = path(target),
-        kind = kind(target),
-        waited_ms = millis(started.elapsed()),
-        holder.pid = pid,
-        "acquired by takeover: the last holder died with the lock",
-    );
+    let (kind, waited_ms) = (kind(target), millis(started.elapsed()));
+    let message = "acquired by takeover: the last holder died with the lock";
+    event!(warn, "taken_over", path(target), kind, waited_ms, holder.pid = pid, "{message}");
 }
 
 pub(crate) fn released(target: &Target, since: std::time::Instant) {
-    debug!(
-        name: "released",
-        target: TARGET,
-        path = %target.address,
-        held_ms = millis(since.elapsed()),
-        "released",
-    );
+    event!(debug, "released", display(&target.address), held_ms = millis(since.elapsed()), "released");
 }
 
 /// `held`: how long, if that is known.
 pub(crate) fn lost(target: &Target, reason: LostReason, held: Option<Duration>) {
-    warn!(
-        name: "lost",
-        target: TARGET,
-        path = %target.address,
-        held_ms = held.map(millis),
-        %reason,
-        "lost the lock while it was held",
-    );
+    event!(warn, "lost", display(&target.address), held_ms = held.map(millis), %reason, "lost the lock while it was held");
 }
 
 /// A release that was not in order.
 pub(crate) fn not_released(target: &Target, error: &LockError, held: Option<Duration>) {
     match error {
         LockError::Lost { reason, .. } => lost(target, *reason, held),
-        error => release_failed(target, error),
+        error => {
+            event!(warn, "release_failed", display(&target.address), %error, "the lock could not be released properly")
+        }
     }
 }
 
-fn release_failed(target: &Target, error: &LockError) {
-    warn!(
-        name: "release_failed",
-        target: TARGET,
-        path = %target.address,
-        error = %error,
-        "the lock could not be released properly",
-    );
-}
-
 pub(crate) fn stands_by(target: &Target) {
-    info!(
-        name: "stands_by",
-        target: TARGET,
-        path = %target.address,
-        kind = %target.kind,
-        "stands by",
-    );
+    event!(info, "stands_by", display(&target.address), kind = %target.kind, "stands by");
 }
 
 pub(crate) fn leads(target: &Target, waited: Duration) {
-    info!(
-        name: "leads",
-        target: TARGET,
-        path = %target.address,
-        kind = %target.kind,
-        waited_ms = millis(waited),
-        "leads",
-    );
+    event!(info, "leads", display(&target.address), kind = %target.kind, waited_ms = millis(waited), "leads");
 }
 
 pub(crate) fn stepped_down(target: &Target, held: Duration, reason: &str) {
-    info!(
-        name: "stepped_down",
-        target: TARGET,
-        path = %target.address,
-        held_ms = millis(held),
-        %reason,
-        "stepped down",
-    );
+    event!(info, "stepped_down", display(&target.address), held_ms = millis(held), %reason, "stepped down");
 }
 
 /// `goes_on`: whether this process will stand by again.
 pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Display, goes_on: bool) {
-    warn!(
-        name: "work_failed",
-        target: TARGET,
-        path = %target.address,
-        held_ms = millis(held),
-        error = %format_args!("{error:#}"),
-        "the work under the lock failed; {}", if goes_on { "standing by again" } else { "shutting down" },
-    );
+    let (error, then) = (format_args!("{error:#}"), if goes_on { "standing by again" } else { "shutting down" });
+    event!(warn, "work_failed", display(&target.address), held_ms = millis(held), %error, "the work under the lock failed; {then}");
 }
 
 pub(crate) fn lock_failed(target: &Target, error: &LockError) {
     // The text of an error for a lock on a server begins with its URL, which is in the other field.
     let cause = matches!(error, LockError::Engine { .. }).then(|| error.cause());
-    warn!(
-        name: "lock_failed",
-        target: TARGET,
-        path = %target.address,
-        error = %cause.unwrap_or_else(|| error.to_string()),
-        "the lock failed; standing by again",
-    );
+    let error = cause.unwrap_or_else(|| error.to_string());
+    event!(warn, "lock_failed", display(&target.address), error, "the lock failed; standing by again");
 }
 
 /// In the words of libpq. `fault`: what is wrong with the file.
@@ -349,6 +273,11 @@ mod tests {
         }
         assert_eq!(seen, told);
         let others = [cfg!(feature = "postgres"), cfg!(feature = "etcd")].iter().filter(|is_built| !**is_built).count();
-        assert_eq!(seen.len() + others, include_str!("trace.rs").matches("        name: \"").count());
+        let page = include_str!("trace.rs").split("mod tests").next().unwrap();
+        let named = |begin| page.split(begin).skip(1).filter_map(|event: &str| event.split('"').nth(1));
+        assert_eq!(
+            seen.len() + others,
+            ["event!(", "name: "].into_iter().flat_map(named).collect::<BTreeSet<_>>().len()
+        );
     }
 }

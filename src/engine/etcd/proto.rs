@@ -1,8 +1,8 @@
 //! The messages of etcd's API (version 3) that this engine uses, written by hand: so nobody who builds the crate needs
 //! protoc. The field numbers are those of etcd's rpc.proto and kv.proto. A field that is left out here is skipped when a
-//! message is read.
+//! message is read. `()` is a message without fields, or one whose fields nobody reads.
 
-use prost::{Enumeration, Message, Oneof};
+use prost::{Message, Oneof};
 
 /// A request, with its method and the type of its answer.
 pub(super) trait Call: Message {
@@ -22,7 +22,7 @@ const SHORT: usize = 64 << 10;
 const LONG: usize = 4 << 20;
 
 macro_rules! calls {
-    ($($request:ident, $method:literal => $answer:ident $(, $longest:expr)?;)*) => {
+    ($($request:ident, $method:literal => $answer:ty $(, $longest:expr)?;)*) => {
         $(impl Call for $request {
             const METHOD: &'static str = $method;
             type Answer = $answer;
@@ -34,11 +34,11 @@ macro_rules! calls {
 }
 
 calls! {
-    DeleteRangeRequest, "/etcdserverpb.KV/DeleteRange" => DeleteRangeResponse;
+    DeleteRangeRequest, "/etcdserverpb.KV/DeleteRange" => ();
     TxnRequest, "/etcdserverpb.KV/Txn" => TxnResponse;
     WatchRequest, "/etcdserverpb.Watch/Watch" => WatchResponse;
     LeaseGrantRequest, "/etcdserverpb.Lease/LeaseGrant" => LeaseGrantResponse;
-    LeaseRevokeRequest, "/etcdserverpb.Lease/LeaseRevoke" => LeaseRevokeResponse;
+    LeaseRevokeRequest, "/etcdserverpb.Lease/LeaseRevoke" => ();
     LeaseKeepAliveRequest, "/etcdserverpb.Lease/LeaseKeepAlive" => LeaseKeepAliveResponse;
     LeaseTimeToLiveRequest, "/etcdserverpb.Lease/LeaseTimeToLive" => LeaseTimeToLiveResponse, LONG;
     AuthenticateRequest, "/etcdserverpb.Auth/Authenticate" => AuthenticateResponse;
@@ -52,6 +52,18 @@ impl Call for RangeRequest {
         // Others may write long values.
         if self.keys_only { SHORT + 4 * self.encoded_len() } else { LONG }
     }
+}
+
+/// The values of the enumerations that this engine uses.
+pub(super) mod number {
+    pub(in super::super) const ASCENDING: i32 = 1;
+    pub(in super::super) const DESCENDING: i32 = 2;
+    pub(in super::super) const BY_CREATE_REVISION: i32 = 2;
+    pub(in super::super) const EQUAL: i32 = 0;
+    pub(in super::super) const LESS: i32 = 2;
+    pub(in super::super) const CREATE_REVISION: i32 = 1;
+    pub(in super::super) const NO_PUT: i32 = 0;
+    pub(in super::super) const DELETE: i32 = 1;
 }
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -68,24 +80,6 @@ pub(super) struct KeyValue {
     pub(super) create_revision: i64,
     #[prost(bytes = "vec", tag = "5")]
     pub(super) value: Vec<u8>,
-    #[prost(int64, tag = "6")]
-    pub(super) lease: i64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
-#[repr(i32)]
-pub(super) enum SortOrder {
-    None = 0,
-    Ascend = 1,
-    Descend = 2,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
-#[repr(i32)]
-pub(super) enum SortTarget {
-    Key = 0,
-    Version = 1,
-    Create = 2,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -96,9 +90,9 @@ pub(super) struct RangeRequest {
     pub(super) range_end: Vec<u8>,
     #[prost(int64, tag = "3")]
     pub(super) limit: i64,
-    #[prost(enumeration = "SortOrder", tag = "5")]
+    #[prost(int32, tag = "5")]
     pub(super) sort_order: i32,
-    #[prost(enumeration = "SortTarget", tag = "6")]
+    #[prost(int32, tag = "6")]
     pub(super) sort_target: i32,
     /// The answer has no values.
     #[prost(bool, tag = "8")]
@@ -126,42 +120,18 @@ pub(super) struct PutRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct PutResponse {}
-
-#[derive(Clone, PartialEq, Message)]
 pub(super) struct DeleteRangeRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub(super) key: Vec<u8>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct DeleteRangeResponse {
-    #[prost(int64, tag = "2")]
-    pub(super) deleted: i64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
-#[repr(i32)]
-pub(super) enum CompareResult {
-    Equal = 0,
-    Greater = 1,
-    Less = 2,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
-#[repr(i32)]
-pub(super) enum CompareTarget {
-    Version = 0,
-    Create = 1,
 }
 
 /// A condition on the create revision. A key that does not exist has the create revision 0. A range meets the condition if
 /// all its keys do, or if it has none and 0 does.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Compare {
-    #[prost(enumeration = "CompareResult", tag = "1")]
+    #[prost(int32, tag = "1")]
     pub(super) result: i32,
-    #[prost(enumeration = "CompareTarget", tag = "2")]
+    #[prost(int32, tag = "2")]
     pub(super) target: i32,
     #[prost(bytes = "vec", tag = "3")]
     pub(super) key: Vec<u8>,
@@ -205,9 +175,9 @@ pub(super) enum Outcome {
     #[prost(message, tag = "1")]
     Range(RangeResponse),
     #[prost(message, tag = "2")]
-    Put(PutResponse),
+    Put(()),
     #[prost(message, tag = "3")]
-    Delete(DeleteRangeResponse),
+    Delete(()),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -238,7 +208,7 @@ pub(super) struct WatchRequest {
     #[prost(message, optional, tag = "2")]
     pub(super) cancel: Option<WatchCancelRequest>,
     #[prost(message, optional, tag = "3")]
-    pub(super) progress: Option<WatchProgressRequest>,
+    pub(super) progress: Option<()>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -248,21 +218,12 @@ pub(super) struct WatchCancelRequest {
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct WatchProgressRequest {}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
-#[repr(i32)]
-pub(super) enum FilterType {
-    NoPut = 0,
-}
-
-#[derive(Clone, PartialEq, Message)]
 pub(super) struct WatchCreateRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub(super) key: Vec<u8>,
     #[prost(int64, tag = "3")]
     pub(super) start_revision: i64,
-    #[prost(enumeration = "FilterType", repeated, tag = "5")]
+    #[prost(int32, repeated, tag = "5")]
     pub(super) filters: Vec<i32>,
     #[prost(int64, tag = "7")]
     pub(super) watch_id: i64,
@@ -280,16 +241,9 @@ pub(super) struct WatchResponse {
     pub(super) events: Vec<Event>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Enumeration)]
-#[repr(i32)]
-pub(super) enum EventType {
-    Put = 0,
-    Delete = 1,
-}
-
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Event {
-    #[prost(enumeration = "EventType", tag = "1")]
+    #[prost(int32, tag = "1")]
     pub(super) r#type: i32,
     #[prost(message, optional, tag = "2")]
     pub(super) kv: Option<KeyValue>,
@@ -315,9 +269,6 @@ pub(super) struct LeaseRevokeRequest {
     #[prost(int64, tag = "1")]
     pub(super) id: i64,
 }
-
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct LeaseRevokeResponse {}
 
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct LeaseKeepAliveRequest {
