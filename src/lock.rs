@@ -59,8 +59,7 @@ impl LockFile {
     /// Use this for a data file that the lock protects, see [`LockGuard::file`].
     ///
     /// # Errors
-    /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
-    /// - [`LockError::Io`] if the path is relative and the current directory cannot be found.
+    /// The errors of [`new`](Self::new).
     pub fn native(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::NATIVE, path.as_ref(), Options::default())
     }
@@ -68,9 +67,7 @@ impl LockFile {
     /// Makes a lock that is a PID file made with link(2). Unix only.
     ///
     /// # Errors
-    /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
-    /// - [`LockError::Unsupported`] on other platforms.
-    /// - [`LockError::Io`] if the path is relative and the current directory cannot be found.
+    /// The errors of [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
     pub fn shlock(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::Shlock, path.as_ref(), Options::default())
     }
@@ -78,9 +75,7 @@ impl LockFile {
     /// Makes a lock that is an flock(2) on a file. The file is not removed. Unix only.
     ///
     /// # Errors
-    /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
-    /// - [`LockError::Unsupported`] on other platforms.
-    /// - [`LockError::Io`] if the path is relative and the current directory cannot be found.
+    /// The errors of [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
     pub fn flock(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::Flock, path.as_ref(), Options::default())
     }
@@ -88,9 +83,7 @@ impl LockFile {
     /// Makes a lock that uses `LockFileEx` on a file. The file is not removed. Windows only.
     ///
     /// # Errors
-    /// - [`LockError::InvalidPath`] if the path is empty, contains a NUL byte or does not end in a file name.
-    /// - [`LockError::Unsupported`] on other platforms.
-    /// - [`LockError::Io`] if the path is relative and the current directory cannot be found.
+    /// The errors of [`new`](Self::new), and [`LockError::Unsupported`] on other platforms.
     pub fn winflock(path: impl AsRef<Path>) -> Result<Self, LockError> {
         Self::with(LockKind::WinFlock, path.as_ref(), Options::default())
     }

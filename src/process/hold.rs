@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::moment::Moment;
+use super::atomic_instant::AtomicInstant;
 use crate::engine::contract::Held;
 use crate::sys::offer::Release;
 use crate::words::error::{LockError, LostReason};
@@ -24,7 +24,7 @@ pub(crate) struct Hold {
     /// The lock as the task named it that got it from the engine.
     target: Arc<Target>,
     /// When we last saw that the lock is still ours and that we are not a forked child.
-    verified: Moment,
+    verified: AtomicInstant,
 }
 
 /// A task's part in a held lock.
@@ -66,7 +66,7 @@ impl Deref for Grip {
 
 impl Hold {
     pub(super) fn new(held: Box<dyn Held>, target: Arc<Target>, now: Instant) -> Self {
-        Self { held, target, verified: Moment::at(now) }
+        Self { held, target, verified: AtomicInstant::at(now) }
     }
 
     /// Whether the lock is still the one that `target` names; if not, what has happened.

@@ -4,11 +4,11 @@
 
 pub(crate) mod acquire;
 pub(crate) mod acquisition;
+mod atomic_instant;
 mod hand_off;
 mod hold;
 pub(crate) mod limit;
 pub(crate) mod lock;
-mod moment;
 mod queue;
 mod readers;
 mod registry;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 
-use super::moment::Moment;
+use super::atomic_instant::AtomicInstant;
 use super::worker::{Worker, Workers};
 use super::writers_turn;
 
@@ -17,7 +17,7 @@ pub(super) struct Readers<T> {
     /// What the readers hold; gone with the last of them.
     held: Mutex<Weak<T>>,
     /// When a reader last got the lock from the engine.
-    since: Moment,
+    since: AtomicInstant,
     /// The tasks that have obtained the lock. Not kept if nobody would hear a warning.
     workers: Mutex<Workers>,
     /// Whoever has this may try for the lock, for all readers.
@@ -40,7 +40,7 @@ impl<T> Readers<T> {
     pub(super) fn new() -> Self {
         Self {
             held: Mutex::new(Weak::new()),
-            since: Moment::default(),
+            since: AtomicInstant::default(),
             workers: Mutex::new(Workers::new()),
             lead: Arc::default(),
             is_waiting: AtomicBool::new(false),

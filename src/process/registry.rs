@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
+use super::atomic_instant::AtomicInstant;
 use super::hand_off::HandOff;
-use super::moment::Moment;
 use super::queue::{Permit, Queue};
 use super::readers::{Lead, Readers};
 use super::time_slice::TimeSlice;
@@ -46,7 +46,7 @@ struct Look {
 pub(super) struct Slot<T: Release + Sync> {
     queue: Queue,
     /// When a task of this process got the lock that it holds exclusively.
-    held_since: Moment,
+    held_since: AtomicInstant,
     /// Those who share the lock. Most locks are never shared.
     readers: OnceLock<Arc<Readers<T>>>,
     /// How many releases are under way although their tasks have gone on.
@@ -104,7 +104,7 @@ impl<T: Release + Sync> Slot<T> {
     fn new(entry: Option<(Key, &'static Registry<T>)>) -> Self {
         Self {
             queue: Queue::default(),
-            held_since: Moment::default(),
+            held_since: AtomicInstant::default(),
             readers: OnceLock::new(),
             releasing: AtomicUsize::new(0),
             has_released: Notify::new(),

@@ -42,6 +42,8 @@
 
 #[cfg(any(feature = "postgres", feature = "etcd"))]
 pub(crate) mod environment;
+#[cfg(any(not(target_os = "linux"), tokio_lockfile_test_portable))]
+mod no_list;
 pub(crate) mod offer;
 pub(crate) mod per_process;
 pub(crate) mod process;
@@ -54,6 +56,8 @@ pub(crate) use types::FileSystem;
 
 #[cfg(any(not(target_os = "linux"), tokio_lockfile_test_portable))]
 use self::sysinfo::describe_process;
+#[cfg(any(not(target_os = "linux"), tokio_lockfile_test_portable))]
+pub(crate) use no_list::*;
 
 #[cfg(unix)]
 mod unix;

@@ -25,7 +25,6 @@ use windows_sys::Win32::System::Threading::{
 };
 
 use super::types::{Existence, FileSystem};
-use crate::words::mode::Mode;
 
 /// The offset of the byte that we lock. It is far behind the record, because other handles cannot read locked bytes. It
 /// is within the range that std, fs4 and Cargo lock. They lock the whole file.
@@ -323,28 +322,4 @@ pub(crate) fn is_set_uid() -> bool {
 /// The PID of this process.
 pub(crate) fn current_pid() -> u32 {
     std::process::id()
-}
-
-/// Windows has no list of locks.
-pub(crate) fn listed_flock_holders(_stat: &Stat, _mode: Mode, _writer: Option<u32>) -> Vec<u32> {
-    Vec::new()
-}
-
-/// There is no list here.
-pub(crate) fn list_of_locks() -> String {
-    String::new()
-}
-
-pub(crate) fn is_listed(_list: &str, _pid: u32, _stat: &Stat, _mode: Mode) -> bool {
-    false
-}
-
-/// Windows does not show which process has a lock. A PID means the same to everybody, so a living process is believed.
-pub(crate) fn has_flock(pid: u32, _stat: &Stat, _mode: Mode) -> Option<bool> {
-    Some(process_existence(pid) != Existence::Gone)
-}
-
-/// Windows does not show which process has a lock.
-pub(crate) fn find_flock_holders(_stat: &Stat, _mode: Mode) -> impl Iterator<Item = u32> {
-    std::iter::empty()
 }

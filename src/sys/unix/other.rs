@@ -14,9 +14,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
 use super::open_file::OpenFile;
-use super::stat::Stat;
 use crate::sys::types::Existence;
-use crate::words::mode::Mode;
 
 pub(super) const DIRECTORY: OFlags = OFlags::RDONLY;
 
@@ -73,28 +71,4 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
         Err(Errno::SRCH) => Existence::Gone,
         _ => Existence::AliveOrZombie,
     }
-}
-
-/// These systems have no list of locks.
-pub(crate) fn listed_flock_holders(_stat: &Stat, _mode: Mode, _writer: Option<u32>) -> Vec<u32> {
-    Vec::new()
-}
-
-/// There is no list here.
-pub(crate) fn list_of_locks() -> String {
-    String::new()
-}
-
-pub(crate) fn is_listed(_list: &str, _pid: u32, _stat: &Stat, _mode: Mode) -> bool {
-    false
-}
-
-/// These systems do not show which process has an flock. They have no PID namespaces, so a living process is believed.
-pub(crate) fn has_flock(pid: u32, _stat: &Stat, _mode: Mode) -> Option<bool> {
-    Some(process_existence(pid) != Existence::Gone)
-}
-
-/// These systems do not show which process has an flock.
-pub(crate) fn find_flock_holders(_stat: &Stat, _mode: Mode) -> impl Iterator<Item = u32> {
-    std::iter::empty()
 }

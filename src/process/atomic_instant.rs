@@ -9,9 +9,9 @@ static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Nanoseconds since [`EPOCH`]; 0 for no moment.
 #[derive(Debug, Default)]
-pub(super) struct Moment(AtomicU64);
+pub(super) struct AtomicInstant(AtomicU64);
 
-impl Moment {
+impl AtomicInstant {
     pub(super) fn at(moment: Instant) -> Self {
         let new = Self::default();
         new.set(moment);
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn a_moment_survives() {
-        let moment = Moment::default();
+        let moment = AtomicInstant::default();
         assert_eq!((moment.get(), moment.is_set()), (None, false));
         let now = *EPOCH + Duration::from_secs(1);
         moment.set(now);
@@ -56,6 +56,6 @@ mod tests {
 
     #[test]
     fn a_moment_before_the_first_lock_is_set_too() {
-        assert!(Moment::at(*EPOCH).is_set());
+        assert!(AtomicInstant::at(*EPOCH).is_set());
     }
 }
