@@ -216,8 +216,8 @@ async fn obtain_here<'a>(
 type Attempted = Result<Attempt<Turn<Hold>>, LockError>;
 
 /// Begins to try. Also returns whether other processes wanted the lock in the last time slice.
-fn forget_rivals_and_attempt(lock: &Lock, mut turn: Turn<Hold>) -> (bool, Answer<Attempted>) {
-    let had_rivals = turn.time_slice().is_some_and(|slice| slice.forget_rivals());
+fn forget_rivals_and_attempt(lock: &Lock, turn: Turn<Hold>) -> (bool, Answer<Attempted>) {
+    let had_rivals = turn.time_slice().is_some_and(|mut slice| slice.forget_rivals());
     (had_rivals, lock.engine.attempt(turn.mode(), turn))
 }
 
@@ -254,7 +254,7 @@ fn find_here(lock: &Lock, mut turn: Turn<Hold>, wait: Wait) -> impl Future<Outpu
                         Err(back) => turn = back,
                     }
                 }
-                step_aside_if_due(lock, &mut turn).await;
+                step_aside_if_due(lock, &turn).await;
                 Found::Turn(turn)
             }
         }
@@ -300,7 +300,7 @@ async fn release_offered(turn: Turn<Hold>, hold: Hold) -> Turn<Hold> {
 }
 
 /// Lets other processes try first if this one has used up its time slice.
-async fn step_aside_if_due(lock: &Lock, turn: &mut Turn<Hold>) {
+async fn step_aside_if_due(lock: &Lock, turn: &Turn<Hold>) {
     let is_due = turn.time_slice().is_some_and(|slice| slice.is_unfair(std::time::Instant::now()));
     if is_due && lock.target.kind.is_between_processes() {
         Box::pin(blocking::short_pause(time_slice::PAUSE)).await;

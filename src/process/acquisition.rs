@@ -41,9 +41,9 @@ impl Acquisition {
             Some(pid) => trace::taken_over(&lock.target, pid, wait.started),
             None => wait.log_acquired(&lock.target),
         }
-        let mut turn = grant.turn;
+        let turn = grant.turn;
         let now = Instant::now();
-        if let Some(slice) = turn.time_slice() {
+        if let Some(mut slice) = turn.time_slice() {
             match grant.contention {
                 Contention::None => {}
                 Contention::Waited => slice.end(false),
@@ -238,7 +238,7 @@ impl Ending {
     }
 
     fn end(mut self, result: Result<(), LockError>) -> Result<(), LockError> {
-        if let Some(slice) = self.turn.time_slice() {
+        if let Some(mut slice) = self.turn.time_slice() {
             slice.leave(Instant::now());
         }
         self.turn.set_free();

@@ -65,8 +65,8 @@ impl<T: Release> HandOff<T> {
         try_turn: impl FnOnce() -> Option<Turn>,
     ) -> Option<(T, Turn)> {
         let offer = self.offer.get_or_init(Offer::new);
-        offer.make(held, now + STANDS);
-        if !offer.watch() {
+        let is_watched = offer.make(held, now + STANDS) || offer.watch();
+        if !is_watched {
             return Some((offer.take()?, turn));
         }
         drop(turn);

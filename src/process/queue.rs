@@ -1,59 +1,43 @@
 //! The queue of one lock in this process: first in, first out, for readers and writers.
 //!
-//! Tokio's `RwLock` is fair: a reader that comes after a waiting writer waits behind it.
+//! A writer needs all permits of a semaphore, and a reader one of them, as in Tokio's `RwLock`. Tokio's semaphore is fair: a
+//! reader that comes after a waiting writer waits behind it.
 
-use std::sync::Arc;
+use tokio::sync::Semaphore;
 
-use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
-
-use super::time_slice::TimeSlice;
 use crate::words::mode::Mode;
 
-#[derive(Debug, Default)]
-pub(super) struct Queue(Arc<RwLock<TimeSlice>>);
+/// As many readers at once as Tokio's `RwLock` lets in.
+const ALL: u32 = u32::MAX >> 3;
 
-/// The right to try for the lock. An exclusive permit is the only one; shared permits exist side by side.
+/// Whoever has entered must [`leave`](Self::leave) in the same mode.
 #[derive(Debug)]
-#[must_use]
-pub(super) enum Permit {
-    Exclusive(OwnedRwLockWriteGuard<TimeSlice>),
-    Shared(#[expect(dead_code, reason = "it is only kept")] OwnedRwLockReadGuard<TimeSlice>),
-}
+pub(super) struct Queue(Semaphore);
 
 impl Queue {
-    /// A permit at once, unless another task has one that excludes it, or waits for one.
-    pub(super) fn try_enter(&self, mode: Mode) -> Option<Permit> {
-        let lock = Arc::clone(&self.0);
-        match mode {
-            Mode::Exclusive => lock.try_write_owned().ok().map(Permit::Exclusive),
-            Mode::Shared => lock.try_read_owned().ok().map(Permit::Shared),
-        }
+    pub(super) fn new() -> Self {
+        Self(Semaphore::new(ALL as usize))
     }
 
-    /// A permit, in the order of asking. Cancel safe: a task that goes away leaves the queue.
-    pub(super) async fn enter(&self, mode: Mode) -> Permit {
-        let lock = Arc::clone(&self.0);
-        match mode {
-            Mode::Exclusive => Permit::Exclusive(lock.write_owned().await),
-            Mode::Shared => Permit::Shared(lock.read_owned().await),
-        }
+    /// Enters at once, unless another task excludes this one, or waits for the same. Returns whether it has entered.
+    pub(super) fn try_enter(&self, mode: Mode) -> bool {
+        self.0.try_acquire_many(permits(mode)).map(|permits| permits.forget()).is_ok()
+    }
+
+    /// Enters in the order of asking. Cancel safe: a task that goes away leaves the queue.
+    pub(super) async fn enter(&self, mode: Mode) {
+        self.0.acquire_many(permits(mode)).await.expect("nobody closes it").forget();
+    }
+
+    pub(super) fn leave(&self, mode: Mode) {
+        self.0.add_permits(permits(mode) as usize);
     }
 }
 
-impl Permit {
-    pub(super) fn mode(&self) -> Mode {
-        match self {
-            Self::Exclusive(_) => Mode::Exclusive,
-            Self::Shared(_) => Mode::Shared,
-        }
-    }
-
-    /// The time slice of this process, for the one who may change it.
-    pub(super) fn time_slice(&mut self) -> Option<&mut TimeSlice> {
-        match self {
-            Self::Exclusive(time_slice) => Some(time_slice),
-            Self::Shared(_) => None,
-        }
+fn permits(mode: Mode) -> u32 {
+    match mode {
+        Mode::Exclusive => ALL,
+        Mode::Shared => 1,
     }
 }
 
@@ -71,28 +55,29 @@ mod tests {
 
     #[tokio::test]
     async fn readers_go_side_by_side_and_a_writer_alone() {
-        let queue = Queue::default();
-        let first = queue.try_enter(Mode::Shared).unwrap();
-        let second = queue.try_enter(Mode::Shared).unwrap();
-        assert!(queue.try_enter(Mode::Exclusive).is_none());
-        drop((first, second));
-        let _writer = queue.try_enter(Mode::Exclusive).unwrap();
-        assert!(queue.try_enter(Mode::Shared).is_none());
+        let queue = Queue::new();
+        assert!(queue.try_enter(Mode::Shared) && queue.try_enter(Mode::Shared));
+        assert!(!queue.try_enter(Mode::Exclusive));
+        queue.leave(Mode::Shared);
+        assert!(!queue.try_enter(Mode::Exclusive));
+        queue.leave(Mode::Shared);
+        assert!(queue.try_enter(Mode::Exclusive));
+        assert!(!queue.try_enter(Mode::Shared) && !queue.try_enter(Mode::Exclusive));
     }
 
     #[tokio::test]
     async fn a_reader_waits_behind_a_waiting_writer() {
-        let queue = Queue::default();
-        let reader = queue.enter(Mode::Shared).await;
+        let queue = Queue::new();
+        queue.enter(Mode::Shared).await;
         let mut writer = pin!(queue.enter(Mode::Exclusive));
         assert!(!is_ready(writer.as_mut()).await);
-        assert!(queue.try_enter(Mode::Shared).is_none());
+        assert!(!queue.try_enter(Mode::Shared));
         let mut late_reader = pin!(queue.enter(Mode::Shared));
         assert!(!is_ready(late_reader.as_mut()).await);
-        drop(reader);
-        let permit = writer.await;
+        queue.leave(Mode::Shared);
+        writer.await;
         assert!(!is_ready(late_reader.as_mut()).await, "a reader beside a writer");
-        drop(permit);
-        assert_eq!(late_reader.await.mode(), Mode::Shared);
+        queue.leave(Mode::Exclusive);
+        late_reader.await;
     }
 }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::atomic_instant::AtomicInstant;
 use super::hand_off::HandOff;
-use super::queue::{Permit, Queue};
+use super::queue::Queue;
 use super::readers::{Lead, Readers};
 use super::time_slice::TimeSlice;
 use super::worker::Worker;
@@ -45,6 +45,8 @@ struct Look {
 #[derive(Debug)]
 pub(super) struct Slot<T: Release + Sync> {
     queue: Queue,
+    /// Only who has the exclusive turn looks at it or changes it.
+    time_slice: Mutex<TimeSlice>,
     /// When a task of this process got the lock that it holds exclusively.
     held_since: AtomicInstant,
     /// Those who share the lock. Most locks are never shared.
@@ -69,9 +71,8 @@ pub(super) struct Slot<T: Release + Sync> {
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Turn<T: Release + Sync> {
-    // In this order: the next reader leads while this one still keeps writers out.
+    mode: Mode,
     lead: Option<Box<Lead<T>>>,
-    permit: Permit,
     slot: Arc<Slot<T>>,
     /// The reader that holds the lock with this turn. Not kept if nobody would hear a warning.
     reader: Option<Worker>,
@@ -103,7 +104,8 @@ impl<T: Release + Sync> Registry<T> {
 impl<T: Release + Sync> Slot<T> {
     fn new(entry: Option<(Key, &'static Registry<T>)>) -> Self {
         Self {
-            queue: Queue::default(),
+            queue: Queue::new(),
+            time_slice: Mutex::default(),
             held_since: AtomicInstant::default(),
             readers: OnceLock::new(),
             releasing: AtomicUsize::new(0),
@@ -128,19 +130,16 @@ impl<T: Release + Sync> Slot<T> {
 
     /// The turn at once, unless another task has it or waits for it.
     pub(super) fn try_turn(self: &Arc<Self>, mode: Mode) -> Option<Turn<T>> {
-        Some(Turn::new(self, self.queue.try_enter(mode)?))
+        self.queue.try_enter(mode).then(|| Turn::new(self, mode))
     }
 
     /// The turn, in the order of asking. Cancel safe: a task that goes away leaves the queue.
     pub(super) async fn turn(self: &Arc<Self>, mode: Mode) -> Turn<T> {
-        if let Some(turn) = self.try_turn(mode) {
-            return turn;
-        }
         let waiting = Waiting::begin(self);
         // If our caller goes away, this is dropped before `waiting`: it must not have the turn when that looks for one.
-        let permit = self.queue.enter(mode).await;
+        self.queue.enter(mode).await;
         waiting.end();
-        Turn::new(self, permit)
+        Turn::new(self, mode)
     }
 
     /// Those who share the lock.
@@ -243,8 +242,9 @@ impl<T: Release + Sync> Drop for Slot<T> {
 }
 
 impl<T: Release + Sync> Turn<T> {
-    fn new(slot: &Arc<Slot<T>>, permit: Permit) -> Self {
-        Self { lead: None, permit, slot: Arc::clone(slot), reader: None }
+    /// For a task that has entered the queue.
+    fn new(slot: &Arc<Slot<T>>, mode: Mode) -> Self {
+        Self { mode, lead: None, slot: Arc::clone(slot), reader: None }
     }
 
     pub(super) fn slot(&self) -> &Arc<Slot<T>> {
@@ -252,12 +252,13 @@ impl<T: Release + Sync> Turn<T> {
     }
 
     pub(super) fn mode(&self) -> Mode {
-        self.permit.mode()
+        self.mode
     }
 
     /// The time slice of this process; `None` for a shared turn, which has none.
-    pub(super) fn time_slice(&mut self) -> Option<&mut TimeSlice> {
-        self.permit.time_slice()
+    pub(super) fn time_slice(&self) -> Option<MutexGuard<'_, TimeSlice>> {
+        let slice = || self.slot.time_slice.lock().unwrap_or_else(PoisonError::into_inner);
+        (self.mode == Mode::Exclusive).then(slice)
     }
 
     /// The held lock, if another task of this process has offered it.
@@ -337,6 +338,9 @@ impl<T: Release + Sync> Turn<T> {
 impl<T: Release + Sync> Drop for Turn<T> {
     fn drop(&mut self) {
         self.set_free();
+        // The next reader leads while this one still keeps writers out.
+        self.lead = None;
+        self.slot.queue.leave(self.mode);
     }
 }
 

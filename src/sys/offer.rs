@@ -80,11 +80,13 @@ impl<T: Release> Offer<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Offers the lock. From [`watch`](Self::watch) on, it is released when it is `due`.
-    pub(crate) fn make(&self, held: T, due: Instant) {
+    /// Offers the lock. From [`watch`](Self::watch) on, it is released when it is `due`. Returns whether the watchdog still
+    /// watches this place because of an earlier offer.
+    pub(crate) fn make(&self, held: T, due: Instant) -> bool {
         let mut state = self.state();
         state.idle_looks = 0;
         state.held = Some((held, due));
+        state.is_watched
     }
 
     /// Has the offer watched, if there still is one. `false` if the system starts no thread for that.
