@@ -265,8 +265,14 @@ mod linux {
         each_shared_file_kind(|modes, path| async move {
             let other = Holder::holding(&(modes.reader)(&path));
             let writer = (modes.writer)(&path);
-            let error = writer.obtain_timeout(std::time::Duration::from_secs(1)).await.unwrap_err();
-            assert!(error.to_string().contains(&format!("held by pid {} (", other.pid())), "{error}");
+            loop {
+                let error = writer.obtain_timeout(std::time::Duration::from_secs(1)).await.unwrap_err().to_string();
+                if error.contains(&format!("held by pid {} (", other.pid())) {
+                    break;
+                }
+                // The look for the name was too slow for the limit: this machine is busy.
+                assert!(error.contains("does not answer"), "{error}");
+            }
             other.release();
         })
         .await;
