@@ -25,6 +25,7 @@ use windows_sys::Win32::System::Threading::{
 };
 
 use super::types::{Existence, FileSystem};
+use crate::words::mode::Mode;
 
 /// The offset of the byte that we lock. It is far behind the record, because other handles cannot read locked bytes. It
 /// is within the range that std, fs4 and Cargo lock. They lock the whole file.
@@ -322,4 +323,9 @@ pub(crate) fn is_set_uid() -> bool {
 /// The PID of this process.
 pub(crate) fn current_pid() -> u32 {
     std::process::id()
+}
+
+/// A PID means the same to everybody, so a living process is believed.
+pub(crate) fn has_flock(pid: u32, _stat: &Stat, _mode: Mode) -> Option<bool> {
+    Some(process_existence(pid) != Existence::Gone)
 }

@@ -54,7 +54,7 @@ mod imp;
 
 #[cfg(all(target_os = "linux", not(tokio_lockfile_test_portable)))]
 pub(crate) use imp::{
-    describe_process, find_flock_holders, has_event_poll, has_flock, is_listed, list_of_locks, listed_flock_holders,
+    describe_process, find_flock_holders, has_event_poll, is_listed, list_of_locks, listed_flock_holders,
     process_descriptor,
 };
 mod descriptors;
@@ -81,7 +81,7 @@ pub(crate) use stat::{Stat, stat, stat_path};
 
 #[cfg(any(feature = "postgres", feature = "etcd"))]
 pub(crate) use imp::is_set_uid;
-pub(crate) use imp::process_existence;
+pub(crate) use imp::{has_flock, process_existence};
 
 /// An open directory.
 #[derive(Debug)]

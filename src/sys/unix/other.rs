@@ -14,7 +14,9 @@ use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
 
 use super::open_file::OpenFile;
+use super::stat::Stat;
 use crate::sys::types::Existence;
+use crate::words::mode::Mode;
 
 pub(super) const DIRECTORY: OFlags = OFlags::RDONLY;
 
@@ -71,4 +73,9 @@ pub(crate) fn process_existence(pid: u32) -> Existence {
         Err(Errno::SRCH) => Existence::Gone,
         _ => Existence::AliveOrZombie,
     }
+}
+
+/// These systems have no PID namespaces, so a living process is believed.
+pub(crate) fn has_flock(pid: u32, _stat: &Stat, _mode: Mode) -> Option<bool> {
+    Some(process_existence(pid) != Existence::Gone)
 }
