@@ -231,7 +231,7 @@ impl Semaphore {
             return Ok(None);
         }
         let mut failed = None;
-        for lock in self.from_a_random_one() {
+        for lock in self.rotated_at_random() {
             match lock.blocking_attempt() {
                 Ok(None) => {}
                 Ok(obtained) => return Ok(obtained),
@@ -281,7 +281,7 @@ impl Semaphore {
     }
 
     /// Processes that begin at different locks seldom meet.
-    fn from_a_random_one(&self) -> impl Iterator<Item = &LockFile> {
+    fn rotated_at_random(&self) -> impl Iterator<Item = &LockFile> {
         let (before, first) = self.locks.split_at((random::fraction() * self.locks.len() as f64) as usize);
         first.iter().chain(before)
     }
@@ -289,7 +289,7 @@ impl Semaphore {
     /// Tries each lock once, from a random one on. A lock that does not
     /// answer, because its file system or its server hangs, does not keep the others from being tried.
     async fn try_each(&self, is_reported: &AtomicBool) -> Result<Option<LockGuard>, LockError> {
-        let mut next = self.from_a_random_one();
+        let mut next = self.rotated_at_random();
         let (mut trying, mut failed) = (Vec::new(), None);
         loop {
             let patience = match next.next() {
