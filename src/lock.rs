@@ -353,8 +353,8 @@ impl LockFile {
     #[must_use = "the guard in it is the lock; without it, the lock is released at once"]
     pub fn blocking_attempt(&self) -> Result<Option<LockGuard>, LockError> {
         let attempted = match blocking::is_inside_runtime() {
-            true => blocking::inside_runtime(acquire::attempt_at_once(&self.lock, self.mode)),
-            false => blocking::outside_runtime(acquire::attempt(&self.lock, self.mode)),
+            true => blocking::inside_runtime(pin!(acquire::attempt_at_once(&self.lock, self.mode))),
+            false => blocking::outside_runtime(pin!(acquire::attempt(&self.lock, self.mode))),
         };
         let attempted = attempted.map_err(|error| self.target().failed("try for", error))?;
         Ok(attempted?.map(LockGuard::new))
@@ -371,7 +371,7 @@ impl LockFile {
     /// [`spawn_blocking`](tokio::task::spawn_blocking) is not an asynchronous context.
     #[track_caller]
     pub fn blocking_obtain(&self) -> Result<LockGuard, LockError> {
-        let obtained = blocking::outside_runtime(self.obtain());
+        let obtained = blocking::outside_runtime(pin!(self.obtain()));
         obtained.map_err(|error| self.target().failed("wait for", error))?
     }
 
@@ -396,7 +396,7 @@ impl LockFile {
     /// ```
     #[track_caller]
     pub fn blocking_obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
-        let obtained = blocking::outside_runtime(self.obtain_timeout(limit));
+        let obtained = blocking::outside_runtime(pin!(self.obtain_timeout(limit)));
         obtained.map_err(|error| self.target().failed("wait for", error))?
     }
 
@@ -457,9 +457,10 @@ impl LockFile {
     /// # Ok(()) }
     /// ```
     pub fn blocking_holder(&self) -> Result<Option<Holder>, LockError> {
+        let look = pin!(self.holder());
         let looked = match blocking::is_inside_runtime() {
-            true => blocking::inside_runtime(self.holder()),
-            false => blocking::outside_runtime(self.holder()),
+            true => blocking::inside_runtime(look),
+            false => blocking::outside_runtime(look),
         };
         looked.map_err(|error| self.target().failed("look at", error))?
     }

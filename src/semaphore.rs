@@ -250,7 +250,7 @@ impl Semaphore {
     /// This panics under the same condition as [`LockFile::blocking_obtain`].
     #[track_caller]
     pub fn blocking_obtain(&self) -> Result<LockGuard, LockError> {
-        self.outside_runtime(self.obtain())
+        self.outside_runtime(pin!(self.obtain()))
     }
 
     /// Does the same as [`obtain_timeout`](Self::obtain_timeout) without a runtime.
@@ -262,13 +262,13 @@ impl Semaphore {
     /// This panics under the same condition as [`LockFile::blocking_obtain`].
     #[track_caller]
     pub fn blocking_obtain_timeout(&self, limit: Duration) -> Result<LockGuard, LockError> {
-        self.outside_runtime(self.obtain_timeout(limit))
+        self.outside_runtime(pin!(self.obtain_timeout(limit)))
     }
 
     #[track_caller]
     fn outside_runtime(
         &self,
-        wait: impl Future<Output = Result<LockGuard, LockError>>,
+        wait: Pin<&mut dyn Future<Output = Result<LockGuard, LockError>>>,
     ) -> Result<LockGuard, LockError> {
         blocking::outside_runtime(wait).map_err(|error| {
             let lock = self.locks.first().cloned().unwrap_or_else(LockFile::null);

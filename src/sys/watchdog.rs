@@ -3,6 +3,7 @@
 //!
 //! It watches for all locks. So it must not wait for one of them: its own runtime has a pool for what may hang.
 
+use std::pin::{Pin, pin};
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -44,7 +45,8 @@ impl Watchdog {
     fn run(interval: Duration) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         let runtime = runtime.expect("without I/O it needs nothing of the system");
-        runtime.block_on(Self::watch(interval));
+        let watching: Pin<&mut dyn Future<Output = ()>> = pin!(Self::watch(interval));
+        runtime.block_on(watching);
         // A drop would wait for the pool.
         runtime.shutdown_background();
     }

@@ -128,12 +128,13 @@ pub(crate) async fn short_pause(pause: Duration) {
     let _ = timeout(Duration::from_millis(1), pin!(run(move || std::thread::sleep(pause)))).await;
 }
 
-/// Runs `future` on this thread, in a runtime of its own.
+/// Runs `future` on this thread, in a runtime of its own. The caller pins it: a copy of all this for each future would cost
+/// every user's build.
 ///
 /// # Panics
 /// Inside an asynchronous context.
 #[track_caller]
-pub(crate) fn outside_runtime<F: Future>(future: F) -> io::Result<F::Output> {
+pub(crate) fn outside_runtime<T>(future: Pin<&mut dyn Future<Output = T>>) -> io::Result<T> {
     let mut output = None;
     block_on(pin!(async { output = Some(future.await) }))?;
     Ok(output.expect("the future has ended"))
@@ -141,7 +142,7 @@ pub(crate) fn outside_runtime<F: Future>(future: F) -> io::Result<F::Output> {
 
 /// Runs `future`, which is short, also inside an asynchronous context. There it runs on a thread of its own, and the calling
 /// thread waits. So it must not need a task of the calling runtime.
-pub(crate) fn inside_runtime<F: Future<Output: Send> + Send>(future: F) -> io::Result<F::Output> {
+pub(crate) fn inside_runtime<T: Send>(future: Pin<&mut (dyn Future<Output = T> + Send)>) -> io::Result<T> {
     let mut output = None;
     block_on_a_thread(pin!(async { output = Some(future.await) }))?;
     Ok(output.expect("the future has ended"))

@@ -39,6 +39,8 @@ pub(crate) struct Sleep {
 impl Future for Sleep {
     type Output = ();
 
+    // It is awaited in many places, and never in a hurry.
+    #[inline(never)]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let Some(deadline) = self.deadline else { return Poll::Pending };
         let here = Handle::current().id();
