@@ -22,6 +22,8 @@ mod words;
 mod evil_words;
 #[path = "../servers/last_held.rs"]
 mod last_held;
+#[path = "../servers/nginx.rs"]
+mod nginx;
 #[path = "../servers/set_uid.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod set_uid;

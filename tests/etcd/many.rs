@@ -9,7 +9,7 @@ use tokio::time::{sleep, timeout};
 use tokio_lockfile::{LockFile, LockGuard};
 
 use crate::cluster::Cluster;
-use crate::proxies::nginx;
+use crate::proxies;
 use crate::support::{HANG, this_program};
 
 const MANY: usize = 1_000;
@@ -169,6 +169,6 @@ async fn a_thousand_locks_outlive_restarts_compactions_and_a_new_leader() {
 async fn the_same_behind_nginx() {
     let cluster = Cluster::of(3);
     let dir = tempfile::tempdir().unwrap();
-    let nginx = nginx(&cluster, dir.path());
+    let nginx = proxies::nginx(&cluster, dir.path());
     a_bad_day(cluster, &format!("127.0.0.1:{}", nginx.port)).await;
 }

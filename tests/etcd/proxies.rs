@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use tokio_lockfile::{LockFile, LostReason};
 
 use crate::cluster::{Cluster, Running, free_port};
+use crate::nginx;
 use crate::support::{HANG, Holder, poll_once, take};
 
 /// Longer than the lease of 3 s.
@@ -32,21 +33,8 @@ fn grpc_proxy(cluster: &Cluster, name: &'static str, prefix: &'static str) -> Pr
 /// At most 128 streams and 1,000 requests on each connection, as nginx has it by default.
 pub(crate) fn nginx(cluster: &Cluster, dir: &Path) -> Proxied {
     let port = free_port();
-    let members: String = cluster.endpoints().split(',').map(|member| format!("server {member};")).collect();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
-        .map(|what| format!("{what}_temp_path {}/{what};", dir.display()))
-        .collect();
-    let configuration = format!(
-        "daemon off; master_process off; pid {dir}/nginx.pid; error_log {dir}/error.log crit;
-        events {{ worker_connections 1024; }}
-        http {{ access_log off; {temporary} upstream etcd {{ {members} }}
-        server {{ listen 127.0.0.1:{port} http2; location / {{ grpc_pass grpc://etcd; }} }} }}",
-        dir = dir.display()
-    );
-    let file = dir.join("nginx.conf");
-    std::fs::write(&file, configuration).unwrap();
-    let running = Running::start(&["nginx", "-p", dir.to_str().unwrap(), "-c", file.to_str().unwrap()]);
+    let command = nginx::command(dir, &format!("127.0.0.1:{port}"), cluster.endpoints().split(','));
+    let running = Running::start(&command.each_ref().map(String::as_str));
     Proxied { name: "nginx", port, prefix: "", _running: running }
 }
 

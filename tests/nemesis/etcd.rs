@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use crate::cluster::{Cluster, Settings};
 use crate::history::{Hit, LOCKS, ONCE, Reach};
 use crate::network::{Network, within};
+use crate::nginx;
 use crate::program::{Program, haproxy, until_it_listens};
 use crate::schedule::Fault;
 use crate::setting::Servers;
@@ -49,7 +50,10 @@ pub(crate) fn start(setup: &str, dir: &Path, network: &Network, desk: usize) -> 
             &host,
             &format!("etcd grpc-proxy start --endpoints={} --listen-addr=:{PROXY_PORT}", endpoints.join(",")),
         )),
-        "nginx" => Some(nginx(&host, dir, &endpoints)),
+        "nginx" => {
+            let command = nginx::command(dir, &PROXY_PORT.to_string(), endpoints.iter().map(String::as_str));
+            Some(Program::start(&host, &command.join(" ")))
+        }
         "haproxy" => Some(haproxy(&host, dir, PROXY_PORT, &endpoints)),
         _ => None,
     };
@@ -62,24 +66,6 @@ pub(crate) fn start(setup: &str, dir: &Path, network: &Network, desk: usize) -> 
         etcd.add_users();
     }
     etcd
-}
-
-fn nginx(host: &str, dir: &Path, endpoints: &[String]) -> Program {
-    let servers: String = endpoints.iter().map(|endpoint| format!("server {endpoint}; ")).collect();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
-        .map(|what| format!("{what}_temp_path {}/{what}; ", dir.display()))
-        .collect();
-    let text = format!(
-        "daemon off; master_process off; pid {dir}/nginx.pid; error_log {dir}/nginx.log crit;
-        events {{ worker_connections 1024; }}
-        http {{ access_log off; {temporary} upstream etcd {{ {servers} }}
-        server {{ listen {PROXY_PORT} http2; location / {{ grpc_pass grpc://etcd; }} }} }}",
-        dir = dir.display()
-    );
-    let file = dir.join("nginx.conf");
-    std::fs::write(&file, text).unwrap();
-    Program::start(host, &format!("nginx -p {} -c {}", dir.display(), file.display()))
 }
 
 /// From the fields that etcdctl prints.

@@ -40,6 +40,9 @@ mod naive;
 #[allow(dead_code, reason = "other tests use the rest")]
 mod network;
 #[cfg(target_os = "linux")]
+#[path = "../servers/nginx.rs"]
+mod nginx;
+#[cfg(target_os = "linux")]
 mod postgres;
 #[cfg(target_os = "linux")]
 mod program;
