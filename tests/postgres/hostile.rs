@@ -66,11 +66,53 @@ impl Fake {
 /// An array of bigint with 2,147,483,647 elements, of which none follows.
 const HUGE_ARRAY: &[u8] = b"\0\0\0\x01\0\0\0\0\0\0\0\x14\x7f\xff\xff\xff\0\0\0\x01";
 
-/// The types text, boolean and bigint[].
-const PREPARED: [u32; 3] = [25, 16, 1016];
+/// What these statements have in their texts, and no other one.
+const UNLOCK: &str = "AS unlocked";
+const TRY: &str = "THEN NULL WHEN";
+const WAKE: &str = "AS first WHERE";
+const FREE: &str = "WITH ORDINALITY";
 
-/// What stands for the text of a statement that was prepared.
-const EXECUTE: &str = "EXECUTE";
+const TEXT: u32 = 25;
+const BOOL: u32 = 16;
+const ARRAY: u32 = 1016;
+
+/// The types of the columns of a statement that has parameters.
+fn types_of(statement: &str) -> &'static [u32] {
+    match statement.contains(UNLOCK) {
+        true => &[TEXT, BOOL, BOOL, TEXT, TEXT],
+        false if statement.contains(FREE) => &[TEXT, BOOL, ARRAY],
+        false => &[TEXT, BOOL, TEXT],
+    }
+}
+
+/// As the protocol has it in the binary format. What is no value of the type stays.
+fn binary(value: Vec<u8>, kind: u32) -> Vec<u8> {
+    match (&value[..], kind) {
+        (b"t", BOOL) => vec![1],
+        (b"f", BOOL) => vec![0],
+        _ => value,
+    }
+}
+
+/// The statement with its parameters in their places. `rest`: what a message Bind has after its names.
+fn with_parameters(statement: &str, rest: &[u8]) -> String {
+    let number = |at: usize| usize::from(u16::from_be_bytes([rest[at], rest[at + 1]]));
+    let count = number(0);
+    let mut at = 4 + 2 * count;
+    let mut values = Vec::new();
+    for _ in 0..count {
+        let length = u32::from_be_bytes(rest[at..at + 4].try_into().unwrap()) as usize;
+        let value = &rest[at + 4..at + 4 + length];
+        values.push(match length {
+            1 => (value[0] == 1).to_string(),
+            8 => i64::from_be_bytes(value.try_into().unwrap()).to_string(),
+            _ => String::from_utf8_lossy(value).into_owned(),
+        });
+        at += 4 + length;
+    }
+    let place = |text: String, (at, value): (usize, &String)| text.replace(&format!("${}", at + 1), value);
+    values.iter().enumerate().fold(statement.to_owned(), place)
+}
 
 struct Connection {
     stream: TcpStream,
@@ -88,48 +130,60 @@ impl Connection {
         }
         self.send(b'K', &[0, 0, self.process().to_be_bytes()[0], self.process().to_be_bytes()[1], 0, 0, 0, 0])?;
         self.send(b'Z', b"I")?;
-        let mut stamp = String::new();
+        let (mut stamp, mut texts, mut asked) = (String::new(), HashMap::new(), String::new());
         loop {
             let (tag, body) = self.receive(1)?;
             match tag[..] {
-                [b'Q'] => {}
+                [b'Q'] => {
+                    let statements = String::from_utf8(body).unwrap();
+                    for statement in statements.trim_end_matches('\0').split("; ") {
+                        if let Some(row) = self.answer(statement, &mut stamp) {
+                            self.describe(&vec![TEXT; row.len()])?;
+                            self.send_data(&row)?;
+                        }
+                        self.send(b'C', b"SELECT 1\0")?;
+                    }
+                    self.send(b'Z', b"I")?;
+                }
+                // A name, the text, and the types of the parameters.
                 [b'P'] => {
-                    // After a name and the text, the types of the parameters are as in the answer.
-                    let types = body.splitn(3, |&byte| byte == 0).last().unwrap();
+                    let [name, text, types] = body.splitn(3, |&byte| byte == 0).collect::<Vec<_>>()[..] else {
+                        panic!()
+                    };
+                    asked = String::from_utf8(text.to_vec()).unwrap();
+                    texts.insert(name.to_vec(), (asked.clone(), types.to_vec()));
                     self.send(b'1', b"")?;
+                }
+                [b'D'] => {
+                    let (text, types) = &texts[body[1..].split(|&byte| byte == 0).next().unwrap()];
                     self.send(b't', types)?;
-                    self.describe(&PREPARED)?;
-                    continue;
+                    self.describe(types_of(text))?;
                 }
                 [b'B'] => {
-                    let who = format!("{} {stamp}", self.process()).into_bytes();
-                    let row = self.twisted(EXECUTE, vec![Some(who), Some(b"\0".into()), None]);
+                    let [_, name, rest] = body.splitn(3, |&byte| byte == 0).collect::<Vec<_>>()[..] else { panic!() };
+                    asked = with_parameters(&texts[name].0, rest);
+                    self.send(b'2', b"")?;
+                }
+                [b'E'] => {
+                    let row = self.answer(&asked, &mut stamp).unwrap();
                     if row.is_empty() {
                         // No answer, and never one again.
                         loop {
                             self.receive(1)?;
                         }
                     }
-                    self.send(b'2', b"")?;
+                    let row: Row = row
+                        .into_iter()
+                        .zip(types_of(&asked))
+                        .map(|(value, &kind)| Some(binary(value?, kind)))
+                        .collect();
                     self.send_data(&row)?;
                     self.send(b'C', b"SELECT 1\0")?;
-                    continue;
                 }
-                [b'S'] => {
-                    self.send(b'Z', b"I")?;
-                    continue;
-                }
-                [b'D' | b'E' | b'C'] => continue,
+                [b'S'] => self.send(b'Z', b"I")?,
+                [b'C'] => self.send(b'3', b"")?,
                 _ => return Ok(()),
             }
-            let statements = String::from_utf8(body).unwrap();
-            for statement in statements.trim_end_matches('\0').split("; ") {
-                if let Some(row) = self.answer(statement, &mut stamp) {
-                    self.send_row(&row)?;
-                }
-                self.send(b'C', b"SELECT 1\0")?;
-            }
-            self.send(b'Z', b"I")?;
         }
     }
 
@@ -167,13 +221,19 @@ impl Connection {
             more = vec![Some("3".into())];
         } else if statement.contains("'idle_session_timeout'") {
             more = vec![Some("10s".into())];
+        } else if statement.contains(UNLOCK) {
+            let key = between("pg_advisory_unlock(", ")").unwrap();
+            let was_ours = locks.get(&key) == Some(&us) && locks.remove(&key).is_some();
+            more = vec![Some(if was_ours { "t" } else { "f" }.into()), Some("name".into()), None];
+        } else if statement.contains(WAKE) || statement.contains(FREE) {
+            more = vec![None];
         } else if let Some(key) = between("pg_try_advisory_lock(", ")") {
             let is_ours = *locks.entry(key).or_insert(us) == us;
             let grant = if statement.contains("pg_current_xact_id") { "1 000000010000000000000001 0/0" } else { "t" };
             more = vec![is_ours.then(|| grant.into())];
         } else if let Some(key) = between("pg_advisory_unlock(", ")") {
-            let was_ours = locks.get(&key) == Some(&us) && locks.remove(&key).is_some();
-            more = vec![Some(if was_ours { "t" } else { "f" }.into()), Some("name".into()), Some("t".into())];
+            more =
+                vec![Some(if locks.get(&key) == Some(&us) && locks.remove(&key).is_some() { "t" } else { "f" }.into())];
         } else if statement.contains("count(*) FROM pg_catalog.pg_locks") {
             more = vec![Some(locks.values().filter(|&&owner| owner == us).count().to_string().into())];
         } else if statement.contains("pg_locks") {
@@ -190,11 +250,6 @@ impl Connection {
             Some(twist) => twist(statement, row),
             None => row,
         }
-    }
-
-    fn send_row(&mut self, row: &Row) -> io::Result<()> {
-        self.describe(&vec![25; row.len()])?;
-        self.send_data(row)
     }
 
     /// Says which types the columns have.
@@ -259,13 +314,8 @@ async fn a_server_that_makes_its_clients_compute_costs_no_lock_elsewhere() {
 /// Each answer with fewer columns than were asked for, and with a value that is no text.
 #[tokio::test]
 async fn an_answer_that_is_none_is_an_error_and_no_panic() {
-    const STATEMENTS: [(&str, usize); 5] = [
-        ("idle_session_timeout', true)", 3),
-        ("tokio_lockfile.stamp', '", 3),
-        ("pg_try_advisory_lock", 3),
-        ("pg_advisory_unlock(", 5),
-        ("pg_locks", 6),
-    ];
+    const STATEMENTS: [(&str, usize); 5] =
+        [("idle_session_timeout', true)", 3), ("tokio_lockfile.stamp', '", 3), (TRY, 3), (UNLOCK, 3), ("pg_locks", 6)];
     for (statement, columns) in STATEMENTS {
         for column in 0..columns {
             for cuts in [true, false] {
@@ -296,21 +346,19 @@ async fn an_answer_that_is_none_is_an_error_and_no_panic() {
     }
 }
 
-/// Here to whom it was to wake. The lock is free, and the next try has a session that owes no answer.
+/// Here whether it has released the lock. The next try has a session that owes no answer.
 #[tokio::test]
 async fn a_session_that_owes_an_answer_is_not_used_again() {
     let fake = Fake::start(0);
     fake.twist(|asked, mut row| {
-        if asked == EXECUTE {
+        if asked.contains(UNLOCK) {
             row.clear();
-        } else if asked.contains("AS unlocked") {
-            row[4] = Some("f".into());
         }
         row
     });
     let lock = fake.lock("x&connect_timeout=1s", "30s");
     for _ in 0..2 {
-        take(&lock).await.release().await.unwrap();
+        take(&lock).await.release().await.unwrap_err();
     }
 }
 
@@ -322,7 +370,7 @@ async fn a_place_that_no_queue_has_is_an_error_and_no_panic() {
             if asked.contains("AS entered") {
                 row.truncate(2);
                 row.extend([Some(place.into()), Some("f".into())]);
-            } else if asked.contains("THEN NULL WHEN") {
+            } else if asked.contains(TRY) {
                 row[2] = None;
             }
             row
@@ -338,12 +386,12 @@ async fn a_place_that_no_queue_has_is_an_error_and_no_panic() {
 async fn an_array_is_as_long_as_what_comes_of_it() {
     let fake = Fake::start(0);
     fake.twist(|asked, mut row| {
-        if asked == EXECUTE {
+        if asked.contains(FREE) {
             row[2] = Some(HUGE_ARRAY.into());
         } else if asked.contains("AS entered") {
             row.truncate(2);
             row.extend([Some("0".into()), Some("f".into())]);
-        } else if asked.contains("THEN NULL WHEN") {
+        } else if asked.contains(TRY) {
             row[2] = None;
         }
         row

@@ -136,9 +136,13 @@ async fn the_queue_is_served_in_order_and_one_by_one() {
     }
     until(&client, &waiters("x"), "0").await;
     let woken = ear.heard().await;
-    // Each is woken on its way to the turnstile, and when the lock is free.
-    let mut each_once = woken.clone();
-    each_once.dedup();
+    // Each is woken on its way to the turnstile, and when the lock is free. It may have the lock before the second time.
+    let mut each_once = Vec::new();
+    for process in &woken {
+        if !each_once.contains(process) {
+            each_once.push(process.clone());
+        }
+    }
     assert_eq!(each_once, order);
     assert!(woken.len() <= 2 * WAITERS, "{woken:?}");
 }

@@ -10,7 +10,7 @@ use super::config::Settings;
 use super::login::Methods;
 use super::scram::Scram;
 use super::startup::{Startup, Welcome};
-use super::{application, connect, end_point, holders, passfile, session, token};
+use super::{application, connect, end_point, holders, passfile, token};
 use crate::words::holder::Holder;
 
 /// A server that lets everybody in and sends these bytes.
@@ -29,7 +29,6 @@ pub(crate) fn answer(bytes: &[u8]) {
         for message in asking.await?.map_err(io::Error::other)? {
             if let SimpleQueryMessage::Row(row) = message {
                 check(&holders::holder(&row));
-                drop(session::read_try(&row));
             }
         }
         io::Result::Ok(())

@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -78,7 +79,7 @@ impl PostgresHeld {
         let (order, ordered) = oneshot::channel();
         let (lost, loss) = loss::channel(Arc::clone(&lease));
         let server = Arc::clone(server);
-        let keeper = Keeper { lost, server: Arc::clone(&server), session, lock, mode, lease };
+        let keeper = Box::new(Keeper { lost, server: Arc::clone(&server), session, lock, mode, lease });
         let parts = Parts { server, key: lock.key, loss, order };
         // On the driver's own thread, this cannot fail. If it failed, the keeper would be dropped: a lost lock.
         let _ = driver::spawn(keeper.keep(ordered));
@@ -158,10 +159,13 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn keep(mut self, mut ordered: oneshot::Receiver<Order>) {
+    async fn keep(mut self: Box<Self>, mut ordered: oneshot::Receiver<Order>) {
         let lease = Arc::clone(&self.lease);
         loop {
-            let until_beat = self.server.settings.beat().saturating_sub(self.session.sent().elapsed());
+            let until_beat = match self.session.is_to_wake() {
+                true => Duration::ZERO,
+                false => self.server.settings.beat().saturating_sub(self.session.sent().elapsed()),
+            };
             let kept = tokio::select! {
                 biased;
                 () = lease.expired() => Err(LostReason::Expired),
@@ -183,7 +187,11 @@ impl Keeper {
 
     async fn beat(&mut self) -> Result<(), LostReason> {
         let left = self.lease.left().ok_or(LostReason::Expired)?;
-        match self.session.beat(left).await {
+        let beaten = match self.session.is_to_wake() {
+            true => self.session.wake(self.lock.queue(), left).await,
+            false => self.session.beat(left).await,
+        };
+        match beaten {
             Ok(()) => self.lease.renew(self.session.sent()),
             // The next beat follows at once.
             Err(failure) if failure.is_canceled() => {}
@@ -193,7 +201,7 @@ impl Keeper {
         Ok(())
     }
 
-    async fn release(mut self, order: Option<Order>) {
+    async fn release(mut self: Box<Self>, order: Option<Order>) {
         let released = self.unlock().await;
         if matches!(released, Ok(())) {
             self.server.keep_warm(self.session);

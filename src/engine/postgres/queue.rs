@@ -30,6 +30,10 @@ impl Queue {
         self.0 + place
     }
 
+    pub(super) fn turnstile(self) -> i64 {
+        self.place(0)
+    }
+
     /// The places that are taken, as a table.
     pub(super) fn taken(self) -> String {
         taken(&self.bounds().map(|number| format!("'{number}'::pg_catalog.oid")))
@@ -39,15 +43,15 @@ impl Queue {
     pub(super) fn bounds(self) -> [u32; 3] {
         [(self.0 >> 32) as u32, self.0 as u32, (self.0 + LAST) as u32]
     }
+}
 
-    /// Whether nobody stands at the turnstile. Nobody is kept out meanwhile for longer than this expression takes.
-    pub(super) fn is_open(self) -> String {
-        let turnstile = self.place(0);
-        format!(
-            "CASE WHEN pg_catalog.pg_try_advisory_lock_shared({turnstile}) \
-             THEN pg_catalog.pg_advisory_unlock_shared({turnstile}) ELSE false END"
-        )
-    }
+/// Whether nobody stands at the turnstile with this number. Nobody is kept out meanwhile for longer than this expression
+/// takes.
+pub(super) fn is_open(turnstile: &str) -> String {
+    format!(
+        "CASE WHEN pg_catalog.pg_try_advisory_lock_shared({turnstile}) \
+         THEN pg_catalog.pg_advisory_unlock_shared({turnstile}) ELSE false END"
+    )
 }
 
 /// Who only looks whether a place is free has it in the other mode.

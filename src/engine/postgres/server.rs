@@ -91,7 +91,8 @@ impl Server {
         self.prove().await?;
         match self.warm_session() {
             Some(session) => Ok((session, true)),
-            None => Ok((Session::open(&self.settings).await?, false)),
+            // In a box, as the proof.
+            None => Ok((Box::pin(Session::open(&self.settings)).await?, false)),
         }
     }
 

@@ -27,8 +27,10 @@ pub(super) struct Session {
     moving: JoinHandle<Result<(), tokio_postgres::Error>>,
     bell: Arc<Bell>,
     allowance: Allowance,
-    /// The statements that the server has read for this session.
-    prepared: HashMap<&'static str, Statement>,
+    /// The statements that were asked, and how the server calls those that it keeps for this session.
+    prepared: HashMap<&'static str, Option<Statement>>,
+    /// Whether this session has left a turnstile with the lock, and has not woken who is the next.
+    is_to_wake: bool,
     /// The number of the server's process, as the login said it.
     process: Option<u32>,
     /// What only this session answers: the number of its process, and a random text once it is prepared.
@@ -40,7 +42,20 @@ pub(super) struct Session {
     is_asked: bool,
     /// Whether `moving` has ended, and its result has been read.
     is_over: bool,
-    settings: Settings,
+    /// How long an answer may take.
+    limit: Duration,
+    ttl: Duration,
+}
+
+/// Who tries for a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Comer {
+    /// One that no waiter may be before.
+    New,
+    /// A waiter whose other session stands at the turnstile.
+    First,
+    /// The session that stands at the turnstile. It leaves with the lock.
+    FirstHere,
 }
 
 /// What a try has found.
@@ -105,13 +120,15 @@ impl Session {
             bell,
             allowance,
             prepared: HashMap::new(),
+            is_to_wake: false,
             process,
             who: String::new(),
             application: application::name(settings.application_name.as_deref()).await?,
             sent: Moment::now(),
             is_asked: false,
             is_over: false,
-            settings: settings.clone(),
+            limit: settings.connect_timeout,
+            ttl: settings.ttl,
         };
         session.meet().await?;
         Ok(session)
@@ -119,7 +136,7 @@ impl Session {
 
     /// Looks for the first time.
     async fn meet(&mut self) -> Result<(), Failure> {
-        let rows = self.send(&sql::look(), self.settings.connect_timeout).await?;
+        let rows = self.send(&sql::look(), self.limit).await?;
         let first = rows.first().ok_or_else(Failure::no_such_answer)?;
         self.who = column(first, 0)?.unwrap_or_default().to_owned();
         self.check(&rows)?;
@@ -148,8 +165,8 @@ impl Session {
     /// Makes the session ready for locks. Comes after every proof: a session of a pool that shares them is other clients' too.
     pub(super) async fn prepare(&mut self) -> Result<(), Failure> {
         let stamp = format!("{:016x}{:016x}", RandomState::new().hash_one(0), RandomState::new().hash_one(1));
-        let statement = sql::prepare(&stamp, self.settings.ttl, &self.application);
-        let row = self.ask(&statement, self.settings.connect_timeout).await?;
+        let statement = sql::prepare(&stamp, self.ttl, &self.application);
+        let row = self.ask(&statement, self.limit).await?;
         self.who = format!("{} {stamp}", self.who.split(' ').next().unwrap_or_default());
         // A Unix socket has no such timers, and neither has every system.
         let has_no_timer = |refused: &&str| refused.starts_with("tcp_") && refused.ends_with("=0");
@@ -179,7 +196,8 @@ impl Session {
 
     async fn send(&mut self, statement: &str, limit: Duration) -> Result<Vec<SimpleQueryRow>, Failure> {
         self.begin();
-        let answer = within(limit, self.client.simple_query(statement)).await;
+        // In a box, like every answer: otherwise each held lock would have the room for all of them.
+        let answer = Box::pin(within(limit, self.client.simple_query(statement))).await;
         let row = |message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None };
         Ok(self.finish(answer).await?.into_iter().filter_map(row).collect())
     }
@@ -254,26 +272,31 @@ impl Session {
         self.ask(&sql::beat(), limit).await.map(drop)
     }
 
-    /// `is_at_turnstile`: for a waiter whom nobody may overtake.
-    pub(super) async fn try_lock(
-        &mut self,
-        lock: LockNumber,
-        mode: Mode,
-        is_at_turnstile: bool,
-    ) -> Result<Tried, Failure> {
-        let statement = sql::try_lock(lock, mode, is_at_turnstile, &self.application);
-        read_try(&self.ask(&statement, self.settings.connect_timeout).await?)
+    pub(super) async fn try_lock(&mut self, lock: LockNumber, mode: Mode, comer: Comer) -> Result<Tried, Failure> {
+        let (passes, leaves, shares) = (comer != Comer::New, comer == Comer::FirstHere, mode == Mode::Shared);
+        let (turnstile, application) = (lock.queue().turnstile(), self.application.clone());
+        let parameters: [&(dyn ToSql + Sync); 7] =
+            [&turnstile, &passes, &leaves, &lock.key, &shares, &lock.has_token, &application];
+        let row = self.ask_again(&sql::TRY, &TRY_TYPES, &parameters, self.limit).await?;
+        let tried = read_try(&row)?;
+        self.is_to_wake = comer == Comer::FirstHere && matches!(tried, Tried::Granted(_));
+        Ok(tried)
+    }
+
+    /// Lets the server read the statement of a try before its time comes.
+    pub(super) async fn prepare_to_try(&mut self) -> Result<(), Failure> {
+        self.read(&sql::TRY, &TRY_TYPES).await
     }
 
     /// Takes the last place in the queue, if there is one. Also tells whether that which is before is free by now.
     pub(super) async fn enter(&mut self, lock: LockNumber, mode: Mode) -> Result<(Option<i64>, bool), Failure> {
-        let row = self.ask(&sql::enter(lock, mode), self.settings.connect_timeout).await?;
+        let row = self.ask(&sql::enter(lock, mode), self.limit).await?;
         Ok((place(&row)?, column(&row, 3)? == Some("t")))
     }
 
     /// Goes to the turnstile if nobody is before.
     pub(super) async fn advance(&mut self, lock: LockNumber, mode: Mode, from: i64) -> Result<Advanced, Failure> {
-        let row = self.ask(&sql::advance(lock, mode, from), self.settings.connect_timeout).await?;
+        let row = self.ask(&sql::advance(lock, mode, from), self.limit).await?;
         Ok(match (place(&row)?, column(&row, 3)?) {
             (Some(before), _) => Advanced::Behind(before),
             (None, None) => Advanced::Not,
@@ -283,26 +306,36 @@ impl Session {
 
     pub(super) async fn leave(&mut self, queue: Queue, place: i64) -> Result<(), Failure> {
         let ([class, first, last], place) = (queue.bounds(), queue.place(place));
-        let types = [Type::OID, Type::OID, Type::OID, Type::INT8];
-        let limit = self.settings.connect_timeout;
-        match self.ask_again(&sql::LEAVE, &types, &[&class, &first, &last, &place], limit).await {
-            Err(failure) if !failure.is_lock_timeout() => Err(failure),
-            // Who is the first now looks once in a while too.
-            _ => Ok(()),
-        }
+        let (types, limit) = ([Type::OID, Type::OID, Type::OID, Type::INT8], self.limit);
+        // Who is the first now looks once in a while too.
+        unless_late(self.ask_again(&sql::LEAVE, &types, &[&class, &first, &last, &place], limit).await).map(drop)
+    }
+
+    pub(super) fn is_to_wake(&self) -> bool {
+        self.is_to_wake
+    }
+
+    /// Wakes who is the first in the queue.
+    pub(super) async fn wake(&mut self, queue: Queue, limit: Duration) -> Result<(), Failure> {
+        self.is_to_wake = false;
+        let [class, first, last] = queue.bounds();
+        let types = [Type::OID, Type::OID, Type::OID];
+        unless_late(self.ask_again(&sql::WAKE, &types, &[&class, &first, &last], limit).await).map(drop)
     }
 
     /// Which of these locks nobody has, as their places in the list. Beside each number: whether it is to be shared.
     pub(super) async fn free(&mut self, locks: &[(i64, bool)]) -> Result<Vec<usize>, Failure> {
         let (keys, shared): (Vec<i64>, Vec<bool>) = locks.iter().copied().unzip();
         let types = [Type::INT8_ARRAY, Type::BOOL_ARRAY];
-        let row = self.ask_again(&sql::FREE, &types, &[&keys, &shared], self.settings.connect_timeout).await?;
+        self.read(&sql::FREE, &types).await?;
+        let row = self.ask_again(&sql::FREE, &types, &[&keys, &shared], self.limit).await?;
         let free: &str = row.try_get(2).map_err(|_| Failure::no_such_answer())?;
         let place = |at: &str| at.parse::<usize>().ok()?.checked_sub(1).filter(|&place| place < locks.len());
         free.split_ascii_whitespace().map(|at| place(at).ok_or_else(Failure::no_such_answer)).collect()
     }
 
-    /// The only row of the answer to a statement that this session asks often. The server reads its text once.
+    /// The only row of the answer to a statement that this session may ask often. The server reads its text twice at most, and
+    /// the second time only when the answer is on its way.
     async fn ask_again(
         &mut self,
         statement: &'static str,
@@ -312,12 +345,21 @@ impl Session {
     ) -> Result<Row, Failure> {
         let sent = Moment::now();
         self.begin();
-        let answer = within(limit, async {
-            if !self.prepared.contains_key(statement) {
-                self.prepared.insert(statement, self.client.prepare_typed(statement, types).await?);
+        let is_again = self.prepared.contains_key(statement);
+        let prepared = self.prepared.entry(statement).or_default();
+        let answer = Box::pin(within(limit, async {
+            if let Some(prepared) = prepared {
+                return self.client.query_one(prepared, parameters).await;
             }
-            self.client.query_one(&self.prepared[statement], parameters).await
-        });
+            let typed: Vec<_> = parameters.iter().copied().zip(types.iter().cloned()).collect();
+            let row = self.client.query_typed_one(statement, &typed);
+            if !is_again {
+                return row.await;
+            }
+            let (row, keeps) = tokio::join!(row, self.client.prepare_typed(statement, types));
+            *prepared = Some(keeps?);
+            row
+        }));
         let answer = answer.await;
         let row = self.finish(answer).await?;
         let no_such_answer = |_| Failure::no_such_answer();
@@ -326,44 +368,64 @@ impl Session {
         Ok(row)
     }
 
+    /// Lets the server read a statement and keep it, if it has not yet.
+    async fn read(&mut self, statement: &'static str, types: &[Type]) -> Result<(), Failure> {
+        if let Some(Some(_)) = self.prepared.get(statement) {
+            return Ok(());
+        }
+        self.begin();
+        let answer = Box::pin(within(self.limit, self.client.prepare_typed(statement, types))).await;
+        let kept = self.finish(answer).await?;
+        self.prepared.insert(statement, Some(kept));
+        Ok(())
+    }
+
     /// From now on, the bell rings when somebody wakes this session.
     pub(super) async fn listen(&mut self) -> Result<Arc<Bell>, Failure> {
         let process = self.who.split(' ').next().and_then(|process| process.parse().ok());
         let process = process.ok_or_else(Failure::no_such_answer)?;
         if self.bell.set_process(process) {
-            self.ask(&sql::listen(process), self.settings.connect_timeout).await?;
+            self.ask(&sql::listen(process), self.limit).await?;
         }
         Ok(Arc::clone(&self.bell))
     }
 
     /// Whether the session had the lock. Wakes who is the first in the queue.
     pub(super) async fn unlock(&mut self, lock: LockNumber, mode: Mode, limit: Duration) -> Result<bool, Failure> {
-        let row = self.ask(&sql::unlock(lock, mode, &self.application), limit).await?;
-        let (had, is_open) = (column(&row, 2)? == Some("t"), column(&row, 4)? == Some("t"));
-        if !is_open {
-            let [class, first, last] = lock.queue().bounds();
-            let types = [Type::OID, Type::OID, Type::OID];
-            // The lock is free, and the first one looks once in a while too.
-            let _ = self.ask_again(&sql::WAKE, &types, &[&class, &first, &last], limit).await;
+        let ([class, first, last], turnstile) = (lock.queue().bounds(), lock.queue().turnstile());
+        let (wakes, shares, application) = (self.is_to_wake, mode == Mode::Shared, self.application.clone());
+        let types = [Type::OID, Type::OID, Type::OID, Type::INT8, Type::BOOL, Type::INT8, Type::BOOL, Type::TEXT];
+        let parameters: [&(dyn ToSql + Sync); 8] =
+            [&class, &first, &last, &turnstile, &wakes, &lock.key, &shares, &application];
+        // The end of the transaction does not give a lock of the session back again.
+        let row = unless_late(self.ask_again(&sql::UNLOCK, &types, &parameters, limit).await)?;
+        self.is_to_wake = false;
+        match row {
+            Some(row) => row.try_get(2).map_err(|_| Failure::no_such_answer()),
+            None => Ok(true),
         }
-        Ok(had)
+    }
+
+    /// Releases the lock, and ends the session.
+    pub(super) async fn give_back(mut self, lock: LockNumber, mode: Mode) {
+        let _ = self.unlock(lock, mode, self.limit).await;
     }
 
     /// The third column of the last row; empty for NULL.
     pub(super) async fn value(&mut self, statement: &str) -> Result<String, Failure> {
-        let row = self.ask(statement, self.settings.connect_timeout).await?;
+        let row = self.ask(statement, self.limit).await?;
         Ok(column(&row, 2)?.unwrap_or_default().to_owned())
     }
 
     pub(super) async fn rows(&mut self, statement: &str) -> Result<Vec<SimpleQueryRow>, Failure> {
-        self.ask_for_all(statement, self.settings.connect_timeout).await
+        self.ask_for_all(statement, self.limit).await
     }
 
     /// Gives up everything that the session may hold, and ends it.
     pub(super) async fn give_up(mut self) {
         // A session that owes an answer gives none to this.
         if !self.is_asked {
-            let _ = self.ask(&sql::unlock_all(), self.settings.connect_timeout).await;
+            let _ = self.ask(&sql::unlock_all(), self.limit).await;
         }
     }
 }
@@ -374,6 +436,17 @@ impl Drop for Session {
         if self.is_asked {
             self.moving.abort();
         }
+    }
+}
+
+/// The types of the parameters of a try.
+const TRY_TYPES: [Type; 7] = [Type::INT8, Type::BOOL, Type::BOOL, Type::INT8, Type::BOOL, Type::BOOL, Type::TEXT];
+
+/// `None` if nobody could be woken in time. All else that the statement does is done.
+fn unless_late(answer: Result<Row, Failure>) -> Result<Option<Row>, Failure> {
+    match answer {
+        Err(failure) if failure.is_lock_timeout() => Ok(None),
+        answer => answer.map(Some),
     }
 }
 
@@ -393,9 +466,7 @@ fn place(row: &SimpleQueryRow) -> Result<Option<i64>, Failure> {
     place.map(Some).ok_or_else(Failure::no_such_answer)
 }
 
-pub(super) fn read_try(row: &SimpleQueryRow) -> Result<Tried, Failure> {
-    Ok(match column(row, 2)? {
-        None | Some("") => Tried::Busy,
-        Some(grant) => Tried::Granted(grant.to_owned()),
-    })
+fn read_try(row: &Row) -> Result<Tried, Failure> {
+    let grant: Option<&str> = row.try_get(2).map_err(|_| Failure::no_such_answer())?;
+    Ok(grant.map_or(Tried::Busy, |grant| Tried::Granted(grant.to_owned())))
 }

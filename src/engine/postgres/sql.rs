@@ -97,6 +97,8 @@ pub(super) fn prepare(stamp: &str, ttl: Duration, application: &str) -> String {
         ("idle_in_transaction_session_timeout", "0"),
         ("idle_session_timeout", &ttl_shown),
         ("lock_timeout", "0"),
+        // The parameters of a statement change nothing in its plan.
+        ("plan_cache_mode", "force_generic_plan"),
         ("search_path", ""),
         ("statement_timeout", "0"),
         // A token is safe once this server has flushed it: another one that takes over begins a new timeline.
@@ -125,62 +127,56 @@ pub(super) fn prepare(stamp: &str, ttl: Duration, application: &str) -> String {
 ///
 /// The message makes the server flush the transaction. The number of a transaction that is not flushed can come again after
 /// a crash.
-fn grant(lock: LockNumber) -> &'static str {
-    match lock.has_token {
-        true => {
-            "pg_catalog.concat_ws(' ', pg_catalog.pg_current_xact_id(), \
-             pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), \
-             pg_catalog.pg_logical_emit_message(true, 'tokio_lockfile', ''))"
-        }
-        false => "'-'",
-    }
+const TOKEN: &str = "pg_catalog.concat_ws(' ', pg_catalog.pg_current_xact_id(), \
+                     pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), \
+                     pg_catalog.pg_logical_emit_message(true, 'tokio_lockfile', ''))";
+
+/// Calls a function for an advisory lock, or its sibling for the shared lock.
+fn for_mode(is_shared: &str, function: &str, key: &str) -> String {
+    format!("CASE WHEN {is_shared} THEN pg_catalog.{function}_shared({key}) ELSE pg_catalog.{function}({key}) END")
 }
 
-/// Says in the application name since when the lock is held. Others read it there. `application`: in SQL.
-fn announce(application: &str) -> String {
+/// Tries for a lock. The third column is the grant, or NULL if somebody else holds the lock.
+///
+/// Its parameters: the number of the turnstile; whether to try although somebody stands there; whether this session stands
+/// there, and leaves with the lock; the number of the lock; whether to share it; whether to get a token; and the application
+/// name. With the lock, that says since when it is held. Others read it there.
+pub(super) static TRY: LazyLock<String> = LazyLock::new(|| {
+    let (is_open, try_lock) = (queue::is_open("$1"), for_mode("$5", "pg_try_advisory_lock", "$4"));
     format!(
-        "pg_catalog.set_config('application_name', pg_catalog.concat({application}, ' ', \
-         pg_catalog.floor(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()))), false)"
+        "SELECT {WHO}, CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL \
+         WHEN CASE WHEN $2 THEN true ELSE {is_open} END THEN CASE WHEN {try_lock} THEN pg_catalog.concat_ws(' ', \
+         CASE WHEN $6 THEN {TOKEN} ELSE '-' END, CASE WHEN $3 THEN pg_catalog.pg_advisory_unlock($1) END, \
+         pg_catalog.set_config('application_name', pg_catalog.concat($7, ' ', \
+         pg_catalog.floor(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()))), false)) END END"
     )
-}
+});
 
-fn suffix(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Exclusive => "",
-        Mode::Shared => "_shared",
-    }
-}
+/// Gives a lock back, and wakes who is the first in the queue if somebody stands at the turnstile. The third column is
+/// whether the session had the lock.
+///
+/// Its parameters: the bounds of the queue; the number of the turnstile; whether to wake the first one wherever he stands; the
+/// number of the lock; whether it is shared; and the application name.
+pub(super) static UNLOCK: LazyLock<String> = LazyLock::new(|| {
+    let (unlock, is_open) = (for_mode("$7", "pg_advisory_unlock", "$6"), queue::is_open("$4"));
+    let wake = wake_first(0);
+    format!(
+        "SELECT {WHO}, had, pg_catalog.set_config('application_name', $8, false), \
+         CASE WHEN CASE WHEN $5 THEN false ELSE {is_open} END THEN NULL ELSE {wake} END \
+         FROM (SELECT {unlock} AS had OFFSET 0) AS unlocked"
+    )
+});
 
 fn is_shared(mode: Mode) -> &'static str {
     if mode == Mode::Shared { "true" } else { "false" }
-}
-
-/// The third column is the grant, or NULL if somebody else holds the lock. Unless this waiter stands at the turnstile,
-/// nobody may stand there either.
-pub(super) fn try_lock(lock: LockNumber, mode: Mode, is_at_turnstile: bool, application: &str) -> String {
-    let (suffix, key, grant, announce) = (suffix(mode), lock.key, grant(lock), announce(&format!("'{application}'")));
-    let passes = if is_at_turnstile { "true".into() } else { lock.queue().is_open() };
-    format!(
-        "SELECT {WHO}, CASE WHEN pg_catalog.pg_is_in_recovery() THEN NULL WHEN {passes} THEN \
-         CASE WHEN pg_catalog.pg_try_advisory_lock{suffix}({key}) THEN pg_catalog.concat_ws(' ', {grant}, {announce}) END \
-         END"
-    )
-}
-
-/// The third column is whether the session had the lock. The fifth is whether nobody stands at the turnstile.
-pub(super) fn unlock(lock: LockNumber, mode: Mode, application: &str) -> String {
-    let (suffix, key, is_open) = (suffix(mode), lock.key, lock.queue().is_open());
-    format!(
-        "SELECT {WHO}, had, pg_catalog.set_config('application_name', '{application}', false), {is_open} \
-         FROM (SELECT pg_catalog.pg_advisory_unlock{suffix}({key}) AS had OFFSET 0) AS unlocked"
-    )
 }
 
 /// A transaction with NOTIFY writes to the disk of the server, and nobody has to wait for that. Its commit waits for every other
 /// one with NOTIFY, and that may wait for a standby that is away: this gives up soon. A place that is left stays free.
 fn wake_first(from: i64) -> String {
     format!(
-        "pg_catalog.set_config('synchronous_commit', 'off', true), pg_catalog.set_config('lock_timeout', '100ms', true), {}",
+        "pg_catalog.concat(pg_catalog.set_config('synchronous_commit', 'off', true), \
+         pg_catalog.set_config('lock_timeout', '100ms', true), {})",
         queue::wake_first(from)
     )
 }
@@ -190,10 +186,7 @@ pub(super) static WAKE: LazyLock<String> = LazyLock::new(|| format!("SELECT {WHO
 
 /// Whether nobody has a lock, by a try. What it gets ends with the statement.
 fn is_free(key: &str, is_shared: &str) -> String {
-    format!(
-        "CASE WHEN {is_shared} THEN pg_catalog.pg_try_advisory_xact_lock_shared({key}) \
-         ELSE pg_catalog.pg_try_advisory_xact_lock({key}) END"
-    )
+    for_mode(is_shared, "pg_try_advisory_xact_lock", key)
 }
 
 /// Takes the place behind the last one. The third column is that place; NULL if there is none. The fourth is whether the

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::config::{LockNumber, Settings};
 use super::failure::Failure;
 use super::server::Server;
-use super::session::{Advanced, Session, Tried};
+use super::session::{Advanced, Comer, Session, Tried};
 use crate::engine::server::driver;
 use crate::sys::per_process::PerProcess;
 use crate::util::backoff::Backoff;
@@ -38,6 +38,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// The same where it stands at no turnstile: it would only notice that others have been killed in the queue.
 const LONG_PERIOD: Duration = Duration::from_secs(3);
+
+/// The same where it is not even the next one after a turnstile. Each look of each process costs the server 0.1 ms.
+const LONGEST_PERIOD: Duration = Duration::from_secs(5);
 
 /// The pause after a look for nothing, and before the next look if somebody looks at the turnstile just now. Anybody in the
 /// database can wake the session.
@@ -98,6 +101,8 @@ enum At {
 /// A task's end of its wait.
 #[derive(Debug)]
 pub(super) struct Waiting {
+    lock: LockNumber,
+    mode: Mode,
     turn: Receiver<Turn>,
     orders: UnboundedSender<Order>,
 }
@@ -111,7 +116,7 @@ impl Waiting {
         let mut jobs = jobs();
         let order = match jobs.get(&key) {
             Some(orders) => match orders.send(order) {
-                Ok(()) => return Self { turn, orders: orders.clone() },
+                Ok(()) => return Self { lock, mode, turn, orders: orders.clone() },
                 // That job has panicked.
                 Err(refused) => refused.0,
             },
@@ -123,7 +128,7 @@ impl Waiting {
         drop(jobs);
         // On the driver's own thread, this cannot fail. If it failed, the wait would fail.
         let _ = driver::spawn(Waits::new(server, key, given).keep());
-        Self { turn, orders }
+        Self { lock, mode, turn, orders }
     }
 
     /// What comes next. Cancel safe.
@@ -135,7 +140,7 @@ impl Waiting {
     pub(super) async fn end(mut self) {
         self.turn.close();
         if let Ok(Turn::Granted(session, _)) = self.turn.try_recv() {
-            session.give_up().await;
+            session.give_back(self.lock, self.mode).await;
         }
         let (tell, told) = oneshot::channel();
         if self.orders.send(Order::Leave(tell)).is_ok() {
@@ -279,6 +284,9 @@ impl Waits {
             if is_due || self.waits.is_empty() {
                 (self.backoff, self.failing) = (Backoff::new(PAUSES), None);
             }
+            if let [Wait { at: At::Turnstile, .. }] = self.waits[..] {
+                session.prepare_to_try().await?;
+            }
             self.answered = Instant::now();
             let next_time = match self.waits.is_empty() {
                 true => self.answered + server.settings.warmth(),
@@ -335,8 +343,14 @@ impl Waits {
     }
 
     fn end_of_period(&self) -> Instant {
-        let is_first = self.waits.iter().any(|wait| matches!(wait.at, At::Turnstile));
-        let period = if is_first { PERIOD } else { LONG_PERIOD }.min(self.server.settings.beat());
+        let ttl = self.server.settings.ttl;
+        let periods = self.waits.iter().map(|wait| match wait.at {
+            At::Turnstile => PERIOD.min(ttl / 3),
+            At::Outside | At::Place { before: 0, .. } => LONG_PERIOD.min(ttl / 3),
+            // No lock depends on this session. Its place does.
+            At::Place { .. } => LONGEST_PERIOD.min(ttl / 2),
+        });
+        let period = periods.min().unwrap_or(LONG_PERIOD);
         Instant::now() + period.mul_f64(1.0 - random::fraction() / 4.0)
     }
 
@@ -355,8 +369,7 @@ impl Waits {
             match at {
                 At::Outside => {}
                 At::Turnstile if is_alone => {
-                    if let Tried::Granted(grant) = session.try_lock(lock, mode, true).await? {
-                        session.leave(lock.queue(), 0).await?;
+                    if let Tried::Granted(grant) = session.try_lock(lock, mode, Comer::FirstHere).await? {
                         return Ok(Some(grant));
                     }
                 }
@@ -397,10 +410,9 @@ impl Waits {
 
     /// The only wait gets the session, which has its lock.
     async fn hand_over(&mut self, session: Session, grant: String) {
-        let Some(wait) = self.waits.pop() else { return };
-        if let Err(SendError(Turn::Granted(session, _))) = wait.turn.send(Turn::Granted(Box::new(session), grant)).await
-        {
-            session.give_up().await;
+        let Some(Wait { lock, mode, turn, .. }) = self.waits.pop() else { return };
+        if let Err(SendError(Turn::Granted(session, _))) = turn.send(Turn::Granted(Box::new(session), grant)).await {
+            session.give_back(lock, mode).await;
         }
     }
 }
