@@ -58,6 +58,8 @@ fn main() {
         #[cfg(feature = "postgres")]
         ["--first", whose, url] => postgres::first_attempt(whose, url),
         #[cfg(feature = "postgres")]
+        ["--hold-many", whose, url, count] => postgres::hold_many(whose, url, count.parse().unwrap()),
+        #[cfg(feature = "postgres")]
         ["--hold-bare", url] => postgres::hold_bare(url),
         ["--pend", kind, dir] => pending::pend(kind, dir),
         ["--time-out", url] => timeout::time_out(url),
