@@ -1,7 +1,7 @@
 //! The examples, as a new user runs them. `cargo test` builds the examples before it runs the tests.
 #![cfg(unix)]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -21,6 +21,11 @@ fn example(name: &str, dir: &TempDir) -> Command {
     let test = std::env::current_exe().unwrap();
     let program: PathBuf = test.parent().unwrap().parent().unwrap().join("examples").join(name);
     assert!(program.exists(), "no {program:?}: run `cargo build --examples` first");
+    let modified = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let mut sources = [examples.join(name).with_extension("rs"), examples.join(name).join("main.rs")].into_iter();
+    let source = sources.find_map(|source| modified(&source));
+    assert!(source <= modified(&program), "{program:?} is older than its source: run `cargo build --examples` first");
     let mut command = Command::new(program);
     command.current_dir(dir.path()).stdin(Stdio::null()).kill_on_drop(true);
     command
