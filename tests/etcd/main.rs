@@ -13,7 +13,6 @@ mod meddler;
 mod network;
 mod partitions;
 mod proxies;
-mod proxy;
 mod refusals;
 mod transit;
 mod words;
@@ -24,6 +23,8 @@ mod evil_words;
 mod last_held;
 #[path = "../servers/nginx.rs"]
 mod nginx;
+#[path = "../servers/proxy.rs"]
+mod proxy;
 #[path = "../servers/set_uid.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod set_uid;

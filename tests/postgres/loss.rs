@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
-use tokio_lockfile::{LockError, LockGuard, LostReason};
+use tokio_lockfile::{LockError, LockFile, LockGuard, LostReason};
 
+use crate::proxy::Proxy;
 use crate::server::{Server, key, until, until_stdin_ends, value, waiters};
 use crate::support::{HANG, Holder, take};
 
@@ -37,6 +38,28 @@ async fn a_terminated_session_is_a_lost_lock() {
     assert!(matches!(error, LockError::Lost { reason: LostReason::Disconnected, .. }), "{error}");
     // The server says that it ends the session, and frees the lock then.
     timeout(HANG, lock.obtain()).await.unwrap().unwrap().release().await.unwrap();
+}
+
+/// The server counts from the request. So an answer that comes late says little about what is left of the lease.
+#[tokio::test]
+async fn a_late_answer_makes_the_lease_no_longer() {
+    const LEASE: Duration = Duration::from_secs(10);
+    let proxy = Proxy::before(&Server::shared().host());
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres?lock=late&ttl=10s", proxy.port);
+    let guard = take(&LockFile::open(&url).unwrap()).await;
+    proxy.stop_answers();
+    let before = proxy.answered();
+    while proxy.answered() == before {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let answered = Instant::now();
+    tokio::time::sleep(LEASE / 2).await;
+    // This answer still comes, and then nothing, not even the end that the server makes.
+    proxy.stop_requests();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    proxy.stop();
+    let lost = timeout(LEASE.saturating_sub(answered.elapsed()) + LEASE / 5, guard.lost()).await;
+    assert_eq!(lost.expect("the lease counts from the answer"), LostReason::Expired);
 }
 
 /// Many locks, so that the requests meet heartbeats.

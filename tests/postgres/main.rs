@@ -23,6 +23,9 @@ mod middle;
 mod namespaces;
 mod partition;
 mod pools;
+#[path = "../servers/proxy.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod proxy;
 mod refused;
 mod runtimes;
 mod scram;

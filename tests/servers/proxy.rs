@@ -1,4 +1,4 @@
-//! A way to one member that can stop: what is on its way then arrives later, although its sender has gone.
+//! A way to one server that can stop: what is on its way then arrives later, although its sender has gone.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -56,6 +56,12 @@ impl Proxy {
     /// From now on answers wait here.
     pub(crate) fn stop_answers(&self) {
         self.gate.set(Stops { requests: false, answers: true });
+    }
+
+    /// From now on everything waits here.
+    #[allow(dead_code, reason = "for PostgreSQL")]
+    pub(crate) fn stop(&self) {
+        self.gate.set(Stops { requests: true, answers: true });
     }
 
     /// Ends all connections. New ones come through.
