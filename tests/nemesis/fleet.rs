@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -33,12 +34,13 @@ struct Member {
 pub(crate) struct Fleet {
     dir: PathBuf,
     seed: u64,
+    started: AtomicU64,
     members: Mutex<Vec<Member>>,
 }
 
 impl Fleet {
     pub(crate) fn start(dir: &Path, seed: u64, plans: Vec<Plan>) -> Self {
-        let fleet = Self { dir: dir.to_owned(), seed, members: Mutex::default() };
+        let fleet = Self { dir: dir.to_owned(), seed, started: AtomicU64::new(0), members: Mutex::default() };
         for plan in plans {
             let child = fleet.spawn(&plan);
             fleet.members.lock().unwrap().push(Member { plan, child });
@@ -48,7 +50,7 @@ impl Fleet {
 
     fn spawn(&self, plan: &Plan) -> Child {
         use std::os::unix::process::CommandExt as _;
-        let number = std::fs::read_dir(&self.dir).unwrap().count() as u64;
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
         let mut command = within(&plan.namespace, &plan.program[0]);
         command.args(&plan.program[1..]).arg(self.dir.join(format!("client-{number}.turns"))).arg(&plan.url);
         command.args([plan.client.to_string(), (self.seed ^ number).to_string()]);
