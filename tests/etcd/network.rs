@@ -44,6 +44,12 @@ impl Network {
         format!("{}-{number}", self.name)
     }
 
+    /// The namespace of the bridge, where the host `number` is behind the interface `to{number}`.
+    #[allow(dead_code, reason = "for the nemesis")]
+    pub(crate) fn bridge(&self) -> String {
+        self.name.clone()
+    }
+
     pub(crate) fn address(&self, number: usize) -> String {
         format!("10.77.0.{}", number + 1)
     }

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use crate::checker::{Calm, Verdict, judge};
 use crate::fleet::Fleet;
 use crate::history::{Event, LOCKS, now, read};
-use crate::schedule::{Fault, Lane, OF_CLIENTS, OF_NETWORK, steps};
+use crate::schedule::{Fault, Lane, OF_CLIENTS, OF_CUTS, OF_TRAFFIC, steps};
 use crate::setting::{CLIENT_HOSTS, LONGEST_LEASE, Setting};
 use crate::stage::{Wires, act};
 use crate::support::HANG;
 use crate::{etcd, postgres};
 
-/// After the last fault: within this time everything has to work again. The longest lease may have begun with it, and then
-/// come connections and pauses.
-const RECOVERY: Duration = LONGEST_LEASE.saturating_add(Duration::from_secs(8));
+/// After the last fault: within this time and that of the longest lease everything has to work again. That lease may have begun
+/// with the fault, and then come connections and pauses.
+const RECOVERY: Duration = Duration::from_secs(8);
 
 /// For so long everything has to go well.
 const CALM: Duration = Duration::from_secs(6);
@@ -26,6 +26,10 @@ struct Options {
     engine: Option<String>,
     setup: Option<String>,
     client: Client,
+    /// Only these faults. All if there are none.
+    faults: Vec<String>,
+    /// The lease of all clients, in seconds.
+    lease: Option<u64>,
     seed: u64,
     length: Duration,
 }
@@ -43,14 +47,23 @@ enum Client {
 impl Options {
     fn parse(words: &[&str]) -> Self {
         let seed = fastrand::u64(..1 << 32);
-        let mut options =
-            Self { engine: None, setup: None, client: Client::Ours, seed, length: Duration::from_secs(120) };
+        let mut options = Self {
+            engine: None,
+            setup: None,
+            client: Client::Ours,
+            faults: Vec::new(),
+            lease: None,
+            seed,
+            length: Duration::from_secs(120),
+        };
         for pair in words.chunks(2) {
             match pair {
                 ["--engine", name] => options.engine = Some(name.to_string()),
                 ["--setup", name] => options.setup = Some(name.to_string()),
                 ["--client", "naive"] => options.client = Client::Naive,
                 ["--client", "go"] => options.client = Client::Go,
+                ["--faults", names] => options.faults = names.split(',').map(str::to_owned).collect(),
+                ["--lease", seconds] => options.lease = Some(seconds.parse().expect("seconds")),
                 ["--seed", seed] => options.seed = seed.parse().expect("a seed"),
                 ["--minutes", minutes] => {
                     options.length = Duration::from_secs_f64(minutes.parse::<f64>().expect("minutes") * 60.0);
@@ -59,6 +72,22 @@ impl Options {
             }
         }
         options
+    }
+
+    /// Those of these faults that are wanted.
+    fn wanted(&self, faults: &[Fault]) -> Vec<Fault> {
+        let is_wanted = |fault: &&Fault| self.faults.is_empty() || self.faults.contains(&format!("{fault:?}"));
+        faults.iter().filter(is_wanted).copied().collect()
+    }
+
+    /// `faults`: those that there are.
+    fn check(&self, faults: &[Fault]) {
+        let names: Vec<String> = faults.iter().map(|fault| format!("{fault:?}")).collect();
+        assert!(self.faults.iter().all(|name| names.contains(name)), "the faults of this setup are {names:?}");
+    }
+
+    fn recovery(&self) -> Duration {
+        RECOVERY + self.lease.map_or(LONGEST_LEASE, |lease| LONGEST_LEASE.max(Duration::from_secs(lease)))
     }
 
     /// What is not named is drawn with the seed.
@@ -75,6 +104,9 @@ impl Options {
 }
 
 impl Client {
+    /// Those that are not ours want only the first of the locks. The others are for a semaphore and a singleton.
+    const LOCKS_OF_OTHERS: usize = 2;
+
     /// How it is started, without the arguments of each client.
     fn program(self, dir: &Path) -> Vec<String> {
         let this = std::env::current_exe().unwrap().to_str().unwrap().to_owned();
@@ -83,11 +115,6 @@ impl Client {
             Self::Naive => vec![this, "naive".into()],
             Self::Go => vec![build_mutex(dir)],
         }
-    }
-
-    /// How many of the locks it wants: the others are for a semaphore and a singleton.
-    fn locks(self) -> usize {
-        if self == Self::Ours { LOCKS.len() } else { 2 }
     }
 }
 
@@ -113,16 +140,38 @@ pub(crate) fn run(words: &[&str]) {
     let mut setting = Setting::start(&engine, &setup, dir.path());
     let program = options.client.program(dir.path());
     let began = now();
-    let fleet = Fleet::start(dir.path(), options.seed, setting.plans(&program));
+    let fleet = Fleet::start(dir.path(), options.seed, setting.plans(&program, options.lease));
     let events = disturb(&mut setting, &fleet, &options);
-    let calm = now();
-    std::thread::sleep(RECOVERY);
-    let calm = Calm { began: calm, healthy: calm + RECOVERY, hiccup: longest_hiccup(CALM) };
-    let forgotten = forgotten(&setting);
+    if options.client != Client::Ours {
+        let verdict = judge(&read(dir.path()), &events, None, Client::LOCKS_OF_OTHERS);
+        print(&verdict, &events, began);
+        let is_caught = verdict.two_holders + verdict.tokens_out_of_order > 0;
+        return assert!(is_caught, "this client is known to be unsafe, but the checker did not notice");
+    }
+    let verdict = calm_down(dir.path(), &setting, fleet, &events, options.recovery());
+    print(&verdict, &events, began);
+    if let Some(corruption) = setting.servers.corruption() {
+        // Two members that disagree about the past cannot agree about a lock.
+        return println!("this run proves nothing: {corruption}");
+    }
+    if !verdict.violations.is_empty() {
+        let kept = dir.keep();
+        panic!("{} violations, seed {}; the history is in {kept:?}", verdict.violations.len(), options.seed);
+    }
+}
+
+/// After the last fault: waits until everything has to work again, lets the clients end, and judges what was and what is left.
+fn calm_down(dir: &Path, setting: &Setting, fleet: Fleet, events: &[Event], recovery: Duration) -> Verdict {
+    let began = now();
+    fleet.calm_down();
+    std::thread::sleep(recovery);
+    let calm = Calm { began, healthy: began + recovery, hiccup: longest_hiccup(CALM) };
+    println!("the longest hiccup of this machine in calm: {:?}", calm.hiccup);
+    let forgotten = forgotten(setting);
     let unserved = fleet.end(HANG);
     drop(fleet);
-    let left = left_over(&setting);
-    let mut verdict = judge(&read(dir.path()), &events, calm, options.client.locks());
+    let left = left_over(setting, recovery);
+    let mut verdict = judge(&read(dir), events, Some(calm), LOCKS.len());
     if unserved > 0 {
         verdict.violations.push((now(), format!("{unserved} clients whose waits are not served")));
     }
@@ -132,33 +181,28 @@ pub(crate) fn run(words: &[&str]) {
     if !left.is_empty() {
         verdict.violations.push((now(), format!("left over: {left:?}")));
     }
-    print(&verdict, &events, began);
-    if let Some(corruption) = setting.servers.corruption() {
-        // Two members that disagree about the past cannot agree about a lock.
-        return println!("this run proves nothing: {corruption}");
-    }
-    println!("the longest hiccup of this machine in calm: {:?}", calm.hiccup);
-    if options.client != Client::Ours {
-        let is_caught = verdict.two_holders + verdict.tokens_out_of_order > 0;
-        return assert!(is_caught, "this client is known to be unsafe, but the checker did not notice");
-    }
-    if !verdict.violations.is_empty() {
-        let kept = dir.keep();
-        panic!("{} violations, seed {}; the history is in {kept:?}", verdict.violations.len(), options.seed);
-    }
+    verdict
 }
 
 /// Makes the faults of all lanes side by side.
 fn disturb(setting: &mut Setting, fleet: &Fleet, options: &Options) -> Vec<Event> {
     let events = Mutex::new(Vec::new());
     let of_servers = setting.servers.faults();
-    let steps = |lane, faults: &[Fault]| steps(options.seed, lane, faults, options.length);
-    let mut wires = Wires { network: &setting.network, servers: setting.hosts, clients: CLIENT_HOSTS };
+    let mut administrator = setting.servers.administrator();
+    let of_administrator = administrator.iter().flat_map(|(_, faults)| faults).copied().collect::<Vec<_>>();
+    options.check(&[OF_CLIENTS, OF_CUTS, OF_TRAFFIC, &of_servers, &of_administrator].concat());
+    let steps = |lane, faults: &[Fault]| steps(options.seed, lane, &options.wanted(faults), options.length);
+    let wires = || Wires { network: &setting.network, servers: setting.hosts, clients: CLIENT_HOSTS };
     let servers = &mut setting.servers;
     std::thread::scope(|scope| {
         scope.spawn(|| act(&mut { fleet }, &steps(Lane::Clients, OF_CLIENTS), &events));
-        scope.spawn(|| act(&mut wires, &steps(Lane::Network, OF_NETWORK), &events));
+        scope.spawn(|| act(&mut wires(), &steps(Lane::Cuts, OF_CUTS), &events));
+        scope.spawn(|| act(&mut wires(), &steps(Lane::Traffic, OF_TRAFFIC), &events));
         scope.spawn(|| act(&mut **servers, &steps(Lane::Servers, &of_servers), &events));
+        if let Some((administrator, faults)) = &mut administrator {
+            let steps = steps(Lane::Administrator, faults);
+            scope.spawn(|| act(&mut **administrator, &{ steps }, &events));
+        }
     });
     events.into_inner().unwrap()
 }
@@ -187,11 +231,11 @@ fn forgotten(setting: &Setting) -> Vec<String> {
 }
 
 /// What is left when the leases of all holders have ended.
-fn left_over(setting: &Setting) -> Vec<String> {
+fn left_over(setting: &Setting, limit: Duration) -> Vec<String> {
     let began = Instant::now();
     loop {
         let left = setting.servers.left_over();
-        if left.is_empty() || began.elapsed() > RECOVERY {
+        if left.is_empty() || began.elapsed() > limit {
             return left;
         }
         std::thread::sleep(Duration::from_millis(200));

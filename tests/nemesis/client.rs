@@ -11,7 +11,8 @@ use rustix::process::{Pid, getppid};
 use tokio::time::{sleep, timeout};
 use tokio_lockfile::{LockError, LockFile, LockGuard, Semaphore, Singleton};
 
-use crate::history::{Entry, Journal, LEADER, LOCKS, ONCE, Outcome, PERMITS, Turn, Way, now};
+use crate::history::{CLIENT, Entry, Journal, LEADER, LOCKS, ONCE, Outcome, PERMITS, QUIET, Turn, Way, now};
+use crate::setting::is_quiet;
 
 /// Between two looks at a lock.
 const TICK: Duration = Duration::from_millis(5);
@@ -21,6 +22,9 @@ const TELLING: Duration = Duration::from_secs(5);
 
 /// The file that tells the clients to end.
 pub(crate) const OVER: &str = "over";
+
+/// The file that tells them that nothing is broken any more.
+pub(crate) const CALM: &str = "calm";
 
 /// Whether a client has to end: it is told so, or the process that has started it is gone.
 pub(crate) fn is_over(dir: &Path, parent: Option<Pid>) -> bool {
@@ -32,11 +36,12 @@ struct Client {
     parent: Option<Pid>,
     journal: Journal,
     lease: Duration,
-    /// Of alpha and beta: the writer's handle and the reader's.
+    /// Of each: the writer's handle and the reader's.
     locks: Vec<[LockFile; 2]>,
     url: String,
     semaphore: Semaphore,
     leader: LockFile,
+    is_quiet: bool,
 }
 
 impl Client {
@@ -49,9 +54,10 @@ impl Client {
             journal: Journal::create(journal),
             lease: lease_of(url),
             url: url.to_owned(),
-            locks: (0..2).map(|number| [lock(number), lock(number).shared().unwrap()]).collect(),
+            locks: (0..LOCKS.len()).map(|number| [lock(number), lock(number).shared().unwrap()]).collect(),
             semaphore: Semaphore::new(PERMITS.map(lock)),
             leader: lock(LEADER),
+            is_quiet: is_quiet(CLIENT.get().copied().expect("each client has a number")),
         }
     }
 
@@ -77,12 +83,15 @@ pub(crate) fn work(journal: &Path, url: &str, seed: u64) {
     fastrand::seed(seed);
     let client = Rc::new(Client::new(journal, url));
     let local = tokio::task::LocalSet::new();
-    for number in 0..3 {
+    let tasks = if client.is_quiet { 3..4 } else { 0..5 };
+    for number in tasks {
         let client = Rc::clone(&client);
         local.spawn_local(async move {
             while !client.is_over() {
                 match number {
                     0 => client.lead().await,
+                    1 => client.take_a_lock_once().await,
+                    2 => client.take_a_lock(Way::Attempt).await,
                     _ => client.take_a_turn().await,
                 }
                 sleep(Duration::from_millis(fastrand::u64(..80))).await;
@@ -97,19 +106,22 @@ impl Client {
     async fn take_a_turn(&self) {
         match fastrand::u8(..16) {
             0 => self.fork_while_holding().await,
-            1 => self.take_a_lock_once().await,
-            2..6 => self.take_a_permit().await,
-            _ => self.take_a_lock().await,
+            1..5 => self.take_a_permit().await,
+            _ => {
+                const WAYS: [Way; 6] =
+                    [Way::Attempt, Way::Attempt, Way::Obtain, Way::Obtain, Way::ObtainTimeout, Way::DroppedWait];
+                self.take_a_lock(WAYS[fastrand::usize(..WAYS.len())]).await;
+            }
         }
     }
 
-    async fn take_a_lock(&self) {
-        let (number, is_shared) = (fastrand::usize(..2), fastrand::u8(..5) < 2);
+    async fn take_a_lock(&self, way: Way) {
+        let is_shared = fastrand::u8(..5) < 2;
+        // Those that only try see at once that a lock of the quiet ones is free.
+        let wants_all = way == Way::Attempt || self.is_quiet;
+        let number = if wants_all && fastrand::bool() { QUIET[fastrand::usize(..2)] } else { fastrand::usize(..2) };
         let lock = &self.locks[number][usize::from(is_shared)];
         let moment = Duration::from_millis(fastrand::u64(..3_000));
-        const WAYS: [Way; 6] =
-            [Way::Attempt, Way::Attempt, Way::Obtain, Way::Obtain, Way::ObtainTimeout, Way::DroppedWait];
-        let way = WAYS[fastrand::usize(..WAYS.len())];
         let entry = self.begin(number, is_shared, way);
         let got = match way {
             Way::Attempt => lock.attempt().await,
@@ -127,6 +139,7 @@ impl Client {
         let name = format!("{ONCE}{}-{}", std::process::id(), now().as_nanos());
         let guard = LockFile::open(&self.url.replace("{}", &name)).unwrap().attempt().await;
         drop(guard);
+        sleep(Duration::from_millis(fastrand::u64(..500))).await;
     }
 
     async fn take_a_permit(&self) {
@@ -157,7 +170,9 @@ impl Client {
 
     async fn hold(&self, mut entry: Entry, guard: LockGuard) {
         entry.turn.token = guard.fencing_token().unwrap_or(0);
-        let until = now() + how_long(self.lease);
+        let is_long = self.is_quiet && fastrand::u8(..3) == 0;
+        let length = if is_long { Duration::from_secs(fastrand::u64(5..25)) } else { how_long(self.lease) };
+        let until = now() + length;
         let is_told = {
             let mut lost = pin!(guard.lost());
             let mut is_told = false;
@@ -171,7 +186,7 @@ impl Client {
                     return entry.end(Outcome::Unlost);
                 }
                 entry.held(asked);
-                if now() > until || self.is_over() {
+                if now() > until || self.is_over() || is_long && self.dir.join(CALM).exists() {
                     break None;
                 }
                 is_told = timeout(TICK, lost.as_mut()).await.is_ok();

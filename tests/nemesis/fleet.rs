@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::client::OVER;
+use crate::client::{CALM, OVER};
 use crate::history::{Hit, Reach, now};
 use crate::network::within;
 use crate::schedule::Fault;
@@ -57,6 +57,11 @@ impl Fleet {
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         command.stdout(log.try_clone().unwrap()).stderr(log);
         command.process_group(0).spawn().unwrap()
+    }
+
+    /// Lets the clients know that nothing is broken any more.
+    pub(crate) fn calm_down(&self) {
+        File::create(self.dir.join(CALM)).unwrap();
     }
 
     /// Lets the clients end. Returns how many have not ended after `limit`: their waits are not served.

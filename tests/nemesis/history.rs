@@ -22,7 +22,9 @@ pub(crate) fn now() -> Duration {
 }
 
 /// The locks of a campaign. Two of them are the permits of a semaphore, and one is that of a singleton.
-pub(crate) const LOCKS: [&str; 5] = ["alpha", "beta", "permit0", "permit1", "leader"];
+pub(crate) const LOCKS: [&str; 7] = ["alpha", "beta", "permit0", "permit1", "leader", "gamma", "delta"];
+/// Those that the quiet clients want beside the first two, and mostly have for long.
+pub(crate) const QUIET: [usize; 2] = [5, 6];
 pub(crate) const PERMITS: [usize; 2] = [2, 3];
 pub(crate) const LEADER: usize = 4;
 

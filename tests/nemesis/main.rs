@@ -8,12 +8,17 @@
 //! cargo test --all-features --test nemesis -- --engine etcd --minutes 2
 //! cargo test --all-features --test nemesis -- --engine postgres --setup pgbouncer --minutes 10 --seed 42
 //! cargo test --all-features --test nemesis -- --engine postgres --setup direct --client naive
+//! cargo test --all-features --test nemesis -- --engine etcd --setup three --faults HangDisk,CutClient --lease 2
 //! ```
 //!
 //! The seed of a run is printed first. It stands for the schedule of the faults, and for the setup where none is named; so
 //! the same faults come again, but the machine never does exactly the same. With `--client naive` (PostgreSQL's advisory
 //! locks without a lease) or `--client go` (the mutex of etcd's Go client) the checker has to find a violation.
-//! `tests/nemesis/mutations` has the faults of this crate that it has to find, too.
+//! `tests/nemesis/mutations` has the faults of this crate that it has to find, too. With `--faults` only these faults are
+//! made (`schedule.rs` lists them), and with `--lease` all clients have this lease, in seconds.
+//!
+//! A full disk of PostgreSQL is a limit on the size of its files, by prlimit(1). A slow network is tc-tbf(8), because not every
+//! kernel has tc-netem(8).
 //!
 //! Needs Linux, root, and the programs that the tests of PostgreSQL and etcd need.
 
@@ -27,6 +32,8 @@ mod client;
 #[path = "../etcd/cluster.rs"]
 #[allow(dead_code, reason = "other tests use the rest")]
 mod cluster;
+#[cfg(target_os = "linux")]
+mod desk;
 #[cfg(target_os = "linux")]
 mod etcd;
 #[cfg(target_os = "linux")]

@@ -78,11 +78,11 @@ func isHeld(session *concurrency.Session) bool {
 	}
 }
 
-// hold keeps the lock for a moment, or for a lease: longer than ours, for it has only short moments in which it is caught.
+// hold keeps the lock for a moment, or for two leases: longer than ours, for it has only short moments in which it is caught.
 func (t *turn) hold(session *concurrency.Session) uint64 {
 	length := time.Duration(rand.Intn(60)) * time.Millisecond
 	if rand.Intn(3) == 0 {
-		length = time.Duration(lease) * time.Second
+		length = 2 * time.Duration(lease) * time.Second
 	}
 	for until := now() + uint64(length); ; time.Sleep(5 * time.Millisecond) {
 		asked := now()

@@ -22,8 +22,8 @@ const BETWEEN: usize = 2;
 
 const PROXY_PORT: u16 = 6432;
 
-/// It gives silent clients up early, if it is not told otherwise.
-const CONFIGURATION: &str = "max_connections = 200\nfsync = off\nwal_keep_size = 64\ntcp_keepalives_idle = 1\n\
+/// It gives silent clients up early, and writes late what nobody waits for, if it is not told otherwise.
+const CONFIGURATION: &str = "max_connections = 200\nfsync = off\nwal_writer_delay = 10s\nwal_keep_size = 64\ntcp_keepalives_idle = 1\n\
                              tcp_keepalives_interval = 1\ntcp_keepalives_count = 1\ntcp_user_timeout = 500\n\
                              client_connection_check_interval = 100";
 
@@ -230,6 +230,10 @@ impl Servers for Postgres {
             Fault::Cancel,
         ];
         [&others[..], &between].concat()
+    }
+
+    fn administrator(&self) -> Option<(Box<dyn Stage + Send>, Vec<Fault>)> {
+        None
     }
 
     /// Two thirds of the clients come through the proxy.

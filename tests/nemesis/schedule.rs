@@ -17,14 +17,19 @@ pub(crate) enum Fault {
     CutServer,
     /// The packets of a host wait in a long queue.
     SlowHost,
+    /// What servers say to the host of some clients comes later and later, and then nothing passes any more.
+    DyingLink,
     /// A host loses packets.
     LossyHost,
     KillMember,
     KillMajority,
     StopMember,
+    /// The disk of the member that leads does not answer.
+    HangDisk,
     MoveLeader,
     DeleteKey,
     RevokeLease,
+    /// Some clients may do nothing with their keys any more, and somebody deletes the keys.
     RevokeRole,
     Compact,
     FillSpace,
@@ -48,13 +53,15 @@ pub(crate) enum Fault {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Lane {
     Clients,
-    Network,
+    Cuts,
+    Traffic,
     Servers,
+    Administrator,
 }
 
 pub(crate) const OF_CLIENTS: &[Fault] = &[Fault::KillClient, Fault::StopClient];
 
-pub(crate) const OF_NETWORK: &[Fault] = &[
+pub(crate) const OF_CUTS: &[Fault] = &[
     Fault::CutClient,
     Fault::CutClient,
     Fault::SilenceClient,
@@ -63,9 +70,9 @@ pub(crate) const OF_NETWORK: &[Fault] = &[
     Fault::DeafenClient,
     Fault::CutOne,
     Fault::CutServer,
-    Fault::SlowHost,
-    Fault::LossyHost,
 ];
+
+pub(crate) const OF_TRAFFIC: &[Fault] = &[Fault::SlowHost, Fault::LossyHost, Fault::DyingLink, Fault::DyingLink];
 
 #[derive(Debug, Clone)]
 pub(crate) struct Step {
@@ -80,12 +87,17 @@ pub(crate) struct Step {
 pub(crate) fn steps(seed: u64, lane: Lane, faults: &[Fault], length: Duration) -> Vec<Step> {
     let mut random = fastrand::Rng::with_seed(seed.wrapping_add(lane as u64));
     let (mut steps, mut at) = (Vec::new(), Duration::ZERO);
+    if faults.is_empty() {
+        return steps;
+    }
     loop {
         at += Duration::from_millis(random.u64(300..2_500));
         // Some are short, and most are longer than most leases.
         let lasts = if random.u8(..3) == 0 { random.u64(50..1_000) } else { random.u64(2_000..10_000) };
-        let lasts = Duration::from_millis(lasts);
         let (fault, target) = (faults[random.usize(..faults.len())], random.usize(..1_000));
+        // Whoever had a late answer has to wait for the end of its lease.
+        let lasts = if fault == Fault::DyingLink { 7_000 } else { lasts };
+        let lasts = Duration::from_millis(lasts);
         if at + lasts > length {
             return steps;
         }

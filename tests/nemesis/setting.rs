@@ -15,13 +15,22 @@ const LEASES: [u64; 4] = [2, 3, 4, 8];
 pub(crate) const SHORTEST_LEASE: Duration = Duration::from_secs(2);
 pub(crate) const LONGEST_LEASE: Duration = Duration::from_secs(8);
 
-const CLIENTS: usize = 6;
+const CLIENTS: usize = 9;
 
 pub(crate) const CLIENT_HOSTS: usize = 3;
+
+/// Whether a client does one thing at a time, and holds locks mostly for long. Then nothing but the lease makes it ask the
+/// servers. There are two on each host.
+pub(crate) fn is_quiet(client: usize) -> bool {
+    client >= CLIENT_HOSTS
+}
 
 pub(crate) trait Servers: Stage + Send {
     /// The faults that they can have.
     fn faults(&self) -> Vec<Fault>;
+
+    /// Somebody whose faults meet those, and these faults.
+    fn administrator(&self) -> Option<(Box<dyn Stage + Send>, Vec<Fault>)>;
 
     /// Where this client connects to, as a URL with `{}` in the place of the name.
     fn url(&self, client: usize, network: &Network) -> String;
@@ -55,12 +64,17 @@ impl Setting {
         Self { servers, network, hosts }
     }
 
-    pub(crate) fn plans(&self, program: &[String]) -> Vec<Plan> {
+    /// `lease`: that of all clients, in seconds. Else they have different ones.
+    pub(crate) fn plans(&self, program: &[String], lease: Option<u64>) -> Vec<Plan> {
         let plan = |client| Plan {
             client,
             namespace: self.network.namespace(self.hosts + client % CLIENT_HOSTS),
             program: program.to_vec(),
-            url: format!("{}ttl={}s", self.servers.url(client, &self.network), LEASES[client % LEASES.len()]),
+            url: format!(
+                "{}ttl={}s",
+                self.servers.url(client, &self.network),
+                lease.unwrap_or(LEASES[client % LEASES.len()])
+            ),
         };
         (0..CLIENTS).map(plan).collect()
     }

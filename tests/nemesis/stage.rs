@@ -8,6 +8,9 @@ use crate::history::{Event, Hit, Reach, now};
 use crate::network::{Network, within};
 use crate::schedule::{Fault, Step};
 
+/// For how long answers come late before none come.
+const DYING: Duration = Duration::from_secs(4);
+
 pub(crate) trait Stage {
     /// Makes a fault. Returns what it has hit.
     fn begin(&mut self, fault: Fault, target: usize) -> Hit;
@@ -51,7 +54,7 @@ impl Wires<'_> {
         let to_servers = servers.clone().map(|server| (client, server));
         let from_servers = servers.clone().map(|server| (server, client));
         match fault {
-            Fault::CutClient => to_servers.chain(from_servers).collect(),
+            Fault::CutClient | Fault::DyingLink => to_servers.chain(from_servers).collect(),
             Fault::SilenceClient => to_servers.collect(),
             Fault::DeafenClient => from_servers.collect(),
             Fault::CutOne => vec![(client, one), (one, client)],
@@ -62,15 +65,25 @@ impl Wires<'_> {
 
     /// `on`: whether the fault begins.
     fn shape(&self, fault: Fault, target: usize, on: bool) {
-        let host = self.network.namespace(target % (self.servers + self.clients));
-        let command = match (fault, on) {
-            (Fault::SlowHost, true) => "tc qdisc replace dev eth0 root tbf rate 256kbit burst 3kb latency 400ms",
-            (Fault::SlowHost, false) => "tc qdisc del dev eth0 root",
-            (_, true) => "iptables -w -A INPUT -m statistic --mode random --probability 0.25 -j DROP",
-            (_, false) => "iptables -w -D INPUT -m statistic --mode random --probability 0.25 -j DROP",
+        const LOSS: &str = "INPUT -m statistic --mode random --probability 0.25 -j DROP";
+        let host = target % (self.servers + self.clients);
+        let client = self.servers + target % self.clients;
+        let (namespace, command) = match (fault, on) {
+            (Fault::SlowHost, true) => (
+                self.network.namespace(host),
+                "tc qdisc add dev eth0 root tbf rate 256kbit burst 3kb latency 400ms".into(),
+            ),
+            (Fault::SlowHost, false) => (self.network.namespace(host), "tc qdisc del dev eth0 root".into()),
+            (Fault::DyingLink, true) => (
+                self.network.bridge(),
+                format!("tc qdisc add dev to{client} root tbf rate 64kbit mpu 1000 burst 2kb latency 2200ms"),
+            ),
+            (Fault::DyingLink, false) => (self.network.bridge(), format!("tc qdisc del dev to{client} root")),
+            (_, true) => (self.network.namespace(host), format!("iptables -w -A {LOSS}")),
+            (_, false) => (self.network.namespace(host), format!("iptables -w -D {LOSS}")),
         };
         let (program, arguments) = command.split_once(' ').unwrap();
-        run(within(&host, program).args(arguments.split(' ')));
+        run(within(&namespace, program).args(arguments.split(' ')));
     }
 }
 
@@ -88,6 +101,13 @@ impl Stage for Wires<'_> {
                 let reach = host.checked_sub(self.servers).map_or(Reach::Everybody, Reach::Host);
                 Hit { what: format!("host {host}"), reach }
             }
+            Fault::DyingLink => {
+                self.shape(fault, target, true);
+                std::thread::sleep(DYING);
+                self.pairs(fault, target).iter().for_each(|&(from, to)| self.network.lose(from, to));
+                let client = target % self.clients;
+                Hit { what: format!("clients' host {client}"), reach: Reach::Host(client) }
+            }
             _ => {
                 let pairs = self.pairs(fault, target);
                 pairs.iter().for_each(|&(from, to)| self.network.lose(from, to));
@@ -103,6 +123,10 @@ impl Stage for Wires<'_> {
     fn end(&mut self, fault: Fault, target: usize) {
         match fault {
             Fault::SlowHost | Fault::LossyHost => self.shape(fault, target, false),
+            Fault::DyingLink => {
+                self.shape(fault, target, false);
+                self.pairs(fault, target).iter().for_each(|&(from, to)| self.network.pass(from, to));
+            }
             _ => self.pairs(fault, target).iter().for_each(|&(from, to)| self.network.pass(from, to)),
         }
     }
