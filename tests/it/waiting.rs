@@ -15,8 +15,10 @@ use tokio_lockfile::{LockFile, LockKind};
 use crate::other_program::{OtherProgram, descriptors, is_watched, threads, until, waiter_is_asleep};
 use crate::support::{FILE_KINDS, HANG, Holder, Kind, each_file_kind, in_own_process, poll_once, take};
 
-/// Every way in which a lock becomes free, and whether it makes an event.
-fn releases() -> [(fn(OtherProgram), fn(LockKind) -> bool); 6] {
+/// A way in which a lock becomes free, and for which kinds it makes an event.
+type Release = (fn(OtherProgram), fn(LockKind) -> bool);
+
+fn releases() -> [Release; 6] {
     let unlock_and_close: fn(OtherProgram) = OtherProgram::release;
     let close = |program: OtherProgram| {
         if program.kind == LockKind::Shlock {
@@ -76,7 +78,7 @@ async fn an_event_wakes_a_waiter_wherever_the_release_makes_one() {
     }
     // The clock does not go on by itself while this runs.
     let (end, ended) = std::sync::mpsc::channel::<()>();
-    let busy = tokio::task::spawn_blocking(move || ended.recv());
+    let busy = tokio::runtime::Handle::current().spawn_blocking(move || ended.recv());
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     for (number, (release, makes_an_event)) in releases().into_iter().enumerate() {
         for kind in FILE_KINDS {
