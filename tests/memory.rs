@@ -62,6 +62,6 @@ async fn ten_thousand_waits_would_take_few_megabytes() {
     }
     let (handle, wait) = ((with_handles - without) / WAITS, (allocated() - with_handles) / WAITS);
     println!("a handle takes {handle} bytes, a wait {wait}");
-    assert!(handle <= 656, "a handle takes {handle} bytes");
-    assert!(wait <= 992, "a wait takes {wait} bytes");
+    assert!(handle <= 632, "a handle takes {handle} bytes");
+    assert!(wait <= 912, "a wait takes {wait} bytes");
 }
