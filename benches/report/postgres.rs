@@ -260,7 +260,7 @@ pub(crate) fn hold_many(whose: &str, url: &str, count: u32) {
                     client
                 });
             } else {
-                let lock = LockFile::open(&format!("{url}?lock=held{number}&ttl=10s")).unwrap();
+                let lock = LockFile::open(&format!("{url}?lock=held{number}&ttl=10s&connect_timeout=1m")).unwrap();
                 guards.spawn(async move { lock.obtain().await.unwrap() });
             }
         }
@@ -282,7 +282,7 @@ async fn held(server: &Server, count: u32) -> Vec<Row> {
         .await;
     let mut tasks = JoinSet::new();
     for number in 0..count {
-        let lock = server.lock(&format!("lock=held{number}&ttl=10s"));
+        let lock = server.lock(&format!("lock=held{number}&ttl=10s&connect_timeout=1m"));
         tasks.spawn(async move { lock.obtain().await.unwrap() });
     }
     let guards = tasks.join_all().await;
