@@ -59,11 +59,12 @@ pub(super) struct Signal {
     pub(super) notify: Notify,
 }
 
-/// A watch descriptor, and the signal of a wait for it. `None` if no wait is left: a tick removes the watch, so that the removal
-/// does not slow down a wait that has succeeded.
+/// A watch descriptor, and the signal of a wait for it. `None` if no wait is left. Then a tick removes the watch: so the
+/// removal does not slow down a wait that has succeeded.
 type Entry = (i32, Option<Arc<Signal>>);
 
-/// In the order of the descriptors. The kernel has one descriptor for each inode, and a new one is greater than the others.
+/// In the order of the descriptors, and mostly added at the end: the kernel has one descriptor for each inode, and a new one
+/// is greater than the others.
 #[derive(Debug, Default)]
 struct Signals(Vec<Entry>);
 
@@ -94,8 +95,7 @@ impl Signals {
 
     fn range(&self, descriptor: i32) -> Range<usize> {
         let start = self.0.partition_point(|&(other, _)| other < descriptor);
-        let others = self.0[start..].iter().position(|&(other, _)| other != descriptor);
-        start..others.map_or(self.0.len(), |others| start + others)
+        start..self.0.partition_point(|&(other, _)| other <= descriptor)
     }
 
     fn remove(&mut self, descriptor: i32) {
