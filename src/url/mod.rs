@@ -126,7 +126,7 @@ impl FromStr for LockUrl {
 ///
 /// Such a text does not tell where its password begins or ends. So of the URL of a server this is only the scheme. It is
 /// also the path of a file, if nothing behind it can set off a password from a user or a host. Of another URL it is a scheme
-/// of small letters in front of `//`, where nobody writes a password, or one that was meant as ours.
+/// of a few small letters in front of a `/`, where nobody writes a password, or one that was meant as ours.
 fn harmless(text: &str) -> String {
     let (scheme, rest) = match text.split_once(':') {
         Some((scheme, rest)) => (&text[..=scheme.len()], rest),
@@ -137,7 +137,7 @@ fn harmless(text: &str) -> String {
     if !SCHEMES.iter().map(|(name, _)| *name).chain(["file"]).any(is) {
         let name = scheme.trim_end_matches(':');
         let is_word = name.len() <= 12 && name.bytes().all(|byte| byte.is_ascii_lowercase()) && rest.starts_with('/');
-        let is_known = is_word || server_url::SCHEMES.into_iter().any(is) || meant(name).is_some();
+        let is_known = is_word || server_url::scheme(name).is_some() || meant(name).is_some();
         let scheme = if is_known { scheme } else { "" };
         return format!("{scheme}{HIDDEN}");
     }
@@ -159,7 +159,8 @@ fn parse(url: &str) -> Result<LockUrl, String> {
         return parsed.map(|(server, mode)| LockUrl { address: Address::Server(server.into()), mode });
     }
     let Some(&(_, scheme)) = SCHEMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(scheme)) else {
-        let known: Vec<&str> = SCHEMES.iter().map(|&(name, _)| name).chain(server_url::SCHEMES).collect();
+        let known: Vec<&str> =
+            SCHEMES.iter().map(|&(name, _)| name).chain(server_url::SCHEMES.map(|(name, _)| name)).collect();
         let hint = meant(scheme).map(|meant| format!("; perhaps {meant}: is meant"));
         return Err(format!("its scheme is none of {}{}", known.join(", "), hint.unwrap_or_default()));
     };

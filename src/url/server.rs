@@ -20,10 +20,7 @@ const PARAMETERS_OF_OTHERS: &str = "host hostaddr port dbname user username pass
 ///
 /// A reason repeats nothing of the text: where there is a mistake, anything may be a part of the password.
 pub(super) fn parse(scheme: &str, rest: &str) -> Option<Result<(ServerUrl, Mode), String>> {
-    let kind = match server_url::scheme(scheme)? {
-        "etcd" => LockKind::Etcd,
-        _ => LockKind::Postgres,
-    };
+    let (_, kind) = server_url::scheme(scheme)?;
     Some(parse_known(kind, rest))
 }
 
@@ -158,7 +155,7 @@ fn parse_query(query: &str, known: &[&str]) -> Result<(Vec<(String, String)>, Mo
 /// Names the parameter only if it is one of another program or engine. Anything else may be a part of a password.
 fn unknown_parameter(parameter: &str, number: usize, known: &[&str]) -> String {
     let name = parameter.split('=').next().unwrap_or_default();
-    let ours = [LockKind::Postgres, LockKind::Etcd].into_iter().flat_map(engine::url_parameters).copied();
+    let ours = server_url::SCHEMES.into_iter().flat_map(|(_, kind)| engine::url_parameters(kind)).copied();
     let subject = match ours.chain(PARAMETERS_OF_OTHERS.split_whitespace()).find(|other| *other == name) {
         Some(name) => format!("the parameter {name}"),
         None => format!("its parameter number {number}"),

@@ -75,11 +75,12 @@ impl Hash for Secret {
     fn hash<H: Hasher>(&self, _state: &mut H) {}
 }
 
-pub(crate) const SCHEMES: [&str; 3] = ["postgres", "postgresql", "etcd"];
+pub(crate) const SCHEMES: [(&str, LockKind); 3] =
+    [("postgres", LockKind::Postgres), ("postgresql", LockKind::Postgres), ("etcd", LockKind::Etcd)];
 
-/// The scheme of a server that is written so.
-pub(crate) fn scheme(text: &str) -> Option<&'static str> {
-    SCHEMES.into_iter().find(|scheme| scheme.eq_ignore_ascii_case(text))
+/// The scheme of a server that is written so, and its kind.
+pub(crate) fn scheme(text: &str) -> Option<(&'static str, LockKind)> {
+    SCHEMES.into_iter().find(|(scheme, _)| scheme.eq_ignore_ascii_case(text))
 }
 
 impl ServerUrl {
@@ -107,7 +108,7 @@ impl ServerUrl {
         LockError::InvalidUrl { url: self.to_string(), reason: reason.into() }
     }
 
-    /// `action` completes "cannot … URL". The text of the cause may be that of a server. It is made safe to show here, for
+    /// `action` completes "cannot … URL". The text of the cause may be that of a server. Here it is made safe to show, for
     /// all engines.
     pub(crate) fn failed(
         &self,

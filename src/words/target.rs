@@ -26,7 +26,7 @@ pub(crate) struct Target {
 /// What tells one lock of a kind from another.
 #[derive(Clone, PartialEq)]
 pub(crate) enum Address {
-    /// The absolute path of the lock file. Two paths are the same byte by byte.
+    /// The absolute path of the lock file. Two paths are compared byte by byte.
     File(Arc<OsStr>),
     /// The name of a null lock, which may be empty.
     Null(Arc<OsStr>),
@@ -46,7 +46,7 @@ impl Target {
         }
         // Otherwise the error would show its password.
         let scheme = path.to_str().and_then(|path| server_url::scheme(path.split_once("://")?.0));
-        if let Some(scheme) = scheme {
+        if let Some((scheme, _)) = scheme {
             let reason = "it is a URL and not a path; open it with LockFile::open".into();
             return Err(LockError::InvalidUrl { url: format!("{scheme}:***"), reason });
         }
