@@ -102,7 +102,7 @@ mod tests {
     /// Closes its channel when it goes.
     type Turn = oneshot::Sender<()>;
 
-    const ALLOWANCE: Duration = Duration::from_millis(10);
+    const SHORT: Duration = Duration::from_millis(10);
 
     /// A lock that a try has got. The release of a lock in memory takes a while.
     async fn granted(name: &str) -> (Arc<Target>, Grant<Turn>, oneshot::Receiver<()>) {
@@ -135,7 +135,7 @@ mod tests {
     #[tokio::test]
     async fn a_lock_that_nobody_takes_is_released_and_then_the_turn_goes_back() {
         let (target, grant, _gone) = granted("claim_is_late").await;
-        let offer_timeout = OfferTimeout::new(ALLOWANCE);
+        let offer_timeout = OfferTimeout::new(SHORT);
         let (mut claim, watch) = Claim::new(grant, &target, &offer_timeout);
         watch();
         let turn = timeout(HANG, &mut claim.back).await.expect("hangs").unwrap();
@@ -147,9 +147,9 @@ mod tests {
     /// As for a task that is always polled so late.
     #[tokio::test]
     async fn the_next_claim_stands_longer() {
-        let offer_timeout = OfferTimeout::new(ALLOWANCE);
+        let offer_timeout = OfferTimeout::new(SHORT);
         for times in [1, 2, 4] {
-            assert_eq!(offer_timeout.get(), ALLOWANCE * times);
+            assert_eq!(offer_timeout.get(), SHORT * times);
             let (target, grant, _gone) = granted("claim_stands_longer").await;
             let (claim, watch) = Claim::new(grant, &target, &offer_timeout);
             watch();
@@ -201,7 +201,7 @@ mod tests {
         let target = Arc::new(Target::null("".as_ref(), Options::default()));
         let (turn, _gone) = oneshot::channel::<()>();
         let grant = Grant { held: Box::new(OnlyDropped), turn, taken_over: None, contention: Contention::None };
-        let offer_timeout = OfferTimeout::new(ALLOWANCE);
+        let offer_timeout = OfferTimeout::new(SHORT);
         let (mut claim, watch) = Claim::new(grant, &target, &offer_timeout);
         watch();
         let turn = timeout(HANG, &mut claim.back).await.expect("hangs").expect("the turn is lost");

@@ -80,8 +80,8 @@ impl<T: Release> Offer<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Offers the lock. From [`watch`](Self::watch) on, it is released when it is `due`. Returns whether the watchdog still
-    /// watches this place because of an earlier offer.
+    /// Offers the lock. From [`watch`](Self::watch) on, it is released when it is `due`. Returns whether the watchdog
+    /// watches it already, because of an earlier offer.
     pub(crate) fn make(&self, held: T, due: Instant) -> bool {
         let mut state = self.state();
         state.idle_looks = 0;
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn an_allowance_doubles_after_each_miss() {
+    fn an_offer_timeout_doubles_after_each_miss() {
         let offer_timeout = OfferTimeout::new(STANDS);
         for times in [1, 2, 4, 8] {
             assert_eq!(offer_timeout.get(), STANDS * times);

@@ -5,7 +5,7 @@
 
 use super::proto::{
     Compare, DeleteRangeRequest, Operation, PutRequest, RangeRequest, TxnRequest, WatchCancelRequest,
-    WatchCreateRequest, WatchRequest, number,
+    WatchCreateRequest, WatchRequest, enumeration,
 };
 
 /// The key of one lease for the lock `name`.
@@ -22,13 +22,13 @@ fn range(name: &str) -> (Vec<u8>, Vec<u8>) {
 /// The keys of the lock, the first of the queue in front.
 pub(super) fn queue(name: &str) -> RangeRequest {
     let (key, range_end) = range(name);
-    let (sort_order, sort_target) = (number::ASCENDING, number::BY_CREATE_REVISION);
+    let (sort_order, sort_target) = (enumeration::ASCENDING, enumeration::BY_CREATE_REVISION);
     RangeRequest { key, range_end, limit: 0, sort_order, sort_target, keys_only: false, max_create_revision: 0 }
 }
 
 /// The key that was made at `revision`, and behind it those in front of it in the queue, the last one first.
 pub(super) fn queue_up_to(name: &str, revision: i64) -> RangeRequest {
-    RangeRequest { sort_order: number::DESCENDING, max_create_revision: revision, ..queue(name) }
+    RangeRequest { sort_order: enumeration::DESCENDING, max_create_revision: revision, ..queue(name) }
 }
 
 /// The first two of these, without their values.
@@ -50,7 +50,7 @@ pub(super) fn make(put: PutRequest) -> TxnRequest {
 /// The same, only if no key of the lock is younger than `revision`. With 0 as `revision`, only if the lock has no key.
 pub(super) fn make_if_none_after(name: &str, revision: i64, put: PutRequest) -> TxnRequest {
     let (key, range_end) = range(name);
-    let (result, target) = (number::LESS, number::CREATE_REVISION);
+    let (result, target) = (enumeration::LESS, enumeration::CREATE_REVISION);
     when(Compare { result, target, key, range_end, create_revision: Some(revision.saturating_add(1)) }, put)
 }
 
@@ -83,8 +83,8 @@ pub(super) fn delete(key: &[u8], revision: i64) -> TxnRequest {
 
 fn created_at(key: &[u8], revision: i64) -> Compare {
     Compare {
-        result: number::EQUAL,
-        target: number::CREATE_REVISION,
+        result: enumeration::EQUAL,
+        target: enumeration::CREATE_REVISION,
         key: key.to_owned(),
         range_end: Vec::new(),
         create_revision: Some(revision),
@@ -93,7 +93,7 @@ fn created_at(key: &[u8], revision: i64) -> Compare {
 
 /// Asks to be told of the deletion of the key, at `revision` or later.
 pub(super) fn watch(number: i64, key: &[u8], revision: i64) -> WatchRequest {
-    let filters = vec![number::NO_PUT];
+    let filters = vec![enumeration::NO_PUT];
     let create = WatchCreateRequest { key: key.to_owned(), start_revision: revision, filters, watch_id: number };
     WatchRequest { create: Some(create), ..WatchRequest::default() }
 }

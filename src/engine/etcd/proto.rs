@@ -55,7 +55,7 @@ impl Call for RangeRequest {
 }
 
 /// The values of the enumerations that this engine uses.
-pub(super) mod number {
+pub(super) mod enumeration {
     pub(in super::super) const ASCENDING: i32 = 1;
     pub(in super::super) const DESCENDING: i32 = 2;
     pub(in super::super) const BY_CREATE_REVISION: i32 = 2;

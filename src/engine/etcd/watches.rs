@@ -18,7 +18,7 @@ use super::cluster::Cluster;
 use super::failure::Failure;
 use super::grpc::Stream;
 use super::keys;
-use super::proto::{WatchRequest, WatchResponse, number};
+use super::proto::{WatchRequest, WatchResponse, enumeration};
 use crate::engine::server::driver;
 use crate::util::backoff::Backoff;
 
@@ -223,7 +223,7 @@ impl Table {
         }
         // Also an answer to a request for progress, which is about no watch.
         let Some(&number) = self.numbers.get(&answer.watch_id) else { return Ok(()) };
-        let is_deleted = answer.events.iter().any(|event| event.r#type == number::DELETE);
+        let is_deleted = answer.events.iter().any(|event| event.r#type == enumeration::DELETE);
         if is_deleted || answer.canceled {
             self.tell(number, is_deleted);
         }
@@ -302,7 +302,7 @@ mod tests {
     }
 
     fn deleted(id: i64) -> WatchResponse {
-        let event = Event { r#type: number::DELETE, kv: None };
+        let event = Event { r#type: enumeration::DELETE, kv: None };
         WatchResponse { watch_id: id, events: vec![event], ..WatchResponse::default() }
     }
 

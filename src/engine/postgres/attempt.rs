@@ -9,7 +9,7 @@ use super::config::Lock;
 use super::failure::Failure;
 use super::held::PostgresHeld;
 use super::server::Server;
-use super::session::{Comer, Session, Tried};
+use super::session::{Candidate, Session, Tried};
 use super::watch::{Turn, Waiting};
 use crate::engine::contract::{BoxFuture, Contention, Grant, Waiter};
 use crate::engine::server::reply::{self, Attempted, Reply};
@@ -116,8 +116,8 @@ impl Request {
                 Ok(session) => session,
                 Err(failure) => return Some(Err(failure)),
             };
-            let comer = if self.waits { Comer::First } else { Comer::New };
-            match session.try_lock(self.lock.number, self.mode, comer).await {
+            let candidate = if self.waits { Candidate::First } else { Candidate::New };
+            match session.try_lock(self.lock.number, self.mode, candidate).await {
                 Ok(tried) => return Some(Ok((session, tried))),
                 Err(failure) if failure.is_end_of_session() && is_warm => {}
                 Err(failure) => {

@@ -27,9 +27,9 @@ pub(super) struct Session {
     moving: JoinHandle<Result<(), tokio_postgres::Error>>,
     bell: Arc<Bell>,
     allowance: Allowance,
-    /// The statements that were asked, and how the server calls those that it keeps for this session.
+    /// The statements that were asked. With each that the server keeps for this session: its name there.
     prepared: HashMap<&'static str, Option<Statement>>,
-    /// Whether this session has left a turnstile with the lock, and has not woken who is the next.
+    /// Whether this session has got the lock at the turnstile and left, and has not yet woken the next one in the queue.
     is_to_wake: bool,
     /// The number of the server's process, as the login said it.
     process: Option<u32>,
@@ -49,12 +49,12 @@ pub(super) struct Session {
 
 /// Who tries for a lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Comer {
-    /// One that no waiter may be before.
+pub(super) enum Candidate {
+    /// One that has not waited. It gets no lock for which others wait.
     New,
     /// A waiter whose other session stands at the turnstile.
     First,
-    /// The session that stands at the turnstile. It leaves with the lock.
+    /// The session that stands at the turnstile. If it gets the lock, it leaves the turnstile.
     FirstHere,
 }
 
@@ -272,14 +272,20 @@ impl Session {
         self.ask(&sql::beat(), limit).await.map(drop)
     }
 
-    pub(super) async fn try_lock(&mut self, lock: LockNumber, mode: Mode, comer: Comer) -> Result<Tried, Failure> {
-        let (passes, leaves, shares) = (comer != Comer::New, comer == Comer::FirstHere, mode == Mode::Shared);
+    pub(super) async fn try_lock(
+        &mut self,
+        lock: LockNumber,
+        mode: Mode,
+        candidate: Candidate,
+    ) -> Result<Tried, Failure> {
+        let (passes, leaves, shares) =
+            (candidate != Candidate::New, candidate == Candidate::FirstHere, mode == Mode::Shared);
         let (turnstile, application) = (lock.queue().turnstile(), self.application.clone());
         let parameters: [&(dyn ToSql + Sync); 7] =
             [&turnstile, &passes, &leaves, &lock.key, &shares, &lock.has_token, &application];
         let row = self.ask_again(&sql::TRY, &TRY_TYPES, &parameters, self.limit).await?;
         let tried = read_try(&row)?;
-        self.is_to_wake = comer == Comer::FirstHere && matches!(tried, Tried::Granted(_));
+        self.is_to_wake = candidate == Candidate::FirstHere && matches!(tried, Tried::Granted(_));
         Ok(tried)
     }
 
@@ -334,8 +340,8 @@ impl Session {
         free.split_ascii_whitespace().map(|at| place(at).ok_or_else(Failure::no_such_answer)).collect()
     }
 
-    /// The only row of the answer to a statement that this session may ask often. The server reads its text twice at most, and
-    /// the second time only when the answer is on its way.
+    /// The only row of the answer to a statement that this session may ask often. The first time, the server reads the text
+    /// and forgets it. The second time, it also keeps the text, and the answer does not wait for that.
     async fn ask_again(
         &mut self,
         statement: &'static str,
@@ -442,7 +448,7 @@ impl Drop for Session {
 /// The types of the parameters of a try.
 const TRY_TYPES: [Type; 7] = [Type::INT8, Type::BOOL, Type::BOOL, Type::INT8, Type::BOOL, Type::BOOL, Type::TEXT];
 
-/// `None` if nobody could be woken in time. All else that the statement does is done.
+/// `None` if the statement could wake nobody in time. The locks that it has given back are free all the same.
 fn unless_late(answer: Result<Row, Failure>) -> Result<Option<Row>, Failure> {
     match answer {
         Err(failure) if failure.is_lock_timeout() => Ok(None),

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::config::{LockNumber, Settings};
 use super::failure::Failure;
 use super::server::Server;
-use super::session::{Advanced, Comer, Session, Tried};
+use super::session::{Advanced, Candidate, Session, Tried};
 use crate::engine::server::driver;
 use crate::sys::per_process::PerProcess;
 use crate::util::backoff::Backoff;
@@ -39,7 +39,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// The same where it stands at no turnstile: it would only notice that others have been killed in the queue.
 const LONG_PERIOD: Duration = Duration::from_secs(3);
 
-/// The same where it is not even the next one after a turnstile. Each look of each process costs the server 0.1 ms.
+/// The same where it is not even the next one behind a turnstile. Each look of each process costs the server 0.1 ms.
 const LONGEST_PERIOD: Duration = Duration::from_secs(5);
 
 /// The pause after a look for nothing, and before the next look if somebody looks at the turnstile just now. Anybody in the
@@ -369,7 +369,7 @@ impl Waits {
             match at {
                 At::Outside => {}
                 At::Turnstile if is_alone => {
-                    if let Tried::Granted(grant) = session.try_lock(lock, mode, Comer::FirstHere).await? {
+                    if let Tried::Granted(grant) = session.try_lock(lock, mode, Candidate::FirstHere).await? {
                         return Ok(Some(grant));
                     }
                 }
