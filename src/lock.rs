@@ -237,7 +237,8 @@ impl LockFile {
         Ok(acquire::attempt_in(&self.lock, self.mode, is_reported).await?.map(LockGuard::new))
     }
 
-    /// Waits for this lock as one of several. The wait for all of them is reported by [`report::during`](crate::process::report::during).
+    /// Waits for this lock as one of several. [`report::during`](crate::process::report::during) reports the wait for all of
+    /// them.
     pub(crate) async fn obtain_one_of(&self, is_reported: &AtomicBool) -> Result<LockGuard, LockError> {
         let obtaining = acquire::obtain_one_of(&self.lock, self.mode, is_reported);
         obtaining.instrument(trace::obtain_span(self.target())).await.map(LockGuard::new)

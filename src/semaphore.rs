@@ -95,8 +95,8 @@ impl Semaphore {
     /// A process with a smaller number uses only the first ones. So a change of the number needs no restart of the
     /// other processes. Until then, the larger number is the limit.
     ///
-    /// [`LockFileBuilder::numbered`](crate::LockFileBuilder::numbered) does the same with options. For locks of another
-    /// kind, give them to [`new`](Self::new).
+    /// [`LockFileBuilder::numbered`](crate::LockFileBuilder::numbered) does the same with options. Locks of another kind go
+    /// to [`new`](Self::new).
     ///
     /// # Errors
     /// The errors of [`LockFile::new`].
@@ -280,14 +280,14 @@ impl Semaphore {
         self.queue.get_or_init(Queue::default)
     }
 
-    /// Processes that begin at different locks seldom meet.
+    /// All locks, from a random one on: processes that begin at different locks seldom meet.
     fn rotated_at_random(&self) -> impl Iterator<Item = &LockFile> {
         let (before, first) = self.locks.split_at((random::fraction() * self.locks.len() as f64) as usize);
         first.iter().chain(before)
     }
 
-    /// Tries each lock once, from a random one on. A lock that does not
-    /// answer, because its file system or its server hangs, does not keep the others from being tried.
+    /// Tries each lock once, from a random one on. A lock that does not answer, because its file system or its server hangs,
+    /// does not keep the others from being tried.
     async fn try_each(&self, is_reported: &AtomicBool) -> Result<Option<LockGuard>, LockError> {
         let mut next = self.rotated_at_random();
         let (mut trying, mut failed) = (Vec::new(), None);

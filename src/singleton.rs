@@ -216,8 +216,9 @@ impl Singleton {
     ///
     /// The work runs in this task. When the lock is lost, or when the time of [`grace`](Self::grace) after the shutdown
     /// signal is over, the work is dropped at its current `await`. Only then the lock is released. The destructors of
-    /// the work must stop everything that the work has spawned as another task or with `spawn_blocking`. A file system may
-    /// hang: when the release has taken 5 s since the shutdown signal, it goes on by itself, and this ends.
+    /// the work must stop everything that the work has spawned as another task or with `spawn_blocking`. A file
+    /// system may hang, and the release with it. Then this ends 5 s after the shutdown signal, or 5 s after the work has
+    /// ended if that is later, and the release goes on by itself.
     ///
     /// The lock may fail for a time: its directory is missing, the disk is full, a server is away. The log says so, and
     /// after a [`pause`](Self::pause) this process stands by again, as after a failure of the work. The work runs again
@@ -347,8 +348,8 @@ impl Singleton {
         ended
     }
 
-    /// Releases the lock. After the shutdown signal, this returns soon also where the file system hangs: the release goes on
-    /// by itself.
+    /// Releases the lock. After the shutdown signal, this returns soon also where the file system hangs. Then the release
+    /// goes on by itself.
     async fn release(&self, guard: LockGuard, shutdown: Pin<&mut impl Future<Output = ()>>) -> Result<(), LockError> {
         let hangs = async {
             shutdown.await;

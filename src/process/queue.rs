@@ -1,7 +1,7 @@
 //! The queue of one lock in this process: first in, first out, for readers and writers.
 //!
-//! A writer needs all permits of a semaphore, and a reader one of them, as in Tokio's `RwLock`. Tokio's semaphore is fair: a
-//! reader that comes after a waiting writer waits behind it.
+//! A writer needs all permits of a semaphore, and a reader one of them, as in Tokio's `RwLock`. Tokio's semaphore is fair:
+//! a reader that comes after a waiting writer waits behind it.
 
 use tokio::sync::Semaphore;
 
@@ -10,7 +10,7 @@ use crate::words::mode::Mode;
 /// As many readers at once as Tokio's `RwLock` lets in.
 const ALL: u32 = u32::MAX >> 3;
 
-/// Whoever has entered must [`leave`](Self::leave) in the same mode.
+/// A task that has entered must [`leave`](Self::leave) in the same mode.
 #[derive(Debug)]
 pub(super) struct Queue(Semaphore);
 

@@ -128,8 +128,8 @@ pub(crate) async fn short_pause(pause: Duration) {
     let _ = timeout(Duration::from_millis(1), pin!(run(move || std::thread::sleep(pause)))).await;
 }
 
-/// Runs `future` on this thread, in a runtime of its own. The caller pins it: a copy of all this for each future would cost
-/// every user's build.
+/// Runs `future` on this thread, in a runtime of its own. The caller pins it: a copy of all this for each future would
+/// cost every user's build.
 ///
 /// # Panics
 /// Inside an asynchronous context.

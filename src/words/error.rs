@@ -10,12 +10,12 @@ use super::kind::LockKind;
 
 /// The reason why a lock could not be taken, kept or released.
 ///
-/// Every variant contains the path or the URL that it concerns. It is not an error that somebody else holds the lock.
+/// Every variant contains the path or the URL that it concerns, if the lock has one. It is not an error that somebody else holds the lock.
 /// In that case, and only then, [`attempt`](crate::LockFile::attempt) returns `Ok(None)`.
 ///
-/// The text of an error includes its cause. So [`source`](std::error::Error::source) does not return that cause again, but
-/// goes on with what has caused it. [`io_error`](Self::io_error) returns the error of the system call. [`Debug`](fmt::Debug) shows the same text,
-/// because a `main` that returns an error prints its `Debug` text.
+/// The text of an error includes its cause. So [`source`](std::error::Error::source) does not return this cause again, but
+/// the cause of the cause, if there is one. [`io_error`](Self::io_error) returns the error of the system call.
+/// [`Debug`](fmt::Debug) shows the same text, because a `main` that returns an error prints its `Debug` text.
 ///
 /// End each pattern with `..`, because a later version may have more fields.
 ///
@@ -57,7 +57,7 @@ pub enum LockError {
     Unsupported {
         /// Path of the lock file. Empty for a lock that has none.
         path: PathBuf,
-        /// URL of the lock, without its password. `None` for a lock on a file.
+        /// URL of the lock, without its password. `None` for a lock on a file, and for a null lock without a name.
         url: Option<String>,
         /// The requested kind.
         kind: LockKind,
@@ -95,7 +95,7 @@ pub enum LockError {
     TimedOut {
         /// Path of the lock file. Empty for a lock that has none.
         path: PathBuf,
-        /// URL of the lock, without its password. `None` for a lock on a file.
+        /// URL of the lock, without its password. `None` for a lock on a file, and for a null lock without a name.
         url: Option<String>,
         /// The given limit.
         limit: Duration,
@@ -111,7 +111,7 @@ pub enum LockError {
     Lost {
         /// Path of the lock file. Empty for a lock that has none.
         path: PathBuf,
-        /// URL of the lock, without its password. `None` for a lock on a file.
+        /// URL of the lock, without its password. `None` for a lock on a file, and for a null lock without a name.
         url: Option<String>,
         /// What happened to it.
         reason: LostReason,

@@ -31,8 +31,8 @@ pub(crate) fn check(text: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Whether the path has a colon and behind it an @, as the URL of a server with another scheme has. The colon behind the
-/// drive of a path of Windows does not count.
+/// Whether the path has a colon and behind it an @, as the URL of a server with another scheme has. The colon behind a
+/// drive of Windows does not count.
 pub(crate) fn has_login(path: &[u8]) -> bool {
     let path = match path {
         [b'/', drive, b':', b'/', rest @ ..] if drive.is_ascii_alphabetic() => rest,

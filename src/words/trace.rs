@@ -67,8 +67,8 @@ pub(crate) fn waiting(target: &Target, waited: Duration, holder: Option<&Holder>
 }
 
 pub(crate) fn waits_for_itself(target: &Target, waited: Duration) {
-    let message = "this very task has obtained the lock it waits for: a deadlock, unless another task or another branch of \
-                   this one releases it";
+    let message = "this very task has obtained the lock it waits for: a deadlock, unless another task or another branch \
+                   of this one releases it";
     event!(warn, "waits_for_itself", path(target), waited_ms = millis(waited), "{message}");
 }
 
@@ -146,7 +146,8 @@ pub(crate) fn stepped_down(target: &Target, held: Duration, reason: &str) {
 /// `goes_on`: whether this process will stand by again.
 pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Display, goes_on: bool) {
     let (error, then) = (format_args!("{error:#}"), if goes_on { "standing by again" } else { "shutting down" });
-    event!(warn, "work_failed", display(&target.address), held_ms = millis(held), %error, "the work under the lock failed; {then}");
+    let (path, held_ms) = (display(&target.address), millis(held));
+    event!(warn, "work_failed", path, held_ms, %error, "the work under the lock failed; {then}");
 }
 
 pub(crate) fn lock_failed(target: &Target, error: &LockError) {

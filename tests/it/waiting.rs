@@ -67,8 +67,8 @@ async fn every_way_to_release_wakes_a_waiter() {
     }
 }
 
-/// The clock moves only when this test says so. A wait looks without an event after 250 ms at the earliest. In memory, each
-/// try runs inline, so a poll is enough for it.
+/// The clock moves only when this test says so. Without an event, a wait looks after 250 ms at the earliest. On a file
+/// system in memory each try runs inline, so a poll is enough for it.
 #[tokio::test(start_paused = true)]
 #[cfg_attr(tokio_lockfile_test_portable, ignore = "it is about events")]
 async fn an_event_wakes_a_waiter_wherever_the_release_makes_one() {

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-/// What nginx is started with, from the program on. Files are in `dir`. It listens at `listen`, and passes everything on to
-/// `members`, each of which is `host:port`.
+/// The command that starts nginx, with its files in `dir`. nginx listens at `listen`, and passes everything on to `members`,
+/// each of which is `host:port`.
 pub(crate) fn command<'a>(dir: &Path, listen: &str, members: impl IntoIterator<Item = &'a str>) -> [String; 5] {
     let members: String = members.into_iter().map(|member| format!("server {member}; ")).collect();
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]

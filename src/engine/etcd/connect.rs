@@ -80,8 +80,8 @@ pub(super) async fn to(config: Config, member: Endpoint) -> Result<Channel, Fail
     hedge(tries, STAGGER).await.map_err(|failure| failure.undoubted().at(&member))
 }
 
-/// Begins one try after another, each beside those that have no answer after `patience`. Takes the first success, or the
-/// first failure that no other try can better.
+/// Begins one try after another: the next one when the last one has failed, or has had no answer for `patience`. Then both
+/// go on. Takes the first success, or the first failure that no other try can better.
 pub(super) async fn hedge<T, F>(tries: impl Iterator<Item = F>, patience: Duration) -> Result<T, Failure>
 where
     T: Send + 'static,

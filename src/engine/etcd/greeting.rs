@@ -1,4 +1,5 @@
-//! What a server says first. One that certainly speaks another protocol is told at once, and not when the time is up.
+//! What a server says first. If it certainly speaks another protocol, the connection fails at once, and not when the time is
+//! up.
 
 use std::io;
 use std::pin::Pin;
@@ -6,14 +7,14 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What is wrong with it.
+/// What the error of such a connection says.
 pub(super) const NOT_HTTP2: &str = "the server does not speak HTTP/2";
 
-/// Where a frame has its type, and the type of the first frame of a server (RFC 9113, 3.4, 4.1 and 6.5).
+/// The byte of a frame that is its type, and the type of a server's first frame (RFC 9113, 3.4, 4.1 and 6.5).
 const TYPE: usize = 3;
 const SETTINGS: u8 = 4;
 
-/// A connection that fails if the first frame is none of a server.
+/// A connection that fails if its first frame is not the one with which a server of HTTP/2 begins.
 pub(super) struct Greeting<S> {
     stream: S,
     /// How many bytes have come.

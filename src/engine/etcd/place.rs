@@ -220,7 +220,8 @@ impl Place {
         LostReason::Removed
     }
 
-    /// Deletes the key, and returns whether it was still there. This ends with the lease: then the server deletes the key.
+    /// Deletes the key, and returns whether it was still there. This ends when the lease ends: then the server deletes the
+    /// key.
     pub(super) async fn delete(&self) -> Result<bool, Failure> {
         let (cluster, key) = (self.reservation.cluster(), &self.reservation.key);
         let left = self.reservation.session.lease.left().ok_or_else(Failure::place_lost)?;

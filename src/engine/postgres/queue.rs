@@ -45,7 +45,7 @@ impl Queue {
     }
 }
 
-/// Whether nobody stands at the turnstile with this number. Nobody is kept out meanwhile for longer than this expression
+/// Whether nobody stands at the turnstile with this number. The look keeps others out only for as long as this expression
 /// takes.
 pub(super) fn is_open(turnstile: &str) -> String {
     format!(

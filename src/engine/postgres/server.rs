@@ -17,11 +17,11 @@ use super::session::Session;
 use crate::engine::server::driver;
 use crate::sys::per_process::PerProcess;
 
-/// How many sessions with one server stay warm, whatever the settings. Not more, also when a program releases a thousand
-/// locks at once.
+/// How many sessions with one server stay warm, whatever their settings. There are not more, also when a program releases a
+/// thousand locks at once.
 const WARM_SESSIONS: usize = 16;
 
-/// How many settings are remembered when nobody uses them. Each new password makes new ones.
+/// From so many settings on, those that nobody uses are forgotten. Each new password makes new settings.
 const MOST_SETTINGS: usize = 64;
 
 /// However long the lease is, a session without a lock does not stay open for longer.
@@ -91,7 +91,7 @@ impl Server {
         self.prove().await?;
         match self.warm_session() {
             Some(session) => Ok((session, true)),
-            // In a box, as the proof.
+            // In a box, like the proof: otherwise each wait would have the room for it.
             None => Ok((Box::pin(Session::open(&self.settings)).await?, false)),
         }
     }

@@ -139,8 +139,8 @@ fn for_mode(is_shared: &str, function: &str, key: &str) -> String {
 /// Tries for a lock. The third column is the grant, or NULL if somebody else holds the lock.
 ///
 /// Its parameters: the number of the turnstile; whether to try although somebody stands there; whether this session stands
-/// there, and leaves with the lock; the number of the lock; whether to share it; whether to get a token; and the application
-/// name. With the lock, that says since when it is held. Others read it there.
+/// there, and leaves with the lock; the number of the lock; whether to share it; whether to get a token; and the
+/// application name. Whoever gets the lock adds to this name since when it is held: others read it there.
 pub(super) static TRY: LazyLock<String> = LazyLock::new(|| {
     let (is_open, try_lock) = (queue::is_open("$1"), for_mode("$5", "pg_try_advisory_lock", "$4"));
     format!(
@@ -155,8 +155,8 @@ pub(super) static TRY: LazyLock<String> = LazyLock::new(|| {
 /// Gives a lock back, and wakes who is the first in the queue if somebody stands at the turnstile. The third column is
 /// whether the session had the lock.
 ///
-/// Its parameters: the bounds of the queue; the number of the turnstile; whether to wake the first one wherever he stands; the
-/// number of the lock; whether it is shared; and the application name.
+/// Its parameters: the bounds of the queue; the number of the turnstile; whether to wake the first one wherever it stands;
+/// the number of the lock; whether it is shared; and the application name.
 pub(super) static UNLOCK: LazyLock<String> = LazyLock::new(|| {
     let (unlock, is_open) = (for_mode("$7", "pg_advisory_unlock", "$6"), queue::is_open("$4"));
     let wake = wake_first(0);
@@ -171,8 +171,8 @@ fn is_shared(mode: Mode) -> &'static str {
     if mode == Mode::Shared { "true" } else { "false" }
 }
 
-/// A transaction with NOTIFY writes to the disk of the server, and nobody has to wait for that. Its commit waits for every other
-/// one with NOTIFY, and that may wait for a standby that is away: this gives up soon. A place that is left stays free.
+/// A transaction with NOTIFY writes to the disk of the server, and nobody has to wait for that. Its commit waits for every
+/// other one with NOTIFY, and that may wait for a standby that is away: this gives up soon. A place that is left stays free.
 fn wake_first(from: i64) -> String {
     format!(
         "pg_catalog.concat(pg_catalog.set_config('synchronous_commit', 'off', true), \

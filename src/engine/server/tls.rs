@@ -12,8 +12,8 @@ use super::socket::Socket;
 use crate::sys::environment;
 use crate::util::blocking;
 
-/// What begins TLS with the server that `host` names. `configure` may read files. A server is named without the zone of its
-/// address, which means something only on this machine.
+/// Returns what begins TLS with the server that `host` names. `configure` may read files. The certificate names no zone of
+/// an address: a zone means something only on this machine.
 pub(crate) async fn prepare(
     host: &str,
     configure: impl FnOnce() -> io::Result<ClientConfig> + Send + 'static,
@@ -27,7 +27,8 @@ pub(crate) async fn prepare(
 /// rustls-native-certs takes them from these variables, if they are there.
 const VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
 
-/// The certificates of the authorities that this system trusts, as far as they can be read: one bad certificate does not harm the others. There may be none.
+/// The certificates of the authorities that this system trusts. There may be none. A certificate that cannot be read does
+/// not harm the others.
 pub(crate) fn roots_of_system() -> io::Result<CertificateResult> {
     match VARIABLES.into_iter().find(|name| environment::is_untrusted(name)) {
         Some(name) => Err(io::Error::new(
