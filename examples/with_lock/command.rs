@@ -30,8 +30,8 @@ pub(crate) fn start(order: &Order, guard: &LockGuard) -> io::Result<Child> {
     command.spawn()
 }
 
-/// A copy of the descriptor that has the flock. The file of the guard can be another one, which is open for writing: then the
-/// command could not be the program that is the lock (ETXTBSY, execve(2)).
+/// A copy of the descriptor that has the flock. The file of the guard can be another one, which is open for writing:
+/// then the command could not be the program that is the lock (ETXTBSY, execve(2)).
 #[cfg(target_os = "linux")]
 fn descriptor_of(guard: &LockGuard) -> Option<OwnedFd> {
     use std::os::fd::BorrowedFd;

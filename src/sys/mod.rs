@@ -26,7 +26,8 @@
 //!   is for locks on servers too.
 //! - [`current_pid`] tells which process this is, cheaply: a forked child is another one than its parent.
 //! - [`process_existence`] tells whether a process with this PID exists, and whether it may be a zombie.
-//!   [`describe_process`] tells its name and start, if it can be seen. [`listed_flock_holders`] tells which process the kernel lists as the one that locked a file.
+//!   [`describe_process`] tells its name and start, if it can be seen. [`listed_flock_holders`] tells which process the
+//!   kernel lists as the one that locked a file.
 //!
 //! **Unix**, for the shlock protocol
 //! - [`Dir`] is an open directory. `create_unnamed` makes a file that has no name before `link`; it fails where the

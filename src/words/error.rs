@@ -10,8 +10,8 @@ use super::kind::LockKind;
 
 /// The reason why a lock could not be taken, kept or released.
 ///
-/// Every variant contains the path or the URL that it concerns, if the lock has one. It is not an error that somebody else holds the lock.
-/// In that case, and only then, [`attempt`](crate::LockFile::attempt) returns `Ok(None)`.
+/// Every variant contains the path or the URL that it concerns, if the lock has one. It is not an error that somebody
+/// else holds the lock. In that case, and only then, [`attempt`](crate::LockFile::attempt) returns `Ok(None)`.
 ///
 /// The text of an error includes its cause. So [`source`](std::error::Error::source) does not return this cause again, but
 /// the cause of the cause, if there is one. [`io_error`](Self::io_error) returns the error of the system call.

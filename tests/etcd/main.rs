@@ -1,5 +1,5 @@
-//! Locks in a real cluster of etcd. Needs Debian's etcd-server, etcd-client and Go packages, nginx, haproxy, openssl, strace,
-//! and root for networks of its own.
+//! Locks in a real cluster of etcd. Needs Debian's etcd-server, etcd-client and Go packages, nginx, haproxy, openssl,
+//! strace, and root for networks of its own.
 
 mod access;
 mod cluster;

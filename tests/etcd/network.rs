@@ -76,8 +76,8 @@ impl Network {
         Names(dir)
     }
 
-    /// From now on the packets from one host to the other are lost. They are lost where they arrive: a kernel gives up earlier
-    /// what its own firewall does not let out.
+    /// From now on the packets from one host to the other are lost. They are lost where they arrive: a kernel gives up
+    /// earlier what its own firewall does not let out.
     #[allow(dead_code, reason = "for the nemesis")]
     pub(crate) fn lose(&self, from: usize, to: usize) {
         self.rule("-A", "INPUT", "-s", to, from);

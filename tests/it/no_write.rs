@@ -130,8 +130,8 @@ async fn a_file_that_is_asked_for_holds_no_record() {
     assert_eq!(std::fs::read(&path).unwrap(), b"xxx");
 }
 
-/// The task is busy when its try on the blocking pool has created the file and got the lock. So the lock is taken back, and a
-/// later try gets it.
+/// The task is busy when its try on the blocking pool has created the file and got the lock. So the lock is taken back,
+/// and a later try gets it.
 #[tokio::test]
 async fn a_new_file_whose_lock_was_taken_back_once_is_empty_too() {
     let dir = tempfile::tempdir().unwrap();

@@ -15,8 +15,8 @@ use crate::stage::{Wires, act};
 use crate::support::HANG;
 use crate::{etcd, postgres};
 
-/// After the last fault: within this time and that of the longest lease everything has to work again. That lease may have begun
-/// with the fault, and then come connections and pauses.
+/// After the last fault: within this time and that of the longest lease everything has to work again. That lease may
+/// have begun with the fault, and then come connections and pauses.
 const RECOVERY: Duration = Duration::from_secs(8);
 
 /// For so long everything has to go well.
@@ -160,7 +160,8 @@ pub(crate) fn run(words: &[&str]) {
     }
 }
 
-/// After the last fault: waits until everything has to work again, lets the clients end, and judges what was and what is left.
+/// After the last fault: waits until everything has to work again, lets the clients end, and judges what was and what
+/// is left.
 fn calm_down(dir: &Path, setting: &Setting, fleet: Fleet, events: &[Event], recovery: Duration) -> Verdict {
     let began = now();
     fleet.calm_down();

@@ -65,8 +65,8 @@ impl Desk {
         Some(key.lines().next()?.to_owned()).filter(|key| !key.is_empty())
     }
 
-    /// Deletes the key of the holder. A command that has had no answer may be carried out later, so it is repeated: then it is
-    /// known since when the lock is free.
+    /// Deletes the key of the holder. A command that has had no answer may be carried out later, so it is repeated:
+    /// then it is known since when the lock is free.
     fn delete_key(&self, lock: &str) {
         if let Some(key) = self.holders_key(lock) {
             self.insist(&format!("del {key}"));

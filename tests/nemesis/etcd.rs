@@ -186,8 +186,8 @@ impl Servers for Etcd {
         Some((Box::new(self.desk.clone()), faults))
     }
 
-    /// Half of the clients come through the proxy. Without one, those that are quiet know one member only, or come as one of two
-    /// users.
+    /// Half of the clients come through the proxy. Without one, those that are quiet know one member only, or come as
+    /// one of two users.
     fn url(&self, client: usize, network: &Network) -> String {
         let at = match &self.proxy {
             Some(_) if client % 2 == 0 => format!("{}:{PROXY_PORT}", network.address(self.members)),

@@ -17,8 +17,8 @@
 //! `tests/nemesis/mutations` has the faults of this crate that it has to find, too. With `--faults` only these faults are
 //! made (`schedule.rs` lists them), and with `--lease` all clients have this lease, in seconds.
 //!
-//! A full disk of PostgreSQL is a limit on the size of its files, by prlimit(1). A slow network is tc-tbf(8), because not every
-//! kernel has tc-netem(8).
+//! A full disk of PostgreSQL is a limit on the size of its files, by prlimit(1). A slow network is tc-tbf(8), because
+//! not every kernel has tc-netem(8).
 //!
 //! Needs Linux, root, and the programs that the tests of PostgreSQL and etcd need.
 

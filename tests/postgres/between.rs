@@ -20,7 +20,8 @@ async fn a_proxy_hears_of_a_holder_more_often_than_its_limit() {
     guard.release().await.unwrap();
 }
 
-/// PgBouncer 1.18 ends, and every session with it, if a client asks it to cancel a statement and does not wait for its answer.
+/// PgBouncer 1.18 ends, and every session with it, if a client asks it to cancel a statement and does not wait for its
+/// answer.
 #[tokio::test]
 async fn a_pool_outlives_waits_that_are_dropped() {
     let server = Server::start("");

@@ -43,7 +43,8 @@ fn no_password_is_logged_or_shown() {
     });
 }
 
-/// A first attempt, a wait, heartbeats, a dropped wait and a release: neither the server nor the program has anything to tell.
+/// A first attempt, a wait, heartbeats, a dropped wait and a release: neither the server nor the program has anything
+/// to tell.
 #[test]
 fn what_is_normal_is_logged_nowhere() {
     if !in_own_process("logging::what_is_normal_is_logged_nowhere") {

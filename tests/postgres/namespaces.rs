@@ -45,8 +45,8 @@ impl Namespaces {
         command
     }
 
-    /// From now on, every packet on this way is lost, and nobody is told. It is lost where it arrives: a kernel gives up earlier
-    /// what its own firewall does not let out.
+    /// From now on, every packet on this way is lost, and nobody is told. It is lost where it arrives: a kernel gives
+    /// up earlier what its own firewall does not let out.
     pub(crate) fn cut(&self, way: Way) {
         let namespaces = match way {
             Way::Both => &[&self.server, &self.client][..],

@@ -86,7 +86,8 @@ async fn a_holder_behind_a_partition_loses_the_lock_before_the_next_one_has_it()
     }
 }
 
-/// The server's kernel gives an answer up that nobody confirms, by default after 15 minutes. Then the server ends the session.
+/// The server's kernel gives an answer up that nobody confirms, by default after 15 minutes. Then the server ends the
+/// session.
 async fn impatient_kernel(way: Way) {
     let namespaces = Namespaces::new();
     namespaces.set_retransmissions(3);

@@ -226,7 +226,8 @@ impl Server {
         self.has_ended();
     }
 
-    /// To be called when its processes have ended: as long as nobody waits for them, another server takes them for living ones.
+    /// To be called when its processes have ended: as long as nobody waits for them, another server takes them for
+    /// living ones.
     pub(crate) fn has_ended(&mut self) {
         self.daemon = None;
     }

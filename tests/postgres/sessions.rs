@@ -9,8 +9,8 @@ use tokio::time::timeout;
 use crate::server::{Server, key, until, value};
 use crate::support::{HANG, take};
 
-/// Both wait for every transaction that is older than themselves, here the holder of the lock itself. A wait that was one long
-/// statement would keep them waiting as long as the lock is held: a deadlock.
+/// Both wait for every transaction that is older than themselves, here the holder of the lock itself. A wait that was
+/// one long statement would keep them waiting as long as the lock is held: a deadlock.
 #[tokio::test]
 async fn waiters_keep_no_index_and_no_vacuum_waiting() {
     let server = Server::start("autovacuum = off");

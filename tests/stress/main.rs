@@ -1,8 +1,9 @@
 //! Many processes compete for one lock. Some are stopped or killed at random moments, others are delayed at the
 //! critical system calls. Two independent witnesses look for a second holder. The first is a marker: a process creates
 //! it when it enters the critical section, and removes it when it leaves. The second is a counter that is incremented
-//! without atomic operations. Readers leave markers too, and the counter must not change while they read. A port of PEAK's `SHLockFile`, which is known to be unsafe, runs in the same way: the
-//! test must detect its violations, otherwise the test proves nothing.
+//! without atomic operations. Readers leave markers too, and the counter must not change while they read. A port of
+//! PEAK's `SHLockFile`, which is known to be unsafe, runs in the same way: the test must detect its violations,
+//! otherwise the test proves nothing.
 //!
 //! ```text
 //! SHLOCK=/usr/lib/news/bin/shlock cargo test --test stress

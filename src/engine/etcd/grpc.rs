@@ -275,8 +275,8 @@ pub(super) fn status(headers: &HeaderMap) -> Result<(), Failure> {
     }
 }
 
-/// Whether the server has not begun with the request, and says so (RFC 9113, 6.8 and 8.7): the connection takes only a number
-/// of requests, or only some at a time.
+/// Whether the server has not begun with the request, and says so (RFC 9113, 6.8 and 8.7): the connection takes only a
+/// number of requests, or only some at a time.
 fn is_unprocessed(error: &h2::Error) -> bool {
     let leaves = error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR);
     error.is_remote() && (leaves || error.reason() == Some(h2::Reason::REFUSED_STREAM))

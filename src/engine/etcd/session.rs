@@ -137,8 +137,8 @@ impl Session {
 
     /// Asks the server to keep the lease, until it answers or the lease has run out.
     async fn renew(&self, cluster: &Cluster) -> bool {
-        // A member asks its leader, and does not answer while the leader does not. Once there is another leader, it answers a
-        // new request.
+        // A member asks its leader, and does not answer while the leader does not. Once there is another leader, it
+        // answers a new request.
         let patience = self.interval / 5;
         while let Some(left) = self.lease.left() {
             let (id, key) = (self.id, self.key.clone());

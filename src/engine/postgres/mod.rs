@@ -1,9 +1,9 @@
 //! Advisory locks of sessions in a PostgreSQL database.
 //!
 //! Each lock that is held has a server session of its own (`session.rs`), and all that this process waits for at a server
-//! have one session together (`watch.rs`). The driver's thread keeps them alive. If the server does not hear of a session for
-//! the time of the lease, it ends the session and frees its lock. `held.rs` counts the same time and gives the lock up earlier.
-//! `sql.rs` has the statements. `connect.rs` sees to TLS and to the login, which is in `startup.rs`.
+//! have one session together (`watch.rs`). The driver's thread keeps them alive. If the server does not hear of a
+//! session for the time of the lease, it ends the session and frees its lock. `held.rs` counts the same time and gives
+//! the lock up earlier. `sql.rs` has the statements. `connect.rs` sees to TLS and to the login, which is in `startup.rs`.
 
 mod application;
 mod attempt;

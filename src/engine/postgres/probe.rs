@@ -41,8 +41,8 @@ async fn counts(session: &mut Session, key: i64) -> Result<bool, Failure> {
 
 /// Whether two sessions exclude each other. Fails if a pool shares them.
 async fn keeps_out(first: &mut Session, second: &mut Session, key: i64) -> Result<bool, Failure> {
-    // A pool gives the next client the session that was used last, or its sessions in turn, or one that is free by chance. Two
-    // looks in a row, so that two clients do not seem to have a session each where two sessions take turns.
+    // A pool gives the next client the session that was used last, or its sessions in turn, or one that is free by
+    // chance. Two looks in a row, so that two clients do not seem to have a session each where two sessions take turns.
     for _ in 0..LOOKS {
         first.look().await?;
         first.look().await?;

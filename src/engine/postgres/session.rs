@@ -153,7 +153,8 @@ impl Session {
         self.rows(&sql::look()).await.map(drop)
     }
 
-    /// Whether this client and no other has the server session: nothing in front of the server has made up a login of its own.
+    /// Whether this client and no other has the server session: nothing in front of the server has made up a login of
+    /// its own.
     pub(super) fn is_direct(&self) -> bool {
         self.process.is_some_and(|process| self.who == process.to_string())
     }
@@ -162,7 +163,8 @@ impl Session {
         self.who == other.who
     }
 
-    /// Makes the session ready for locks. Comes after every proof: a session of a pool that shares them is other clients' too.
+    /// Makes the session ready for locks. Comes after every proof: a session of a pool that shares them is other
+    /// clients' too.
     pub(super) async fn prepare(&mut self) -> Result<(), Failure> {
         let stamp = format!("{:016x}{:016x}", RandomState::new().hash_one(0), RandomState::new().hash_one(1));
         let statement = sql::prepare(&stamp, self.ttl, &self.application);

@@ -4,8 +4,8 @@
 //! server session the statement ran. The second is true on a hot standby. Both are asked for in every statement: what is
 //! between us and the server may send each one somewhere else.
 //!
-//! A balancer such as pgpool-II sends a statement to a standby if it only reads. It takes one that calls a volatile function,
-//! as pg_is_in_recovery() is, for one that writes.
+//! A balancer such as pgpool-II sends a statement to a standby if it only reads. It takes one that calls a volatile
+//! function, as pg_is_in_recovery() is, for one that writes.
 //!
 //! The texts differ only in constants that the server does not count. So pg_stat_statements has few rows of them.
 
@@ -218,8 +218,8 @@ pub(super) fn advance(lock: LockNumber, mode: Mode, place: i64) -> String {
     )
 }
 
-/// Leaves a place, and wakes who is the first now but not at the turnstile yet. Its parameters are the bounds of the queue and
-/// the number of the place.
+/// Leaves a place, and wakes who is the first now but not at the turnstile yet. Its parameters are the bounds of the
+/// queue and the number of the place.
 pub(super) static LEAVE: LazyLock<String> = LazyLock::new(|| {
     let wake = wake_first(1);
     format!("SELECT {WHO}, had, {wake} FROM (SELECT pg_catalog.pg_advisory_unlock($4) AS had OFFSET 0) AS unlocked")
@@ -244,9 +244,9 @@ pub(super) fn unlock_all() -> String {
     format!("SELECT {WHO}, pg_catalog.pg_advisory_unlock_all()")
 }
 
-/// One row for each holder, from the third column on: the PID of its server process, its application name, the address of its client, and how many
-/// seconds it has had what its application name tells. No role needs a right for that, but the address of another role's
-/// client is shown only to members of pg_read_all_stats.
+/// One row for each holder, from the third column on: the PID of its server process, its application name, the address
+/// of its client, and how many seconds it has had what its application name tells. No role needs a right for that, but
+/// the address of another role's client is shown only to members of pg_read_all_stats.
 pub(super) fn holders(lock: LockNumber) -> String {
     let (class, object) = ((lock.key >> 32) as u32, lock.key as u32);
     format!(

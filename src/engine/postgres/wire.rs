@@ -24,14 +24,14 @@ pub(super) struct Wire {
     stream: Stream,
     /// To be renewed before each question.
     pub(super) allowance: Allowance,
-    /// What tokio-postgres has still to hear of the login, which was without it. Until then, what it writes is its own part of
-    /// a login, and goes nowhere.
+    /// What tokio-postgres has still to hear of the login, which was without it. Until then, what it writes is its own
+    /// part of a login, and goes nowhere.
     login: BytesMut,
     messages: Messages,
 }
 
-/// Where the reading is in the messages of a session. Settings and notices are dropped: nobody reads them, and tokio-postgres
-/// would keep each setting for as long as the session is open.
+/// Where the reading is in the messages of a session. Settings and notices are dropped: nobody reads them, and
+/// tokio-postgres would keep each setting for as long as the session is open.
 #[derive(Default)]
 struct Messages {
     kind: u8,

@@ -110,7 +110,8 @@ pub(crate) fn describe_process(pid: u32) -> Option<ProcessDescription> {
     Some(ProcessDescription { name, started, is_zombie: matches!(&*state, "Z" | "X") })
 }
 
-/// The name, the state and the start time. An example is "4321 (backupd) S 1 …". The name may contain parentheses and spaces.
+/// The name, the state and the start time. An example is "4321 (backupd) S 1 …". The name may contain parentheses and
+/// spaces.
 pub(super) fn parse_stat(stat: &[u8]) -> Option<(String, String, f64)> {
     let (begin, end) = (stat.iter().position(|&byte| byte == b'(')?, stat.iter().rposition(|&byte| byte == b')')?);
     let mut fields = std::str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace();

@@ -129,8 +129,8 @@ impl Dir {
         stat_at(&self.0, name, AtFlags::SYMLINK_NOFOLLOW)
     }
 
-    /// Asks the server of a network file system for the state of the directory, so that the next look at a name is not one at
-    /// old knowledge (statx(2), `AT_STATX_FORCE_SYNC`).
+    /// Asks the server of a network file system for the state of the directory, so that the next look at a name is not
+    /// one at old knowledge (statx(2), `AT_STATX_FORCE_SYNC`).
     pub(crate) fn refresh(&self) {
         imp::refresh(&self.0);
     }
