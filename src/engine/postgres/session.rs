@@ -365,7 +365,8 @@ impl Session {
                 return row.await;
             }
             let (row, keeps) = tokio::join!(row, self.client.prepare_typed(statement, types));
-            *prepared = Some(keeps?);
+            // Without it, the next time is as this one.
+            *prepared = keeps.ok();
             row
         }));
         let answer = answer.await;
