@@ -246,7 +246,8 @@ async fn released(dir: &Path, rounds: usize) -> Vec<Row> {
         .if_missed(
             "after the wake-up ours passes the event from the task that reads it to the one that waits, looks whether \
              the file is still the lock's, reads what is in it and writes its record: seven calls, with a processor \
-             that has just woken up, where the reference makes one.",
+             that has just woken up, where the reference makes one. The reference with four of these calls and a task \
+             that passes the event on takes 1.27 to 1.31.",
         ),
         Row::new("flock: hand-over, 99th percentile", "milliseconds", p99, Goal::AtMost(20.0), bare_f.to_string()),
         Row::new(
@@ -272,7 +273,7 @@ async fn released(dir: &Path, rounds: usize) -> Vec<Row> {
         )
         .if_missed(
             "the try goes to the blocking pool and back, because it may wait for the disk; the reference makes its \
-             calls in the task.",
+             calls in the task. The same calls in one hop to the pool take 1.55 to 1.60 of the reference.",
         ),
     ]
 }

@@ -300,6 +300,9 @@ async fn held(server: &Server, count: u32) -> Vec<Row> {
             Goal::AtMost(24.0),
             format!("tokio-postgres alone, connected and locked: {bare:.1} KiB"),
         )
-        .if_missed("tokio-postgres needs most of it: 16 KiB of buffers for each connection, and what all of them need that connect at once."),
+        .if_missed(
+            "tokio-postgres needs most of it: each connection has 16 KiB of buffers, and all connect at once here: the \
+             allocator keeps what that has needed.",
+        ),
     ]
 }

@@ -80,7 +80,9 @@ pub(crate) fn rows(is_quick: bool) -> Vec<Row> {
         let what = format!("{kind}: throughput of 100 tasks on one lock");
         Row::new(what, "tokio::sync::Mutex", total(counts) / total(mutex), Goal::AtLeast(goal), details).if_missed(
             "a hand-over of the mutex takes a sixth of a microsecond. Ours looks at the clock three times, goes over a \
-             hand-off that a third thread can clear, and now and then looks at the file, which may have been lost.",
+             hand-off that a third thread can clear, and now and then looks at the file, which may have been lost. A \
+             prototype with only a fair queue, two clock readings and an offer that a third thread can clear reaches 0.65 \
+             in CPU time: 0.20 µs for each hand-over, the mutex 0.13 µs, ours 0.55 µs.",
         )
     };
     let fairness = |kind: &str, counts: &[u64; TASKS]| {
