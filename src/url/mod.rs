@@ -152,6 +152,20 @@ fn harmless(text: &str) -> String {
 
 /// A reason repeats nothing of the text, for the same reason.
 fn parse(url: &str) -> Result<LockUrl, String> {
+    // A text from a file or from the environment easily has one of these, and would name another lock.
+    if url.is_empty() {
+        return Err("it is empty".into());
+    }
+    if url.trim() != url || url.contains(char::is_control) {
+        return Err(
+            "it begins or ends with a blank, or has a line feed or another control character; in a path, write a \
+                    blank as %20 and a line feed as %0A"
+                .into(),
+        );
+    }
+    if url.starts_with(['"', '\'']) {
+        return Err("it begins with a quotation mark".into());
+    }
     let Some((scheme, rest)) = url.split_once(':').filter(|(scheme, _)| !scheme.contains('/')) else {
         return Err("it has no scheme; write lockfile: in front of a path".into());
     };
@@ -177,7 +191,7 @@ fn parse(url: &str) -> Result<LockUrl, String> {
         Some(rest) => {
             let (host, _) = rest.split_once('/').unwrap_or((rest, ""));
             if !(host.is_empty() || host.eq_ignore_ascii_case("localhost")) {
-                return Err("it names another host; a lock file is on this one".into());
+                return Err("it names another host, but a lock file is on this one; write one slash in front of the path, or three".into());
             }
             &rest[host.len()..]
         }
@@ -279,6 +293,12 @@ mod tests {
 
     #[test]
     fn each_mistake_has_its_own_answer() {
+        assert!(reason("").contains("empty"));
+        for url in ["lockfile:/x\n", " lockfile:/x", "lockfile:/x ", "lockfile:/x\ty", "null:\n", "etcd://h/x\n"] {
+            assert!(reason(url).contains("blank"), "{url:?}");
+        }
+        assert!(reason("\"lockfile:/x\"").contains("quotation mark"));
+        assert!("lockfile:/x%0A%20".parse::<LockUrl>().is_ok());
         assert!(reason("/run/app.lock").contains("no scheme"));
         assert!(reason("/run/a:b.lock").contains("no scheme"));
         assert!(reason("redis://db").contains("scheme is none of lockfile, "));

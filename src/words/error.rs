@@ -208,13 +208,17 @@ fn advice(action: &str, error: &io::Error) -> &'static str {
             "; its directory has to exist, unless LockFileBuilder::create_dirs makes it"
         }
         OPEN_DIRECTORY if error.kind() == io::ErrorKind::PermissionDenied => {
-            "; this user needs the right to read and to search the directory"
+            "; this user needs the right to read and to search the directory, and to search those above it"
         }
         CREATE_FILE if error.kind() == io::ErrorKind::PermissionDenied => {
             "; this user needs the right to write in the directory"
         }
         OPEN_FILE if error.kind() == io::ErrorKind::PermissionDenied => {
-            "; this user needs the right to read the file, or if there is none, to write in its directory"
+            "; this user needs the right to search its directories, and to read the file, or if there is none, to write in its \
+             directory"
+        }
+        MAKE_DIRECTORY if error.kind() == io::ErrorKind::PermissionDenied => {
+            "; this user needs the right to write in the last of its directories that exists"
         }
         CREATE_FILE | OPEN_FILE if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
             "; put it where this user may write, such as /run or /var/lock"
@@ -232,6 +236,7 @@ impl fmt::Debug for LockError {
 /// Actions that have an advice.
 pub(crate) const OPEN_DIRECTORY: &str = "open the directory of lock file";
 pub(crate) const OPEN_FILE: &str = "open lock file";
+pub(crate) const MAKE_DIRECTORY: &str = "make the directory of lock file";
 pub(crate) const CREATE_FILE: &str = "create lock file";
 
 impl LockError {
@@ -330,6 +335,7 @@ mod tests {
         const EROFS: i32 = 30;
         for (action, error, advice) in [
             (OPEN_DIRECTORY, EACCES, "search the directory"),
+            (MAKE_DIRECTORY, EACCES, "last of its directories"),
             (CREATE_FILE, EACCES, "write in the directory"),
             (OPEN_FILE, EACCES, "read the file"),
             (CREATE_FILE, EROFS, "/run"),

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::sys::offer::{OfferTimeout, STANDS};
 use crate::sys::{self, FileSystem};
-use crate::words::error::LockError;
+use crate::words::error::{LockError, MAKE_DIRECTORY};
 use crate::words::kind::LockKind;
 use crate::words::mode::Mode;
 use crate::words::target::Target;
@@ -98,7 +98,7 @@ impl TargetOnDisk {
     pub(super) fn make_directory(&self) -> Result<(), LockError> {
         let path = self.target.path();
         let made = sys::create_directories(path.parent().unwrap_or(path));
-        made.map_err(|error| self.target.failed("make the directory of lock file", error))?;
+        made.map_err(|error| self.target.failed(MAKE_DIRECTORY, error))?;
         self.find_execution();
         Ok(())
     }
