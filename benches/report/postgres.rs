@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tokio_lockfile::LockFile;
 use tokio_postgres::{Client, NoTls};
 
@@ -23,6 +24,9 @@ pub(crate) mod server;
 /// What every lock gets with its grant: a number of the server's that is flushed.
 const TOKEN: &str = "concat_ws(' ', pg_current_xact_id(), pg_walfile_name(pg_current_wal_insert_lsn()), \
                      pg_logical_emit_message(true, 'tokio_lockfile', ''))";
+
+/// A wait has begun when this has passed since its first sign at the server.
+const SETTLED: Duration = Duration::from_millis(5);
 
 fn try_lock(name: &str) -> String {
     format!("SELECT CASE WHEN pg_try_advisory_lock({}) THEN {TOKEN} END", key(name))
@@ -165,6 +169,7 @@ fn hand_over(runtime: &Runtime, server: &Server, rounds: usize) -> Row {
                 }
             });
             until(&look, &waiters("bench"), "1").await;
+            sleep(SETTLED).await;
             let released_at = holder.release();
             ours.push(waiting.await.unwrap().saturating_sub(released_at));
 
@@ -177,6 +182,7 @@ fn hand_over(runtime: &Runtime, server: &Server, rounds: usize) -> Row {
             };
             let releasing = async {
                 until(&look, &sessions("bare", false), "1").await;
+                sleep(SETTLED).await;
                 bare_holder.release()
             };
             let (obtained_at, released_at) = tokio::join!(waiting, releasing);
