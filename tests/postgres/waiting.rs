@@ -384,3 +384,27 @@ async fn the_lock_comes_although_nobody_can_be_woken() {
     println!("after {:?}", began.elapsed());
     assert!(!stuck.is_finished());
 }
+
+/// The same, and somebody ends every statement that waits for long: the lock is released by then.
+#[tokio::test]
+async fn a_cancel_request_that_meets_a_release_makes_no_loss_of_it() {
+    let server = Server::start("synchronous_standby_names = 'away'");
+    let (client, other) = (server.client().await, server.client().await);
+    let mut guard = take(&server.lock("lock=x")).await;
+    let stuck = tokio::spawn(async move { other.simple_query("CREATE TABLE t (); NOTIFY news").await.map(drop) });
+    until(&client, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", "1").await;
+    let cancel = "SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
+    for number in 0.. {
+        let wait = server.waiting_as(&of_another(&server, number, "lock=x"), "x", 1).await;
+        let release = tokio::spawn(guard.release());
+        while !release.is_finished() {
+            client.simple_query(cancel).await.unwrap();
+        }
+        release.await.unwrap().unwrap();
+        guard = got(wait).await;
+        if server.log().contains("canceling statement due to user request") {
+            break;
+        }
+    }
+    assert!(!stuck.is_finished());
+}

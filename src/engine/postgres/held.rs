@@ -213,13 +213,18 @@ impl Keeper {
     }
 
     async fn unlock(&mut self) -> Result<(), Unreleased> {
+        // A lock of the session does not come back with a transaction that is rolled back. So a try that was cancelled may have released it.
+        let mut was_canceled = false;
         loop {
             let left = self.lease.left().ok_or(Unreleased::Lost(LostReason::Expired))?;
             let limit = left.min(self.server.settings.connect_timeout);
             return match self.session.unlock(self.lock, self.mode, limit).await {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(Unreleased::Lost(LostReason::Disconnected)),
-                Err(failure) if failure.is_canceled() => continue,
+                Ok(had) if had || was_canceled => Ok(()),
+                Ok(_) => Err(Unreleased::Lost(LostReason::Disconnected)),
+                Err(failure) if failure.is_canceled() => {
+                    was_canceled = true;
+                    continue;
+                }
                 Err(failure) if failure.is_end_of_session() => Err(Unreleased::Lost(LostReason::Disconnected)),
                 Err(failure) => Err(Unreleased::Failed(failure)),
             };

@@ -328,7 +328,9 @@ impl Session {
         self.is_to_wake = false;
         let [class, first, last] = queue.bounds();
         let types = [Type::OID, Type::OID, Type::OID];
-        unless_late(self.ask_again(&sql::WAKE, &types, &[&class, &first, &last], limit).await).map(drop)
+        let woken = self.ask_again(&sql::WAKE, &types, &[&class, &first, &last], limit).await;
+        self.is_to_wake = woken.as_ref().is_err_and(Failure::is_canceled);
+        unless_late(woken).map(drop)
     }
 
     /// Which of these locks nobody has, as their places in the list. Beside each number: whether it is to be shared.
