@@ -31,14 +31,19 @@ const LOOKS_AT_ONCE: usize = 2;
 /// A look that takes longer does not keep others from theirs: its file system or its server hangs.
 const LONG_LOOK: Duration = Duration::from_secs(1);
 
-/// Awaits a look, and gives `permit` back at its end, or when it takes long.
+/// Bounds the looks that take longer: they must not take all threads of the blocking pool.
+static LONG_LOOKS: PerProcess<Semaphore> = PerProcess::new();
+
+const LONG_LOOKS_AT_ONCE: usize = 32;
+
+/// Awaits a look, and gives `permit` back at its end, or when it takes long, unless too many do.
 pub(super) async fn keeping<F: Future>(permit: impl Sized, mut look: Pin<&mut F>) -> F::Output {
-    let looked = timeout(LONG_LOOK, look.as_mut()).await;
-    drop(permit);
-    match looked {
-        Some(found) => found,
-        None => look.await,
+    if let Some(found) = timeout(LONG_LOOK, look.as_mut()).await {
+        return found;
     }
+    let place = LONG_LOOKS.get_or_init(|| Semaphore::new(LONG_LOOKS_AT_ONCE)).try_acquire();
+    let _kept = place.is_err().then_some(permit);
+    look.await
 }
 
 #[derive(Debug)]
@@ -148,5 +153,31 @@ impl Eq for Lock {}
 impl Hash for Lock {
     fn hash<H: Hasher>(&self, state: &mut H) {
         (self.target.kind, self.slot().identity()).hash(state);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::future::pending;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Each of them has a thread of the blocking pool, which others need too.
+    #[tokio::test(start_paused = true)]
+    async fn looks_that_hang_do_not_pile_up() {
+        let (looks, begun) = (Arc::new(Semaphore::new(LOOKS_AT_ONCE)), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..600 {
+            let (looks, begun) = (Arc::clone(&looks), Arc::clone(&begun));
+            tokio::spawn(async move {
+                let permit = looks.acquire().await;
+                begun.fetch_add(1, Ordering::Relaxed);
+                keeping(permit, pin!(pending::<()>())).await;
+            });
+        }
+        tokio::time::sleep(1_000 * LONG_LOOK).await;
+        let begun = begun.load(Ordering::Relaxed);
+        assert!(begun > LOOKS_AT_ONCE, "the first ones keep all others from theirs");
+        assert!(begun <= LOOKS_AT_ONCE + LONG_LOOKS_AT_ONCE, "{begun} looks hang");
     }
 }

@@ -213,7 +213,7 @@ impl Keeper {
     }
 
     async fn unlock(&mut self) -> Result<(), Unreleased> {
-        // A lock of the session does not come back with a transaction that is rolled back. So a try that was cancelled may have released it.
+        // No rollback takes a lock of the session again. So a try that was cancelled may have released it.
         let mut was_canceled = false;
         loop {
             let left = self.lease.left().ok_or(Unreleased::Lost(LostReason::Expired))?;
