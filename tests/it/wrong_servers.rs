@@ -89,3 +89,12 @@ async fn a_server_that_certainly_is_not_etcd_is_told_at_once() {
         }
     }
 }
+
+/// A server may say why it ends the connection before it says anything else, as that of Go does.
+#[cfg(feature = "etcd")]
+#[tokio::test]
+async fn a_server_that_speaks_http2_and_has_to_end_is_asked_again() {
+    let url = format!("etcd://127.0.0.1:{}/x?connect_timeout=1s", server(b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0"));
+    let said = said(url).await;
+    assert!(!said.contains("does not speak HTTP/2"), "{said}");
+}

@@ -13,6 +13,8 @@ pub(super) const NOT_HTTP2: &str = "the server does not speak HTTP/2";
 /// The byte of a frame that is its type, and the type of a server's first frame (RFC 9113, 3.4, 4.1 and 6.5).
 const TYPE: usize = 3;
 const SETTINGS: u8 = 4;
+/// What a server may say instead if it ends the connection at once, as `rejectConn` of Go does.
+const GOAWAY: u8 = 7;
 
 /// A connection that fails if its first frame is not the one with which a server of HTTP/2 begins.
 pub(super) struct Greeting<S> {
@@ -39,7 +41,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Greeting<S> {
         let kind = TYPE.checked_sub(self.read).and_then(|at| come.get(at));
         self.read += come.len();
         Poll::Ready(match kind {
-            Some(&kind) if kind != SETTINGS => Err(io::Error::new(io::ErrorKind::InvalidData, NOT_HTTP2)),
+            Some(&kind) if ![SETTINGS, GOAWAY].contains(&kind) => {
+                Err(io::Error::new(io::ErrorKind::InvalidData, NOT_HTTP2))
+            }
             _ => Ok(()),
         })
     }
