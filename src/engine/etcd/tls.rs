@@ -18,7 +18,8 @@ type Certificates = Vec<CertificateDer<'static>>;
 
 pub(super) async fn begin(tls: &Tls, host: &str, stream: Socket) -> Result<TlsStream<Socket>, Failure> {
     let tls = tls.clone();
-    let handshake = tls::prepare(host, move || configure(&tls)).await.map_err(Failure::unusable)?;
+    let prepared = tls::prepare(host, move || configure(&tls)).await.map_err(Failure::not_sent)?;
+    let handshake = prepared.map_err(Failure::unusable)?;
     steps::run(host.to_owned(), handshake(stream)).await.and_then(|done| done).map_err(Failure::not_sent)
 }
 
@@ -55,4 +56,25 @@ fn read(path: &std::path::Path) -> io::Result<Certificates> {
 
 fn unreadable(path: &std::path::Path, error: impl std::fmt::Display) -> io::Error {
     io::Error::other(format!("cannot read the PEM file {path:?}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::runtime::Builder;
+
+    /// As where the system starts no thread for a moment.
+    #[test]
+    fn files_that_nobody_can_read_now_may_be_read_later() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let [ending, here] = [(); 2].map(|()| Builder::new_current_thread().enable_all().build().unwrap());
+        let handle = ending.handle().clone();
+        ending.shutdown_background();
+        let begun = here.block_on(async {
+            let stream = Socket::connect(listener.local_addr().unwrap()).await.unwrap();
+            let _without_threads = handle.enter();
+            begin(&Tls { roots: None, identity: None }, "localhost", stream).await
+        });
+        assert!(begun.unwrap_err().is_passing());
+    }
 }

@@ -19,7 +19,7 @@ use crate::engine::server::socket::Socket;
 /// Begins TLS as `tls` asks, with the server that `host` names.
 pub(super) async fn shake_hands(socket: Socket, tls: &Tls, host: &str) -> io::Result<TlsStream<Socket>> {
     let tls = tls.clone();
-    server::tls::prepare(host, move || client_config(&tls)).await?(socket).await
+    server::tls::prepare(host, move || client_config(&tls)).await??(socket).await
 }
 
 fn client_config(tls: &Tls) -> io::Result<ClientConfig> {

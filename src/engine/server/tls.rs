@@ -12,16 +12,20 @@ use super::socket::Socket;
 use crate::sys::environment;
 use crate::util::blocking;
 
-/// Returns what begins TLS with the server that `host` names. `configure` may read files. The certificate names no zone of
-/// an address: a zone means something only on this machine.
+/// Returns what begins TLS with the server that `host` names. `configure` may read files: the outer result fails if the
+/// system starts no thread for that, and the inner one if TLS cannot begin. The certificate names no zone of an address: a
+/// zone means something only on this machine.
 pub(crate) async fn prepare(
     host: &str,
     configure: impl FnOnce() -> io::Result<ClientConfig> + Send + 'static,
-) -> io::Result<impl FnOnce(Socket) -> Connect<Socket> + Send> {
-    let connector = TlsConnector::from(Arc::new(blocking::run(configure).await??));
+) -> io::Result<io::Result<impl FnOnce(Socket) -> Connect<Socket> + Send>> {
+    let config = blocking::run(configure).await?;
     let host = host.split_once('%').map_or(host, |(address, _)| address);
-    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    Ok(move |socket| connector.connect(name, socket))
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other);
+    Ok(config.and_then(|config| {
+        let (connector, name) = (TlsConnector::from(Arc::new(config)), name?);
+        Ok(move |socket| connector.connect(name, socket))
+    }))
 }
 
 /// rustls-native-certs takes them from these variables, if they are there.
