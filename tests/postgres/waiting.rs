@@ -408,3 +408,19 @@ async fn a_cancel_request_that_meets_a_release_makes_no_loss_of_it() {
     }
     assert!(!stuck.is_finished());
 }
+
+/// Nobody but the superuser may wake anybody.
+#[tokio::test]
+async fn a_role_that_may_not_notify_gets_a_lock_and_gives_it_back() {
+    let server = Server::start("");
+    let client = server.client().await;
+    client.batch_execute("CREATE ROLE app LOGIN; REVOKE EXECUTE ON FUNCTION pg_notify FROM PUBLIC").await.unwrap();
+    let lock = |hosts: &str| LockFile::open(&format!("postgres://app@{hosts}/postgres?lock=x&ttl=2s")).unwrap();
+    let guard = take(&lock(&server.host())).await;
+    let wait = server.waiting(&lock(&[server.host(), server.host()].join(",")), "x").await;
+    guard.release().await.unwrap();
+    let guard = got(wait).await;
+    let lost = timeout(Duration::from_secs(3), guard.lost()).await;
+    assert!(lost.is_err(), "{lost:?}");
+    guard.release().await.unwrap();
+}

@@ -58,6 +58,11 @@ impl Failure {
         self.sql_state() == Some("57014")
     }
 
+    /// The server has refused the statement, and the session goes on.
+    pub(super) fn is_of_statement(&self) -> bool {
+        self.sql_state().is_some() && !self.is_end_of_session()
+    }
+
     /// The server has not waited any longer for a lock of its own.
     pub(super) fn is_lock_timeout(&self) -> bool {
         self.sql_state() == Some("55P03")

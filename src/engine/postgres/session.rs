@@ -330,7 +330,11 @@ impl Session {
         let types = [Type::OID, Type::OID, Type::OID];
         let woken = self.ask_again(&sql::WAKE, &types, &[&class, &first, &last], limit).await;
         self.is_to_wake = woken.as_ref().is_err_and(Failure::is_canceled);
-        unless_late(woken).map(drop)
+        match woken {
+            // Who is the first looks once in a while too.
+            Err(failure) if failure.is_of_statement() && !failure.is_canceled() => Ok(()),
+            woken => woken.map(drop),
+        }
     }
 
     /// Which of these locks nobody has, as their places in the list. Beside each number: whether it is to be shared.
@@ -408,13 +412,16 @@ impl Session {
         let types = [Type::OID, Type::OID, Type::OID, Type::INT8, Type::BOOL, Type::INT8, Type::BOOL, Type::TEXT];
         let parameters: [&(dyn ToSql + Sync); 8] =
             [&class, &first, &last, &turnstile, &wakes, &lock.key, &shares, &application];
-        // The end of the transaction does not give a lock of the session back again.
-        let row = unless_late(self.ask_again(&sql::UNLOCK, &types, &parameters, limit).await)?;
+        let row = match self.ask_again(&sql::UNLOCK, &types, &parameters, limit).await {
+            // Nobody can be woken. This session has nothing else.
+            Err(failure) if failure.is_of_statement() && !failure.is_canceled() => {
+                self.ask(&sql::unlock_all(), limit).await?;
+                None
+            }
+            row => Some(row?),
+        };
         self.is_to_wake = false;
-        match row {
-            Some(row) => row.try_get(2).map_err(|_| Failure::no_such_answer()),
-            None => Ok(true),
-        }
+        row.map_or(Ok(true), |row| row.try_get(2).map_err(|_| Failure::no_such_answer()))
     }
 
     /// Releases the lock, and ends the session.
