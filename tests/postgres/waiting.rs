@@ -415,12 +415,12 @@ async fn a_role_that_may_not_notify_gets_a_lock_and_gives_it_back() {
     let server = Server::start("");
     let client = server.client().await;
     client.batch_execute("CREATE ROLE app LOGIN; REVOKE EXECUTE ON FUNCTION pg_notify FROM PUBLIC").await.unwrap();
-    let lock = |hosts: &str| LockFile::open(&format!("postgres://app@{hosts}/postgres?lock=x&ttl=2s")).unwrap();
+    let lock = |hosts: &str| LockFile::open(&format!("postgres://app@{hosts}/postgres?lock=x&ttl=30s")).unwrap();
     let guard = take(&lock(&server.host())).await;
     let wait = server.waiting(&lock(&[server.host(), server.host()].join(",")), "x").await;
     guard.release().await.unwrap();
     let guard = got(wait).await;
-    let lost = timeout(Duration::from_secs(3), guard.lost()).await;
+    let lost = timeout(Duration::from_secs(1), guard.lost()).await;
     assert!(lost.is_err(), "{lost:?}");
     guard.release().await.unwrap();
 }
