@@ -15,6 +15,9 @@ use tokio_lockfile::LockFile;
 /// The limit for a hang. No wait takes this long when the test succeeds.
 const HANG: Duration = Duration::from_secs(120);
 
+/// What a shell does that waits for a signal: dash(1) does not notice one that comes right before a `read`.
+const PAUSE: &str = "sleep 0.05";
+
 fn program() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join("examples/with_lock");
@@ -196,10 +199,14 @@ async fn it_tells_who_holds_the_lock_while_it_waits() {
 #[tokio::test]
 async fn the_lock_is_held_as_long_as_the_command_lives() {
     let dir = TempDir::new().unwrap();
+    let is_over = dir.path().join("over");
     for lock in file_kinds(dir.path()) {
-        let command = "for signal in INT QUIT HUP USR1 USR2 TERM; do trap \"echo $signal\" $signal; done; \
-                       echo works; until read line; do :; done; exit 5";
-        let mut running = Running::start(&lock, command);
+        let command = format!(
+            "for signal in INT QUIT HUP USR1 USR2 TERM; do trap \"echo $signal\" $signal; done; \
+             echo works; until [ -e '{}' ]; do {PAUSE}; done; read line; exit $line",
+            is_over.display()
+        );
+        let mut running = Running::start(&lock, &command);
         assert_eq!(line(&mut running.stdout).await, "works");
         for (signal, name) in [
             (Signal::INT, "INT"),
@@ -213,9 +220,11 @@ async fn the_lock_is_held_as_long_as_the_command_lives() {
             assert_eq!(line(&mut running.stdout).await, name);
         }
         assert!(lock.attempt().await.unwrap().is_none());
-        running.stdin.write_all(b"end\n").await.unwrap();
+        running.stdin.write_all(b"5\n").await.unwrap();
+        std::fs::write(&is_over, "").unwrap();
         assert_eq!(running.end().await, (5, String::new()));
         drop(lock.attempt().await.unwrap().expect("the lock is not released"));
+        std::fs::remove_file(&is_over).unwrap();
     }
 }
 
@@ -223,7 +232,8 @@ async fn the_lock_is_held_as_long_as_the_command_lives() {
 async fn a_command_whose_lock_is_lost_is_stopped() {
     let dir = TempDir::new().unwrap();
     for lock in file_kinds(dir.path()) {
-        let mut running = Running::start(&lock, "trap 'echo cleans up; exit' TERM; echo works; read line");
+        let mut running =
+            Running::start(&lock, &format!("trap 'echo cleans up; exit' TERM; echo works; while :; do {PAUSE}; done"));
         assert_eq!(line(&mut running.stdout).await, "works");
         std::fs::remove_file(lock.path().unwrap()).unwrap();
         let mut rest = String::new();
@@ -269,8 +279,8 @@ async fn the_exit_code_is_there_also_if_the_caller_ignores_the_ends_of_its_child
 async fn nobody_need_read_what_it_says() {
     let dir = TempDir::new().unwrap();
     for lock in file_kinds(dir.path()) {
-        let command = "exec 2>&-; trap 'echo cleans up; exit' TERM; echo works; read line";
-        let Running { mut child, stdin: _stdin, mut stdout, stderr } = Running::start(&lock, command);
+        let command = format!("exec 2>&-; trap 'echo cleans up; exit' TERM; echo works; while :; do {PAUSE}; done");
+        let Running { mut child, stdin: _stdin, mut stdout, stderr } = Running::start(&lock, &command);
         assert_eq!(line(&mut stdout).await, "works");
         drop(stderr);
         std::fs::remove_file(lock.path().unwrap()).unwrap();
