@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderValue};
 
 use prost::Message;
 
-use super::value::{self, Owner};
+use super::value::{self, Signature};
 use super::{grpc, proto};
 use crate::words::mode::Mode;
 
@@ -43,9 +43,9 @@ pub(crate) fn value(bytes: &[u8]) {
     let shown = holder.to_string();
     assert!(!shown.contains(char::is_control) && shown.len() < 8_000, "{shown}");
     let name = String::from_utf8_lossy(bytes).into_owned();
-    let owner = Owner { pid: 7, host: "db".into(), name };
+    let signature = Signature { pid: 7, host: "db".into(), name };
     for (mode, is_shared) in [(Mode::Exclusive, false), (Mode::Shared, true)] {
-        let value = owner.value(mode, SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(1)));
+        let value = signature.value(mode, SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(1)));
         assert_eq!(value::is_shared(&value), is_shared);
         assert_eq!((value::holder(&value).pid(), value::holder(&value).host()), (7, Some("db")));
     }
