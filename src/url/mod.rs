@@ -239,7 +239,7 @@ impl fmt::Display for LockUrl {
     }
 }
 
-#[cfg(any(test, tokio_lockfile_fuzz))]
+#[cfg(test)]
 impl LockUrl {
     pub(crate) fn server(&self) -> Option<&ServerUrl> {
         match &self.address {

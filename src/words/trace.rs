@@ -145,9 +145,10 @@ pub(crate) fn stepped_down(target: &Target, held: Duration, reason: &str) {
 
 /// `goes_on`: whether this process will stand by again.
 pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Display, goes_on: bool) {
-    let (error, then) = (format_args!("{error:#}"), if goes_on { "standing by again" } else { "shutting down" });
+    let then = if goes_on { "standing by again" } else { "shutting down" };
     let (path, held_ms) = (display(&target.address), millis(held));
-    event!(warn, "work_failed", path, held_ms, %error, "the work under the lock failed; {then}");
+    let error = format!("{error:#}");
+    event!(warn, "work_failed", path, held_ms, error, "the work under the lock failed; {then}");
 }
 
 pub(crate) fn lock_failed(target: &Target, error: &LockError) {
