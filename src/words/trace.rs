@@ -148,14 +148,14 @@ pub(crate) fn work_failed(target: &Target, held: Duration, error: &dyn fmt::Disp
     let then = if goes_on { "standing by again" } else { "shutting down" };
     let (path, held_ms) = (display(&target.address), millis(held));
     let error = format!("{error:#}");
-    event!(warn, "work_failed", path, held_ms, error, "the work under the lock failed; {then}");
+    event!(warn, "work_failed", path, held_ms, %error, "the work under the lock failed; {then}");
 }
 
 pub(crate) fn lock_failed(target: &Target, error: &LockError) {
     // The text of an error for a lock on a server begins with its URL, which is in the other field.
     let cause = matches!(error, LockError::Engine { .. }).then(|| error.cause());
     let error = cause.unwrap_or_else(|| error.to_string());
-    event!(warn, "lock_failed", display(&target.address), error, "the lock failed; standing by again");
+    event!(warn, "lock_failed", display(&target.address), %error, "the lock failed; standing by again");
 }
 
 /// In the words of libpq. `fault`: what is wrong with the file.
