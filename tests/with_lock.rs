@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::signal::unix::SignalKind;
 use tokio_lockfile::LockFile;
 
 /// The limit for a hang. No wait takes this long when the test succeeds.
@@ -49,6 +50,11 @@ impl Running {
     }
 
     fn run(command: &mut Command) -> Self {
+        // A shell without job control lets its background processes ignore these. What this process catches is at its
+        // default in its children.
+        for kind in [SignalKind::interrupt(), SignalKind::quit()] {
+            drop(tokio::signal::unix::signal(kind).unwrap());
+        }
         // In a group of its own, which is not in the foreground of a terminal.
         let mut child = command
             .process_group(0)

@@ -62,12 +62,13 @@ fn the_keys_of_the_terminal_reach_the_command_once() {
     // The shell stays in front of it, so that script(1) does not see that it is stopped.
     let command =
         format!("trap : INT; {} flockfile:{} sh {}; exit $?", example().display(), path.display(), work.display());
-    let mut terminal = Command::new("script")
-        .args(["-qec", &command, "/dev/null"])
+    // A shell without job control lets its background processes ignore these signals.
+    let mut terminal = Command::new("env")
+        .args(["--default-signal=INT,QUIT", "script", "-qec", &command, "/dev/null"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("script(1) is there");
+        .expect("env(1) is there");
     let (mut keys, stdout) = (terminal.stdin.take().unwrap(), terminal.stdout.take().unwrap());
     let mut said = BufReader::new(stdout).lines().map(Result::unwrap).filter_map(|line| {
         let at = line.find("by ").or_else(|| line.find("got "))?;
