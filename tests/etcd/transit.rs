@@ -159,3 +159,28 @@ async fn a_release_without_an_answer_is_reported_and_done_later() {
     cluster.ask(&["del", "--prefix", "x/"]);
     assert_eq!(timeout(HANG, guard.lost()).await.unwrap(), LostReason::Removed);
 }
+
+/// The cluster counts from the request. So an answer that comes late says little about what is left of the lease. Nobody
+/// else can be asked meanwhile.
+#[tokio::test]
+async fn a_late_answer_makes_the_lease_no_longer() {
+    const BEAT: Duration = Duration::from_secs(5);
+    let cluster = Cluster::of(1);
+    let proxy = Proxy::before(&cluster.endpoint(0));
+    let guard = take(&LockFile::open(&format!("etcd://127.0.0.1:{}/late?ttl=15s", proxy.port)).unwrap()).await;
+    let granted = Instant::now();
+    let at = |time: Duration| tokio::time::sleep(time.saturating_sub(granted.elapsed()));
+    proxy.refuse();
+    proxy.stop_answers();
+    // The answer to the first beat waits for more than a beat.
+    at(BEAT * 2 + BEAT / 5).await;
+    proxy.go_on();
+    at(BEAT * 2 + BEAT / 3).await;
+    // Nothing else comes, not even the end of the lease.
+    proxy.stop();
+    // The lease of the grant is over.
+    at(BEAT * 3).await;
+    assert!(guard.is_held());
+    let lost = timeout((BEAT * 4 + BEAT / 4).saturating_sub(granted.elapsed()), guard.lost()).await;
+    assert_eq!(lost.expect("the lease counts from the answer"), LostReason::Expired);
+}

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 #[derive(Default)]
@@ -11,6 +11,8 @@ struct Gate {
     changed: Condvar,
     /// How many bytes have come back from the member.
     answered: AtomicUsize,
+    /// Whether new connections end at once.
+    refuses: AtomicBool,
     /// The connections of clients.
     clients: Mutex<Vec<TcpStream>>,
 }
@@ -37,6 +39,9 @@ impl Proxy {
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let client = client.unwrap();
+                if shared.refuses.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let Ok(member) = TcpStream::connect(&target) else { continue };
                 let (to_client, to_member) = (client.try_clone().unwrap(), member.try_clone().unwrap());
                 shared.clients.lock().unwrap().push(client.try_clone().unwrap());
@@ -59,9 +64,14 @@ impl Proxy {
     }
 
     /// From now on everything waits here.
-    #[allow(dead_code, reason = "for PostgreSQL")]
     pub(crate) fn stop(&self) {
         self.gate.set(Stops { requests: true, answers: true });
+    }
+
+    /// From now on new connections end at once.
+    #[allow(dead_code, reason = "for etcd")]
+    pub(crate) fn refuse(&self) {
+        self.gate.refuses.store(true, Ordering::SeqCst);
     }
 
     /// Ends all connections. New ones come through.
