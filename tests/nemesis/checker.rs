@@ -213,15 +213,16 @@ fn excuse(old: &Turn, began: Duration, ended: Duration, events: &[Event]) -> Opt
             return Some(OLD_PRIMARY);
         }
         let Some((names, from, until)) = frees(event, old.lock) else { continue };
+        let is_unheard = |other: &&Event| other.began < ended && other.ended + FLIGHT > from;
+        let is_unheard = events.iter().filter(is_unheard).any(|other| other.hit.reach.concerns(old.client));
+        let flight = if is_unheard { old.lease } else { FLIGHT };
         // It was held when it was freed, or the answer was underway, and somebody else got it since then.
-        if old.first > until + FLIGHT || began < from {
+        if old.first > until + flight || began < from {
             continue;
         }
         if ended < until + FLIGHT && ended - began < FLIGHT {
             return Some(names[0]);
         }
-        let is_unheard = |other: &&Event| other.began < ended && other.ended + FLIGHT > from;
-        let is_unheard = events.iter().filter(is_unheard).any(|other| other.hit.reach.concerns(old.client));
         if is_unheard && ended < until + old.lease {
             return Some(names[1]);
         }
