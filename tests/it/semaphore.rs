@@ -90,7 +90,7 @@ async fn numbered_permits_are_files_beside_each_other() {
 async fn numbered_permits_may_have_options() {
     use std::os::unix::fs::PermissionsExt;
     let dir = TempDir::new().unwrap();
-    let permits = LockFile::builder().create_dirs(true).exact_mode(0o600).numbered(dir.path().join("new/jobs"), 2);
+    let permits = LockFile::builder().mode(0o600).numbered(dir.path().join("jobs"), 2);
     let permits = permits.unwrap();
     let guards = all(&permits).await;
     for lock in permits.locks() {
