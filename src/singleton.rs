@@ -39,37 +39,15 @@ pub enum Restart {
 ///
 /// Its text includes the cause. [`Debug`](fmt::Debug) shows the same text for an error of the lock. For an error of the
 /// work, it shows the `Debug` text of that error. A `main` that returns an error prints its `Debug` text.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SingletonError<E> {
     /// The lock cannot work, or it failed and the restart policy is [`Restart::Never`].
-    Lock(LockError),
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The work failed, and the restart policy is [`Restart::Never`].
+    #[error("the work under the lock failed: {0:#}")]
     Work(E),
-}
-
-impl<E: Display> Display for SingletonError<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Lock(error) => Display::fmt(error, f),
-            Self::Work(error) => write!(f, "the work under the lock failed: {error:#}"),
-        }
-    }
-}
-
-impl<E: fmt::Debug + Display> std::error::Error for SingletonError<E> {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Lock(error) => error.source(),
-            // It need not be an error of std.
-            Self::Work(_) => None,
-        }
-    }
-}
-
-impl<E> From<LockError> for SingletonError<E> {
-    fn from(error: LockError) -> Self {
-        Self::Lock(error)
-    }
 }
 
 impl<E: fmt::Debug> fmt::Debug for SingletonError<E> {
