@@ -157,11 +157,9 @@ fn parse(url: &str) -> Result<LockUrl, String> {
         return Err("it is empty".into());
     }
     if url.trim() != url || url.contains(char::is_control) {
-        return Err(
-            "it begins or ends with a blank, or has a line feed or another control character; in a path, write a \
-                    blank as %20 and a line feed as %0A"
-                .into(),
-        );
+        let reason = "it begins or ends with a blank, or has a line feed or another control character; in a path, write a \
+                      blank as %20 and a line feed as %0A";
+        return Err(reason.into());
     }
     if url.starts_with(['"', '\'']) {
         return Err("it begins with a quotation mark".into());
@@ -191,7 +189,9 @@ fn parse(url: &str) -> Result<LockUrl, String> {
         Some(rest) => {
             let (host, _) = rest.split_once('/').unwrap_or((rest, ""));
             if !(host.is_empty() || host.eq_ignore_ascii_case("localhost")) {
-                return Err("it names another host, but a lock file is on this one; write one slash in front of the path, or three".into());
+                let reason = "it names another host, but a lock file is on this one; write one slash in front of the path, \
+                              or three";
+                return Err(reason.into());
             }
             &rest[host.len()..]
         }

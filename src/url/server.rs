@@ -26,8 +26,8 @@ pub(super) fn parse(scheme: &str, rest: &str) -> Option<Result<(ServerUrl, Mode)
 
 fn parse_known(kind: LockKind, rest: &str) -> Result<(ServerUrl, Mode), String> {
     // As in a list of words, one of which may be a password.
-    if rest.contains(|char: char| char.is_whitespace() || char.is_control()) {
-        return Err("it has a blank or a control character; write a blank as %20".into());
+    if rest.contains(char::is_whitespace) {
+        return Err("it has a blank; write it as %20".into());
     }
     if rest.contains('#') {
         return Err("it has a fragment; write a # as %23".into());
